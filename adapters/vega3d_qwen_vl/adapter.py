@@ -1,0 +1,146 @@
+"""The Qwen-VL family: where its seam is, by structure and class name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from vega3d_plugin.clips import PixelStatistics
+from vega3d_plugin.errors import HostError
+from vega3d_plugin.seams import Seam
+
+from .pixels import Packing
+from .reader import QwenReader
+
+# OpenAI CLIP's statistics; and plain 0.5, which Qwen3-VL and later use.
+CLIP = PixelStatistics((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF = PixelStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+#: Model classes by family, without and with a language-model head, and the statistics of their processors.
+FAMILIES: dict[str, PixelStatistics] = {
+    "Qwen2VL": CLIP,
+    "Qwen2_5_VL": CLIP,
+    "Qwen3VL": HALF,
+    "Qwen3VLMoe": HALF,
+    "Qwen3_5": HALF,
+    "Qwen3_5Moe": HALF,
+}
+
+
+class QwenVLAdapter:
+    """Qwen-VL in transformers 4.50 and later; see :class:`vega3d_plugin.seams.HostAdapter`.
+
+    The seam is the vision tower ``visual``, whose merged tokens replace the placeholders of images and videos. It
+    moved from ``visual`` to ``model.visual`` in transformers 4.52.
+    """
+
+    name = "qwen_vl"
+    summary = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5 (transformers)"
+    classes: Sequence[str] = tuple(f"{family}ForConditionalGeneration" for family in FAMILIES)
+
+    def matches(self, model: nn.Module) -> bool:
+        """True for the family's classes and their subclasses."""
+        return _family(model) is not None
+
+    def seams(self, model: nn.Module, processor: Any = None) -> Sequence[Seam]:
+        """The vision tower; see the protocol."""
+        path = _tower_path(model)
+        tower: Any = model.get_submodule(path)
+        config = tower.config
+        packing = Packing(
+            patch=_integer(config, "patch_size", path),
+            temporal=_integer(config, "temporal_patch_size", path),
+            merge=_integer(config, "spatial_merge_size", path),
+        )
+        statistics, source = self._statistics(model, processor)
+        # `model.visual` belongs to the base model `model`; `visual` to the model itself.
+        entry = path.rpartition(".")[0]
+        return [
+            Seam(
+                path=path,
+                entry=entry,
+                hidden_size=_hidden_size(model, tower, path),
+                merge=packing.merge,
+                statistics=statistics,
+                statistics_source=source,
+                reader=QwenReader(packing, statistics),
+            )
+        ]
+
+    def _statistics(self, model: nn.Module, processor: Any) -> tuple[PixelStatistics, str]:
+        if processor is None:
+            return FAMILIES[_family(model) or "Qwen2_5_VL"], "family"
+        images = getattr(processor, "image_processor", processor)
+        videos = getattr(processor, "video_processor", None)
+        found = _read_statistics(images)
+        if found is None:
+            raise HostError(
+                f"Host 'qwen_vl': processor {type(processor).__name__} has no image_mean and image_std. Pass the "
+                "model's own processor (AutoProcessor.from_pretrained)."
+            )
+        other = _read_statistics(videos) if videos is not None else None
+        if other is not None and other != found:
+            raise HostError(
+                f"Host 'qwen_vl': the processor normalises images with {found} but videos with {other}; the pixels do "
+                "not tell them apart. Give both the same statistics."
+            )
+        return found, "processor"
+
+
+def _family(model: nn.Module) -> str | None:
+    names = {cls.__name__ for cls in type(model).__mro__}
+    suffixes = ("ForConditionalGeneration", "Model")
+    return next((family for family in FAMILIES if any(f"{family}{suffix}" in names for suffix in suffixes)), None)
+
+
+def _tower_path(model: nn.Module) -> str:
+    candidates = ("model.visual", "visual")
+    for path in candidates:
+        module: Any = model
+        for part in path.split("."):
+            module = getattr(module, part, None)
+        if isinstance(module, nn.Module):
+            return path
+    raise HostError(
+        f"Host 'qwen_vl' expects a vision tower at {' or '.join(map(repr, candidates))}, not found on "
+        f"{type(model).__name__} ({_version()}), whose children are: "
+        f"{', '.join(name for name, _ in model.named_children()) or 'none'}. Run `vega3d doctor` or pass `host=`."
+    )
+
+
+def _integer(config: Any, key: str, path: str) -> int:
+    value = getattr(config, key, None)
+    if not isinstance(value, int) or value < 1:
+        raise HostError(f"Host 'qwen_vl' expects {path}.config.{key} to be a positive integer, found {value!r}.")
+    return value
+
+
+def _hidden_size(model: nn.Module, tower: Any, path: str) -> int:
+    config: Any = model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    hidden = _integer(text, "hidden_size", "text config")
+    # Qwen2-VL calls the width of the merged tokens hidden_size; its successors out_hidden_size.
+    width = getattr(tower.config, "out_hidden_size", None)
+    width = width if width is not None else tower.config.hidden_size
+    if width != hidden:
+        raise HostError(
+            f"Host 'qwen_vl' expects {path} to give tokens of the LLM's hidden size {hidden}, its config says {width}."
+        )
+    return hidden
+
+
+def _read_statistics(processor: Any) -> PixelStatistics | None:
+    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    if mean is None or std is None:
+        return None
+    (m0, m1, m2), (s0, s1, s2) = (map(float, values) for values in (mean, std))
+    return PixelStatistics((m0, m1, m2), (s0, s1, s2))
+
+
+def _version() -> str:
+    import sys
+
+    module = sys.modules.get("transformers")
+    return f"transformers {module.__version__}" if module else "transformers not loaded"

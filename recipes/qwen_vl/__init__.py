@@ -1,0 +1,1 @@
+"""Recipes for Qwen-VL hosts."""

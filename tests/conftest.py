@@ -1,0 +1,29 @@
+"""Shared set-up: no network, quiet libraries, few threads."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
+
+torch.set_num_threads(int(os.environ.get("VEGA3D_TEST_THREADS", "2")))
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VEGA3D_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def _tiny_wan_is_meant():
+    """Every other warning of the library fails a test that does not expect it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RandomWeightsWarning)
+        yield

@@ -1,0 +1,122 @@
+"""What the branch is given: the frames the host saw, and how the host cut them into tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .errors import AlignmentError, FramesError
+
+# Half-precision pixels are rounded by up to 2**-7 of their normalised value; anything beyond this is a wrong range.
+RANGE_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """How a host cut one clip into visual tokens: ``t`` rows in time, ``h`` x ``w`` in space, raster order."""
+
+    t: int
+    h: int
+    w: int
+
+    def __post_init__(self) -> None:
+        if min(self.t, self.h, self.w) < 1:
+            raise AlignmentError(f"A token grid needs t, h, w >= 1, got ({self.t}, {self.h}, {self.w}).")
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of the clip."""
+        return self.t * self.h * self.w
+
+
+@dataclass(frozen=True)
+class PixelStatistics:
+    """Mean and standard deviation per channel, with which a host normalised pixels in [0, 1]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def normalise(self, frames: Tensor) -> Tensor:
+        """``[..., 3, H, W]`` in [0, 1] to the host's normalised pixels."""
+        return (frames - self._column(self.mean, frames)) / self._column(self.std, frames)
+
+    def unnormalise(self, pixels: Tensor) -> Tensor:
+        """The exact inverse of :meth:`normalise`, in float32. Nothing is guessed and nothing is clamped.
+
+        The released code guesses the range from the minimum and maximum instead (``common.py::to_unit_range``).
+        """
+        pixels = pixels.float()
+        return pixels * self._column(self.std, pixels) + self._column(self.mean, pixels)
+
+    @staticmethod
+    def _column(values: tuple[float, float, float], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """The frames of one video, the views of one scene, or one image, as the host saw them.
+
+    Attributes:
+        frames: ``[T, 3, H, W]`` in [0, 1], float.
+        grid: the host's token grid for these frames; ``grid.t`` may differ from ``T``.
+        kind: ``image`` (one frame), ``video`` (frames in time) or ``scene`` (several images of one place).
+    """
+
+    frames: Tensor
+    grid: TokenGrid
+    kind: Literal["image", "video", "scene"] = "video"
+
+    @property
+    def key(self) -> str:
+        """Content key: hash of the frames rounded to 8 bits, so that it does not depend on the host's dtype."""
+        pixels = (self.frames.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous()
+        digest = hashlib.sha256(repr(tuple(pixels.shape)).encode())
+        digest.update(pixels.numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+
+def check_frames(frames: Tensor, where: str) -> Tensor:
+    """Return ``frames`` clamped to [0, 1] when they are a valid clip.
+
+    Args:
+        frames: expected ``[T, 3, H, W]``, floating point, finite, in [0, 1] up to the rounding of bfloat16.
+        where: who asks, for the message.
+
+    Raises:
+        FramesError: wrong type, shape, dtype, NaN or infinity, or value range.
+    """
+    if not isinstance(frames, Tensor):
+        raise FramesError(f"{where} expects a tensor [T, 3, H, W] in [0, 1], got {type(frames).__name__}.")
+    if frames.ndim != 4 or frames.shape[1] != 3 or min(frames.shape) < 1:
+        hint = " It looks channels-last: use frames.permute(0, 3, 1, 2)." if frames.shape[-1:] == (3,) else ""
+        raise FramesError(f"{where} expects frames [T, 3, H, W] with T >= 1, got {list(frames.shape)}.{hint}")
+    if not frames.is_floating_point():
+        hint = "Divide uint8 frames by 255." if frames.dtype == torch.uint8 else "Convert them to float32."
+        raise FramesError(f"{where} expects floating-point frames in [0, 1], got {frames.dtype}. {hint}")
+    low, high = (float(v) for v in torch.aminmax(frames.detach().float()))
+    if not (low == low and high == high and abs(low) != float("inf") and abs(high) != float("inf")):
+        raise FramesError(f"{where} got NaN or infinity in frames of shape {list(frames.shape)}.")
+    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+        raise FramesError(
+            f"{where} expects frames in [0, 1], found [{low:.3f}, {high:.3f}]. Un-normalise them first; for a patched "
+            "host this means that the pixel statistics are wrong: pass `processor=` to vega3d.patch, or run "
+            "`vega3d doctor MODEL`."
+        )
+    return frames.clamp(0, 1)
+
+
+def uniform_indices(total: int, count: int) -> list[int]:
+    """``count`` frame indices spread evenly over ``total`` frames, both ends included, repeated if ``count > total``.
+
+    The rounding is half to even, as in the released code (``common.py::temporal_resample``).
+    """
+    if total < 1 or count < 1:
+        raise FramesError(f"Need at least one frame to sample from and one to sample, got {total} and {count}.")
+    if count == total:
+        return list(range(total))
+    return [int(i) for i in torch.linspace(0, total - 1, count).round().long().clamp(0, total - 1)]

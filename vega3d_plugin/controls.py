@@ -1,0 +1,61 @@
+"""Looking inside and switching off: recorded gates, and the two controls of an ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from .errors import FusionError
+from .fusers.gated import GatedFuser
+from .patching import get_handle
+from .plugins import plugin_manager
+
+
+@contextmanager
+def record_gates(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Record the gate of every visual token: ``with vega3d.record_gates(model) as gates: model(**batch)``.
+
+    Yields:
+        A list that receives one map ``[t, h, w]`` per clip, float32, in (0, 1): the weight of the semantic token, the
+        mean over channels for a gate per channel. Order: that of the host's own calls (in Qwen-VL images come before
+        videos).
+
+    Raises:
+        FusionError: the fusion has no gate.
+    """
+    branch = get_handle(model).branch
+    fuser = branch.fuser
+    if not isinstance(fuser, GatedFuser):
+        fusers = plugin_manager().fusers
+        gated = ", ".join(n for n in fusers.names() if issubclass(fusers.get(n), GatedFuser))
+        raise FusionError(f"Fusion {fuser.name!r} has no gate to record. These have: {gated}.")
+    gates: list[Tensor] = []
+    branch.gates = gates
+    try:
+        yield gates
+    finally:
+        branch.gates = None
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Switch the branch off: the host computes what it would without it."""
+    branch = get_handle(model).branch
+    before, branch.enabled = branch.enabled, False
+    try:
+        yield
+    finally:
+        branch.enabled = before
+
+
+@contextmanager
+def zeroed(model: nn.Module) -> Iterator[None]:
+    """Replace the generative tokens by zeros: does the model use what they say, or only that they are there?"""
+    branch = get_handle(model).branch
+    before, branch.zeroed = branch.zeroed, True
+    try:
+        yield
+    finally:
+        branch.zeroed = before

@@ -1,0 +1,43 @@
+"""Living with PEFT, without importing it: a PeftModel has imported it already."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import nn
+
+
+def is_peft_model(model: nn.Module) -> bool:
+    """True for a ``PeftModel``, judged by its structure."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """The host inside a ``PeftModel``, or the model itself."""
+    return model.get_base_model() if is_peft_model(model) else model  # type: ignore[no-any-return, operator]
+
+
+def save_with_adapter(model: Any, parent: nn.Module, name: str) -> None:
+    """Make ``parent.<name>`` trainable and part of every file that the active adapter of a ``PeftModel`` writes.
+
+    What ``modules_to_save=[name]`` in the ``LoraConfig`` would have done, had the module existed then.
+    """
+    wrapper: Any = sys.modules["peft"].utils.ModulesToSaveWrapper
+    adapter = model.active_adapter
+    config = model.peft_config[adapter]
+    config.modules_to_save = [*(config.modules_to_save or []), name]
+    wrapped = wrapper(getattr(parent, name), adapter)
+    wrapped.set_adapter(adapter)
+    parent.add_module(name, wrapped)
+    known = getattr(model, "modules_to_save", None)
+    model.modules_to_save = {*(known or ()), name}
+
+
+def forget_module(model: Any, name: str) -> None:
+    """Undo :func:`save_with_adapter` in the adapters' configurations."""
+    for config in model.peft_config.values():
+        saved = [module for module in config.modules_to_save or [] if module != name]
+        config.modules_to_save = saved or None
+    known = {module for module in getattr(model, "modules_to_save", None) or () if module != name}
+    model.modules_to_save = known or None

@@ -1,0 +1,78 @@
+"""The contract of a prior: a frozen vision model turned into a feature extractor."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..alignment import Span
+
+if TYPE_CHECKING:
+    from ..config import PriorSettings
+
+
+class Prior(ABC):
+    """A frozen feature extractor: a clip in, a feature map out.
+
+    A prior is no ``nn.Module``, and never registered in the host: it must not enter ``state_dict``, ``parameters()``,
+    ``train()``, LoRA's search or ZeRO's partitioning. It keeps its own device and dtype, runs without gradients, and
+    is shared by copies of a patched model.
+    """
+
+    #: Channels ``C`` of the feature map.
+    feature_dim: int
+    #: Identifies the weights and every setting that changes a feature.
+    fingerprint: str
+    #: Resolved settings, when it was built from settings.
+    settings: PriorSettings | None = None
+
+    @abstractmethod
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Extract features.
+
+        Args:
+            frames: ``[T, 3, H, W]`` in [0, 1], any size.
+
+        Returns:
+            ``[T', C, h, w]``, without gradient.
+
+        Raises:
+            FramesError: frames of a wrong shape, dtype or range.
+        """
+
+    def spans(self, frames: int, steps: int) -> Sequence[Span] | None:
+        """For a clip of ``frames`` frames, the part of it that each of the ``steps`` feature steps covers.
+
+        Fractions ``(start, end)`` of the clip's length; None for equal parts.
+        """
+        return None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Prior:
+        return self
+
+
+@dataclass(frozen=True)
+class PriorSpec:
+    """A registered prior.
+
+    Attributes:
+        name: what users write.
+        load: makes the prior from settings; heavy imports belong inside.
+        summary: one line for ``vega3d ls priors``.
+        source: where its weights come from, the default of ``pretrained``; empty when it needs none.
+        feature_dim: channels of its feature map, when known before loading.
+        contexts: the ``context`` settings that make sense.
+        defaults: settings that differ from those of :class:`~vega3d_plugin.config.PriorSettings`.
+    """
+
+    name: str
+    load: Callable[[PriorSettings], Prior]
+    summary: str
+    source: str = ""
+    feature_dim: int | None = None
+    contexts: tuple[str, ...] = ("frame",)
+    defaults: Mapping[str, Any] = field(default_factory=dict)

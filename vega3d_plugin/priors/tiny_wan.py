@@ -1,0 +1,41 @@
+"""``tiny-wan``: the real Wan classes at toy size, random weights from a seed. It knows nothing about space."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from ..config import PriorSettings
+from ..warnings import Vega3dWarning
+from .base import Prior
+from .wan import WanPrior, resolved_tap
+
+BLOCKS = 4
+
+
+class RandomWeightsWarning(Vega3dWarning):
+    """A prior with random weights is in use."""
+
+
+def load_tiny_wan(settings: PriorSettings) -> Prior:
+    """Build ``tiny-wan``: same classes and code path as ``wan2.1-t2v-1.3b``, nothing to download."""
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+    warnings.warn(
+        "The prior 'tiny-wan' has random weights and knows nothing about space: it is for demos and tests. "
+        "For real features use 'wan2.1-t2v-1.3b'.",
+        RandomWeightsWarning,
+        stacklevel=2,
+    )
+    tap = resolved_tap(settings.tap, BLOCKS, settings.name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2603)
+        transformer = WanTransformer3DModel(
+            num_attention_heads=4, attention_head_dim=24, ffn_dim=192, num_layers=BLOCKS, text_dim=32, freq_dim=64
+        )
+        vae = AutoencoderKLWan(base_dim=8, z_dim=16)
+        context = torch.randn(1, 32)
+    transformer.blocks = transformer.blocks[: tap + 1]
+    vae.decoder = None
+    return WanPrior(transformer, vae, context, settings.model_copy(update={"tap": tap}), reload=load_tiny_wan)
