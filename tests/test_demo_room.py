@@ -47,6 +47,8 @@ def test_shapes_types_and_ranges(clips):
     assert clip.depth.max() < np.linalg.norm(ROOM)
     assert clip.world_to_camera.shape == (12, 4, 4)
     assert clip.world_to_camera.dtype == clip.intrinsics.dtype == np.float64
+    focal = 64 / np.tan(np.radians(75 / 2))
+    np.testing.assert_allclose(clip.intrinsics, [[focal, 0, 63.5], [0, focal, 47.5], [0, 0, 1]])
     assert set(np.unique(clip.instance)) == set(range(-1, 6))
     assert len({box.name for box in clip.boxes}) == len({box.colour for box in clip.boxes}) == 6
 
@@ -79,13 +81,13 @@ def test_reprojection_into_another_frame_finds_the_same_place(clips, seed):
         column, row = np.rint(x).astype(int), np.rint(y).astype(int)
         inside = (z > 0) & (column >= 1) & (column < width - 1) & (row >= 1) & (row < height - 1)
         v, u, column, row, z = v[inside], u[inside], column[inside], row[inside], z[inside]
+        near = [(row + a, column + b) for a in (-1, 0, 1) for b in (-1, 0, 1)]
+        # The projected place falls between pixels, so its depth lies between those of the pixels around.
+        depths = np.stack([clip.depth[two][place] for place in near])
+        assert (depths.min(axis=0) < z * 1.01).all(), "nothing can be seen through a place that another frame met"
         # Away from outlines, where the nearest pixel may belong to something else.
-        around = [clip.instance[two][row + a, column + b] for a in (-1, 0, 1) for b in (-1, 0, 1)]
-        clear = np.ptp(np.stack(around), axis=0) == 0
-        v, u, column, row, z = v[clear], u[clear], column[clear], row[clear], z[clear]
-        there = clip.depth[two][row, column]
-        assert (there < z * 1.06).all(), "a place seen in one frame lies behind nothing, yet is not met in the other"
-        visible = np.abs(there - z) < 0.06 * z
+        clear = np.ptp(np.stack([clip.instance[two][place] for place in near]), axis=0) == 0
+        visible = clear & (z > depths.min(axis=0) * 0.99) & (z < depths.max(axis=0) * 1.01)
         assert visible.sum() > 300
         same = clip.instance[one][v, u] == clip.instance[two][row, column]
         assert same[visible].mean() > 0.99
@@ -122,6 +124,11 @@ def test_boxes_stand_apart_on_the_floor_and_are_seen(seed):
             gap = np.maximum(box.lower - other.upper, other.lower - box.upper)[:2]
             assert gap.max() > 0.1
     assert (clip.instance >= 0).mean() > 0.08
+
+
+def test_colours_stand_in_random_places():
+    reds = [render_room(1, (16, 16), seed).boxes[0].centre for seed in range(12)]
+    assert len({(round((x - ROOM[0] / 2) / 1.25), bool(y > ROOM[1] / 2)) for x, y, _ in reds}) >= 4, "of six places"
 
 
 def test_boxes_have_their_named_colours(clips):
@@ -189,6 +196,16 @@ def test_answers_agree_with_the_pixels(clips, seed):
         assert margin > (5 if question.answer in ("yes", "no") else 0.25), question
 
 
+def test_left_is_asked_only_where_it_is_plain(clips):
+    centres = {box.name: np.array([box.centre]) for box in clips[0].boxes}
+    questions = [question for question in ask(clips[0], 4, 0, 60) if "left" in question.text]
+    assert len(questions) == 30
+    for question in questions:
+        one, two = (word for word in question.text.split() if word in centres)
+        gap = [project(clips[0], question.frames[0], centres[name])[0].item() for name in (one, two)]
+        assert abs(gap[0] - gap[1]) > 0.1 * 128
+
+
 @pytest.mark.parametrize("count", [16, 17, 19])
 def test_questions_are_balanced_distinct_and_spread(clips, count):
     clip = clips[1]
@@ -203,7 +220,7 @@ def test_questions_are_balanced_distinct_and_spread(clips, count):
     windows = Counter(question.frames for question in questions)
     assert len(windows) >= 4
     assert max(windows.values()) <= 6
-    assert all(b - a == 4 and 0 <= a and b <= 12 for a, b in windows)
+    assert all(b - a == 4 and a >= 0 and b <= 12 for a, b in windows)
 
 
 def test_questions_repeat_by_seed(clips):

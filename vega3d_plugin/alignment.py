@@ -43,14 +43,14 @@ def align(
 
 def align_space(features: Tensor, size: tuple[int, int], mode: Space = "bilinear") -> Tensor:
     """Resample ``[N, C, h', w']`` to ``[N, C, *size]``, in float32; a map of the right size is returned as it is."""
+    if mode not in ("bilinear", "adaptive_avg"):
+        raise AlignmentError(f"Unknown spatial alignment {mode!r}. Known: 'adaptive_avg', 'bilinear'.")
     if tuple(features.shape[-2:]) == tuple(size):
         return features
     if mode == "bilinear":
         out = F.interpolate(features.float(), size=size, mode="bilinear", align_corners=False)
-    elif mode == "adaptive_avg":
-        out = F.adaptive_avg_pool2d(features.float(), size)
     else:
-        raise AlignmentError(f"Unknown spatial alignment {mode!r}. Known: 'adaptive_avg', 'bilinear'.")
+        out = F.adaptive_avg_pool2d(features.float(), size)
     return out.to(features.dtype)
 
 
@@ -88,7 +88,7 @@ def _mean_weights(spans: Sequence[Span], rows: int) -> Tensor:
 def _linear_weights(spans: Sequence[Span], rows: int) -> Tensor:
     """Rows x steps: linear interpolation between the centres of the steps, constant beyond the outer centres."""
     centres = [(first + last) / 2 for first, last in spans]
-    weights = torch.zeros(rows, len(spans))
+    weights = torch.zeros(rows, len(spans), dtype=torch.float32)
     for row in range(rows):
         at = (row + 0.5) / rows
         after = next((i for i, centre in enumerate(centres) if centre >= at), len(centres) - 1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .alignment import align
-from .clips import Clip, TokenGrid, check_frames
+from .clips import Clip, TokenGrid
 from .config import BranchSettings
 from .errors import AlignmentError, FrozenBranchError, PriorError
 from .features.store import FeatureStore, dtype_key
@@ -160,8 +160,8 @@ class GenerativeBranch(nn.Module):
             self.gates.extend(gates.split([clip.grid.t for clip in clips]))
 
     def _extract(self, clip: Clip) -> Tensor:
-        frames = check_frames(clip.frames, f"The branch in host {self.host!r}")
-        features = self.prior(frames)
+        # The prior checks its frames; a stub or a third party's may take what it likes.
+        features = self.prior(clip.frames)
         if features.ndim != 4 or features.shape[1] != self.prior.feature_dim:
             raise PriorError(
                 f"Prior {type(self.prior).__name__} returned {list(features.shape)}, "
@@ -172,7 +172,8 @@ class GenerativeBranch(nn.Module):
                 f"Prior {type(self.prior).__name__} returned NaN or infinity in {features.dtype}. "
                 "Use dtype bfloat16 or float32 for the prior."
             )
-        return features
+        # One memory layout, whether computed now or read from a store: kernels round by layout.
+        return features.contiguous()
 
     def _check_tokens(self, tokens: Tensor, clips: Sequence[Clip]) -> None:
         expected = sum(clip.grid.tokens for clip in clips)

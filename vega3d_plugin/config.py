@@ -17,7 +17,7 @@ from .projectors import PROJECTORS
 S = TypeVar("S", bound="Settings")
 # Strict: a quoted number or a truth value in a YAML file is a mistake, not a number.
 Int = Annotated[int, Field(strict=True)]
-Float = Annotated[float, Field(strict=True)]
+Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Positive = Annotated[int, Field(strict=True, gt=0)]
 
 
@@ -49,10 +49,10 @@ class Settings(BaseModel):
         path = Path(path)
         if not path.is_file():
             raise SettingsError(f"Settings file {path} does not exist.")
-        text = path.read_text(encoding="utf-8")
         try:
+            text = path.read_text(encoding="utf-8")
             values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (yaml.YAMLError, json.JSONDecodeError) as error:
+        except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
             raise SettingsError(f"{path} cannot be read: {error}") from None
         return cls.parse(values, where=str(path))
 

@@ -17,41 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Linears(nn.Module):
-    """Several linear layers in one module, with parameters ``<layer>.weight [out, in]`` and ``<layer>.bias [out]``.
-
-    Args:
-        shapes: layer name to ``(in_features, out_features)``.
-    """
-
-    def __init__(self, shapes: Mapping[str, tuple[int, int]]) -> None:
-        super().__init__()
-        for name, (fan_in, fan_out) in shapes.items():
-            self.register_parameter(f"{name}.weight", nn.Parameter(torch.empty(fan_out, fan_in)))
-            self.register_parameter(f"{name}.bias", nn.Parameter(torch.empty(fan_out)))
-            # The initialisation of nn.Linear.
-            nn.init.kaiming_uniform_(self._weight(name), a=math.sqrt(5))
-            bound = 1 / math.sqrt(fan_in)
-            nn.init.uniform_(self._bias(name), -bound, bound)
-
-    def linear(self, name: str, x: Tensor) -> Tensor:
-        """Apply layer ``name`` to ``[..., in]``."""
-        return F.linear(x, self._weight(name), self._bias(name))
-
-    @torch.no_grad()
-    def zero(self, name: str) -> None:
-        """Set the weight and bias of layer ``name`` to zero, so that its output is exactly zero."""
-        self._weight(name).zero_()
-        self._bias(name).zero_()
-
-    def _weight(self, name: str) -> Tensor:
-        return self._parameters[f"{name}.weight"]  # type: ignore[return-value]
-
-    def _bias(self, name: str) -> Tensor:
-        return self._parameters[f"{name}.bias"]  # type: ignore[return-value]
+class _Dotted(nn.Module):
+    """A module whose parameters may have dots in their names, which ``nn.Module`` refuses."""
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Register a parameter, also under a name with dots, which ``nn.Module`` refuses."""
+        """Register a parameter, also under a name with dots."""
         if "." in name:
             self._parameters[name] = param
         else:
@@ -71,10 +41,42 @@ class Linears(nn.Module):
         # nn.Module takes the part before a dot for a submodule, and calls what it doesn't find unexpected.
         unexpected_keys.extend(key for key in unexpected if key[len(prefix) :] not in self._parameters)
 
+
+class Linears(_Dotted):
+    """Several linear layers in one module, with parameters ``<layer>.weight [out, in]`` and ``<layer>.bias [out]``.
+
+    Args:
+        shapes: layer name to ``(in_features, out_features)``.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+        super().__init__()
+        for name, (fan_in, fan_out) in shapes.items():
+            self.register_parameter(f"{name}.weight", nn.Parameter(torch.empty(fan_out, fan_in)))
+            self.register_parameter(f"{name}.bias", nn.Parameter(torch.empty(fan_out)))
+            # The initialisation of nn.Linear.
+            nn.init.kaiming_uniform_(self.parameter(f"{name}.weight"), a=math.sqrt(5))
+            bound = 1 / math.sqrt(fan_in)
+            nn.init.uniform_(self.parameter(f"{name}.bias"), -bound, bound)
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        """Apply layer ``name`` to ``[..., in]``."""
+        return F.linear(x, self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias"))
+
+    def parameter(self, name: str) -> Tensor:
+        """The parameter of that name, such as ``0.weight``."""
+        return self._parameters[name]  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def zero(self, name: str) -> None:
+        """Set the weight and bias of layer ``name`` to zero, so that its output is exactly zero."""
+        self.parameter(f"{name}.weight").zero_()
+        self.parameter(f"{name}.bias").zero_()
+
     def extra_repr(self) -> str:
         """Layer names with their sizes."""
-        names = [key[: -len(".weight")] for key in self._parameters if key.endswith(".weight") and "." in key]
-        return ", ".join(f"{n}: {self._weight(n).shape[1]} -> {self._weight(n).shape[0]}" for n in names)
+        weights = [(key[: -len(".weight")], p) for key, p in self._parameters.items() if key.endswith(".weight")]
+        return ", ".join(f"{n}: {p.shape[1]} -> {p.shape[0]}" for n, p in weights if p is not None and p.ndim == 2)
 
 
 class Linear(nn.Module):
@@ -95,25 +97,21 @@ class MLP(Linears):
 
     Args:
         sizes: input, hidden and output features.
-        dropout: probability after the GELU and after the second layer; 0 leaves the dropouts out.
     """
 
-    def __init__(self, sizes: tuple[int, int, int], dropout: float = 0.0, names: tuple[str, str] = ("0", "2")) -> None:
-        super().__init__({names[0]: (sizes[0], sizes[1]), names[1]: (sizes[1], sizes[2])})
-        self.names = names
-        self.dropout = dropout
+    def __init__(self, sizes: tuple[int, int, int]) -> None:
+        super().__init__({"0": (sizes[0], sizes[1]), "2": (sizes[1], sizes[2])})
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
-        x = F.dropout(F.gelu(self.linear(self.names[0], x)), self.dropout, self.training)
-        return F.dropout(self.linear(self.names[1], x), self.dropout, self.training)
+        return self.linear("2", F.gelu(self.linear("0", x)))
 
     def zero_output(self) -> None:
         """Make the output exactly zero, while gradients still reach the last layer."""
-        self.zero(self.names[1])
+        self.zero("2")
 
 
-class _LayerView(nn.Module):
+class _LayerView(_Dotted):
     """One layer of :class:`Linears` as a module of its own; reads and writes go to the owner."""
 
     def __init__(self, owner: MutableMapping[str, nn.Parameter | None], name: str) -> None:

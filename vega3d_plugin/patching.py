@@ -157,7 +157,7 @@ def unpatch(model: nn.Module) -> nn.Module:
     Raises:
         PatchError: the model is not patched.
     """
-    base = base_model(_plain(model))
+    base = base_model(model)
     get_handle(base)
     _detach(model, base)
     plugin_manager().hook.vega3d_after_unpatch(model=model)
@@ -258,17 +258,21 @@ def _plain(model: nn.Module) -> nn.Module:
         )
     if name.startswith("FSDP"):
         raise HostError("The model is already sharded (fully_shard). Patch it before it is sharded.")
+    _refuse_compiled(model)
     return model
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    for module_name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise CompiledModelError(
+                f"{module_name or type(model).__name__} is compiled; hooks added now may be ignored. Patch the model "
+                "first, then call torch.compile."
+            )
 
 
 def _checked_seam(adapter: HostAdapter, base: nn.Module, processor: Any) -> Seam:
     """Everything that could go wrong with the model, checked before it is touched."""
-    for module_name, module in base.named_modules():
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            raise CompiledModelError(
-                f"{module_name or type(base).__name__} is compiled; hooks added now may be ignored. Patch the model "
-                "first, then call torch.compile."
-            )
     seams = adapter.seams(base, processor)
     if len(seams) != 1:
         raise HostError(f"Adapter {adapter.name!r} gave {len(seams)} seams for {type(base).__name__}, expected one.")

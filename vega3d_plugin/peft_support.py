@@ -26,12 +26,11 @@ def save_with_adapter(model: Any, parent: nn.Module, name: str) -> None:
     wrapper: Any = sys.modules["peft"].utils.ModulesToSaveWrapper
     adapter = model.active_adapter
     config = model.peft_config[adapter]
-    config.modules_to_save = [*(config.modules_to_save or []), name]
+    # The name is there already when the adapter was saved with the branch and loaded without it.
+    config.modules_to_save = [*(m for m in config.modules_to_save or [] if m != name), name]
     wrapped = wrapper(getattr(parent, name), adapter)
     wrapped.set_adapter(adapter)
     parent.add_module(name, wrapped)
-    known = getattr(model, "modules_to_save", None)
-    model.modules_to_save = {*(known or ()), name}
 
 
 def forget_module(model: Any, name: str) -> None:
@@ -39,5 +38,3 @@ def forget_module(model: Any, name: str) -> None:
     for config in model.peft_config.values():
         saved = [module for module in config.modules_to_save or [] if module != name]
         config.modules_to_save = saved or None
-    known = {module for module in getattr(model, "modules_to_save", None) or () if module != name}
-    model.modules_to_save = known or None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +52,12 @@ class PluginManager:
         for name, module in BUILTINS.items():
             self.register(importlib.import_module(module), name, source="built in")
         if load_entry_points:
-            for entry_point in sorted(entry_points(group=hookspecs.PROJECT), key=lambda e: e.name):
-                self._load(entry_point)
+            self.load_entry_points()
+
+    def load_entry_points(self) -> None:
+        """Load every installed plugin, by name; one that fails is noted in :attr:`broken`."""
+        for entry_point in sorted(entry_points(group=hookspecs.PROJECT), key=lambda e: e.name):
+            self._load(entry_point)
 
     @property
     def hook(self) -> Any:
@@ -65,17 +70,22 @@ class PluginManager:
         Raises:
             PluginError: a hook has a wrong signature, or a name is taken. Nothing of the plugin stays registered.
         """
+        if name in self.loaded:
+            raise PluginError(
+                f"Plugin {name!r} ({source}) could not be registered: a plugin of that name is already loaded "
+                f"({self.loaded[name]})."
+            )
         before = [(r, dict(r._things), dict(r._plugins)) for r in self._registries()]
         try:
             self._pluggy.register(plugin, name=name)
             self._pluggy.check_pending()
             self._collect(plugin, name)
-        except Exception as error:
+        except BaseException as error:
             if self._pluggy.has_plugin(name):
                 self._pluggy.unregister(name=name)
             for registry, things, plugins in before:
                 registry._things, registry._plugins = things, plugins
-            if isinstance(error, PluginError):
+            if isinstance(error, PluginError) or not isinstance(error, Exception):
                 raise
             raise PluginError(f"Plugin {name!r} ({source}) could not be registered: {error}") from error
         self.loaded[name] = source
@@ -93,9 +103,6 @@ class PluginManager:
 
     def _load(self, entry_point: EntryPoint) -> None:
         source = f"entry point {entry_point.value}"
-        if entry_point.name in self.loaded:
-            self.broken[entry_point.name] = f"{source}: a plugin of that name is already loaded"
-            return
         try:
             self.register(entry_point.load(), entry_point.name, source)
         except (Exception, SystemExit) as error:
@@ -118,10 +125,20 @@ class PluginManager:
             self._pluggy.subset_hook_caller(hook, others)(register=callback)
 
 
-@lru_cache(maxsize=1)
+_lock = threading.RLock()
+_manager: PluginManager | None = None
+
+
 def plugin_manager() -> PluginManager:
     """The process-wide manager, made at first use. ``VEGA3D_NO_ENTRY_POINTS=1`` leaves installed plugins out."""
-    return PluginManager(load_entry_points=os.environ.get("VEGA3D_NO_ENTRY_POINTS") != "1")
+    global _manager
+    with _lock:
+        if _manager is None:
+            # Kept before the plugins are loaded, because they may use the library while they are imported.
+            _manager = PluginManager(load_entry_points=False)
+            if os.environ.get("VEGA3D_NO_ENTRY_POINTS") != "1":
+                _manager.load_entry_points()
+        return _manager
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class Registry(Generic[T]):
         """Add a thing. Raises :class:`PluginError` when the name is empty or taken by another plugin."""
         if not name:
             raise PluginError(f"Plugin {plugin!r} registered a {self.kind} without a name: {thing!r}.")
-        if name in self._things and self._things[name] is not thing:
+        if name in self._things and (self._things[name] is not thing or self._plugins[name] != plugin):
             raise PluginError(
                 f"Plugin {plugin!r} registers the {self.kind} {name!r}, which plugin {self._plugins[name]!r} already "
                 "registered. Rename one of them."

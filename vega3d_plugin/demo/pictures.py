@@ -138,13 +138,13 @@ def feature_picture(
 
 
 def _main_scores(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centred tokens [N, C] along their three main directions, [N, 3]; zero where there are fewer directions."""
+    """Centred tokens [N, C] along their three main directions, [N, 3], at any scale; zero where there are fewer."""
     # The SVD of the smaller product has the same directions as that of the tokens, at a fraction of the time.
     tall = tokens.shape[0] >= tokens.shape[1]
     product = tokens.T @ tokens if tall else tokens @ tokens.T
     vectors, squares, _ = np.linalg.svd(product, hermitian=True)
     vectors, squares = vectors[:, :3], squares[:3]
-    scores = tokens @ vectors if tall else vectors * np.sqrt(squares)
+    scores = tokens @ vectors if tall else vectors
     # What is left of a missing direction is rounding noise; scaling it up would paint a pattern.
     scores = scores * (squares > 1e-12 * max(float(squares[0]), 1e-300))
     return np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))

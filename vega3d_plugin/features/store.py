@@ -74,7 +74,8 @@ class FeatureStore:
         if path is None or not path.is_file():
             return None
         try:
-            features = load_file(path)["features"]
+            # A copy: mapped files are aligned differently from fresh memory, and kernels round by alignment.
+            features = load_file(path)["features"].clone()
         except (SafetensorError, KeyError, OSError) as error:
             raise StoreError(f"{path} is damaged ({error}). Delete it, and it will be computed again.") from error
         self._remember(key, features)
@@ -106,17 +107,21 @@ class FeatureStore:
         if path is None or not path.is_file():
             return None
         try:
-            owner: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+            owner = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise StoreError(f"{path} is no valid JSON: {error}") from None
+        if not isinstance(owner, dict):
+            raise StoreError(f"{path} holds a {type(owner).__name__}, expected the owner of the store.")
         return owner
 
     def _remember(self, key: str, features: Tensor) -> None:
-        self._held += features.numel() * features.element_size()
+        if key in self._recent:
+            self._held -= self._recent.pop(key).nbytes
+        self._held += features.nbytes
         self._recent[key] = features
         while self._held > self.memory_bytes and len(self._recent) > 1:
             _, old = self._recent.popitem(last=False)
-            self._held -= old.numel() * old.element_size()
+            self._held -= old.nbytes
 
 
 def dtype_key(key: str, dtype: torch.dtype | None) -> str:

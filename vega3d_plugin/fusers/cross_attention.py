@@ -9,53 +9,67 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import FusionError
-from ..layers import MLP, Linears
+from ..layers import Linears
 from .base import Fuser
 
 
-class _Attention(Linears):
-    """Multi-head attention with the parameters of ``nn.MultiheadAttention``.
+class _Blocks(Linears):
+    """Blocks of pre-norm cross-attention with a 2D sine-cosine position embedding, then an MLP, both residual.
 
-    Not that class itself, because its ``out_proj`` is an ``nn.Linear`` that PEFT's ``all-linear`` would wrap.
+    The parameters are those of the released modules, ``nn.MultiheadAttention`` among them (``0.norm2.weight``,
+    ``0.cross_attention.out_proj.bias``), but all belong to this one module: a module called ``0`` or ``out_proj``,
+    or an ``nn.Linear``, would be found by searches for a host's linears.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
-        super().__init__({"out_proj": (hidden_size, hidden_size)})
-        self.num_heads, self.dropout = num_heads, dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden_size, hidden_size))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * hidden_size))
-        nn.init.xavier_uniform_(self.in_proj_weight)
-        with torch.no_grad():
-            self._bias("out_proj").zero_()
+    def __init__(self, count: int, hidden_size: int, num_heads: int, dropout: float) -> None:
+        blocks = [str(index) for index in range(count)]
+        shapes = {"cross_attention.out_proj": (1, 1), "mlp.0": (1, 4), "mlp.3": (4, 1)}
+        super().__init__(
+            {f"{b}.{n}": (i * hidden_size, o * hidden_size) for b in blocks for n, (i, o) in shapes.items()}
+        )
+        self.blocks, self.num_heads, self.dropout = blocks, num_heads, dropout
+        for block in blocks:
+            for norm in ("norm1_query", "norm1_key", "norm1_value", "norm2"):
+                self.register_parameter(f"{block}.{norm}.weight", nn.Parameter(torch.ones(hidden_size)))
+                self.register_parameter(f"{block}.{norm}.bias", nn.Parameter(torch.zeros(hidden_size)))
+            name = f"{block}.cross_attention"
+            self.register_parameter(f"{name}.in_proj_weight", nn.Parameter(torch.empty(3 * hidden_size, hidden_size)))
+            self.register_parameter(f"{name}.in_proj_bias", nn.Parameter(torch.zeros(3 * hidden_size)))
+            nn.init.xavier_uniform_(self.parameter(f"{name}.in_proj_weight"))
+            nn.init.zeros_(self.parameter(f"{name}.out_proj.bias"))
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+    def forward(self, x: Tensor, generative: Tensor, position: Tensor) -> Tensor:
+        """Semantic and generative tokens ``[N, L, D]`` and the positions' embedding ``[L, D]`` to ``[N, L, D]``."""
+        for block in self.blocks:
+            query = self._norm(f"{block}.norm1_query", x) + position
+            key = self._norm(f"{block}.norm1_key", generative) + position
+            value = self._norm(f"{block}.norm1_value", generative)
+            x = x + self._attention(f"{block}.cross_attention", query, key, value)
+            x = x + self._mlp(f"{block}.mlp", self._norm(f"{block}.norm2", x))
+        return x
+
+    def make_identity(self) -> None:
+        """Zero the last layer of both residual paths of every block."""
+        for block in self.blocks:
+            self.zero(f"{block}.cross_attention.out_proj")
+            self.zero(f"{block}.mlp.3")
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias"))
+
+    def _attention(self, name: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        weights = self.parameter(f"{name}.in_proj_weight").chunk(3)
+        biases = self.parameter(f"{name}.in_proj_bias").chunk(3)
         q, k, v = (
             F.linear(x, w, b).unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
             for x, w, b in zip((query, key, value), weights, biases, strict=True)
         )
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
-        return self.linear("out_proj", out.transpose(-3, -2).flatten(-2))
+        return self.linear(f"{name}.out_proj", out.transpose(-3, -2).flatten(-2))
 
-
-class _Block(nn.Module):
-    """Pre-norm cross-attention with a 2D sine-cosine position embedding, then an MLP, both residual."""
-
-    def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.norm1_query = nn.LayerNorm(hidden_size)
-        self.norm1_key = nn.LayerNorm(hidden_size)
-        self.norm1_value = nn.LayerNorm(hidden_size)
-        self.norm2 = nn.LayerNorm(hidden_size)
-        self.cross_attention = _Attention(hidden_size, num_heads, dropout)
-        self.mlp = MLP((hidden_size, 4 * hidden_size, hidden_size), dropout, names=("0", "3"))
-
-    def forward(self, semantic: Tensor, generative: Tensor, position: Tensor) -> Tensor:
-        query = self.norm1_query(semantic) + position
-        key = self.norm1_key(generative) + position
-        x = semantic + self.cross_attention(query, key, self.norm1_value(generative))
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
+    def _mlp(self, name: str, x: Tensor) -> Tensor:
+        x = F.dropout(F.gelu(self.linear(f"{name}.0", x)), self.dropout, self.training)
+        return F.dropout(self.linear(f"{name}.3", x), self.dropout, self.training)
 
 
 class CrossAttention(Fuser):
@@ -74,29 +88,24 @@ class CrossAttention(Fuser):
 
     def __init__(self, hidden_size: int, *, num_heads: int = 8, num_layers: int = 1, dropout: float = 0.1) -> None:
         super().__init__(hidden_size)
-        if hidden_size % num_heads or hidden_size % 4:
+        if num_heads < 1 or hidden_size % num_heads or hidden_size % 4:
             raise FusionError(
                 f"Fusion 'cross_attention' needs a hidden size divisible by num_heads and by 4, "
                 f"got hidden_size={hidden_size}, num_heads={num_heads}."
             )
-        self.cross_attn_blocks = nn.ModuleList(_Block(hidden_size, num_heads, dropout) for _ in range(num_layers))
+        self.cross_attn_blocks = _Blocks(num_layers, hidden_size, num_heads, dropout)
 
     def mix(self, semantic: Tensor, generative: Tensor, context: Tensor | None) -> Tensor:
         """Run the stack on each frame's tokens."""
         height, width = self._size(semantic)
         position = sincos_2d(height, width, self.hidden_size, semantic.device).to(semantic.dtype)
         shape = (-1, height * width, self.hidden_size)
-        x, generative = semantic.reshape(shape), generative.reshape(shape)
-        for block in self.cross_attn_blocks:
-            x = block(x, generative, position)
-        return x.reshape(semantic.shape)
+        fused: Tensor = self.cross_attn_blocks(semantic.reshape(shape), generative.reshape(shape), position)
+        return fused.reshape(semantic.shape)
 
-    @torch.no_grad()
     def make_identity(self) -> None:
         """Zero the last layer of both residual paths of every block."""
-        for block in self.cross_attn_blocks:
-            block.cross_attention.zero("out_proj")  # type: ignore[union-attr, operator]
-            block.mlp.zero_output()  # type: ignore[union-attr, operator]
+        self.cross_attn_blocks.make_identity()
 
     def _size(self, tokens: Tensor) -> tuple[int, int]:
         if tokens.ndim >= 4:

@@ -64,6 +64,6 @@ def draw_noise(shape: tuple[int, ...], seed: int, frames: range) -> Tensor:
     draws = []
     for frame in frames:
         # A large odd stride keeps the streams of neighbouring seeds apart.
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + frame) % 2**63)
-        draws.append(torch.randn(shape, generator=generator, dtype=torch.float32))
+        generator = torch.Generator("cpu").manual_seed((seed * 1_000_003 + frame) % 2**63)
+        draws.append(torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu"))
     return torch.stack(draws)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 
@@ -38,4 +39,16 @@ def load_tiny_wan(settings: PriorSettings) -> Prior:
         context = torch.randn(1, 32)
     transformer.blocks = transformer.blocks[: tap + 1]
     vae.decoder = None
+    _calibrate(vae)
     return WanPrior(transformer, vae, context, settings.model_copy(update={"tap": tap}), reload=load_tiny_wan)
+
+
+@torch.no_grad()
+def _calibrate(vae: Any) -> None:
+    """Give the random VAE latents of unit variance, as a trained one has; else the noise would drown the picture."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, 96), torch.linspace(0, 1, 160), indexing="ij")
+    waves = torch.stack([torch.sin(k * x + 3 * k * y) for k in (9.0, 17.0, 29.0)])
+    latents = vae.encode(waves[None, :, None]).latent_dist.mode()[0]
+    vae.register_to_config(
+        latents_mean=latents.flatten(1).mean(dim=1).tolist(), latents_std=latents.flatten(1).std(dim=1).tolist()
+    )

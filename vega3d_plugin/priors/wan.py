@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -90,8 +91,8 @@ class WanPrior(Prior):
         """
         frames = check_frames(frames, f"Prior {self.settings.name!r}")
         # Features may be kept and used in training later, so they must not be inference tensors.
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
-            device = torch.device(self.settings.device) if self.settings.device else frames.device
+        device = torch.device(self.settings.device) if self.settings.device else frames.device
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
             self._prepare(device)
             latents = self.encode(frames)
             return self.features(latents, noise)
@@ -130,7 +131,7 @@ class WanPrior(Prior):
         if self.settings.context != "video":
             return None
         edges = [0, *(min(1 + VAE_STRIDE * i, frames) for i in range(steps))]
-        return [(first / frames, last / frames) for first, last in zip(edges[:-1], edges[1:], strict=True)]
+        return [(first / frames, last / frames) for first, last in pairwise(edges)]
 
     def _transform(self, noisy: Tensor, tau: int) -> Tensor:
         """``[B, z, T, h, w]`` to ``[B, T, C, h / 2, w / 2]``."""
@@ -161,8 +162,8 @@ class WanPrior(Prior):
         encode: Any = self.vae.encode
         mean = encode(pixels).latent_dist.mode().float()
         shape = (1, -1, 1, 1, 1)
-        offset = torch.tensor(config.latents_mean, device=mean.device).view(shape)
-        scale = torch.tensor(config.latents_std, device=mean.device).view(shape)
+        offset = mean.new_tensor(config.latents_mean).view(shape)
+        scale = mean.new_tensor(config.latents_std).view(shape)
         return (mean - offset) / scale
 
     def _prepare(self, device: torch.device) -> None:
@@ -170,6 +171,8 @@ class WanPrior(Prior):
         if self._dtype is None or self._where()[0] != device:
             name = self.settings.dtype or ("bfloat16" if device.type == "cuda" else "float32")
             self._dtype = getattr(torch, name)
+            if self._dtype == torch.float16:
+                _ = self.fingerprint  # of the weights before they are rounded in another way than it rounds them
             for model in (self.transformer, self.vae):
                 model.to(device)
                 cast(model, self._dtype)
@@ -217,8 +220,8 @@ def _unpickle(reload: Callable[[PriorSettings], Prior], settings: PriorSettings,
     prior = reload(settings)
     if prior.fingerprint != expected:
         raise PriorError(
-            f"The pickled model used a prior {settings.name!r} with fingerprint {expected}, but {settings.pretrained!r} "
-            f"now gives {prior.fingerprint}: its weights have changed."
+            f"The pickled model used a prior {settings.name!r} with fingerprint {expected}, but "
+            f"{settings.pretrained!r} now gives {prior.fingerprint}: its weights have changed."
         )
     return prior
 

@@ -6,6 +6,7 @@ import os
 import warnings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
@@ -13,7 +14,8 @@ import torch
 
 from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
 
-torch.set_num_threads(int(os.environ.get("VEGA3D_TEST_THREADS", "2")))
+# More threads than cores, times several test processes, is twenty times slower than one.
+torch.set_num_threads(int(os.environ.get("VEGA3D_TEST_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)

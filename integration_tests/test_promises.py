@@ -1,0 +1,279 @@
+"""The promises of the library, for every host."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+from pathlib import Path
+
+import hosts
+import pytest
+import torch
+from hosts import Host, freeze_host, logits, patch, train
+from torch import nn
+
+import vega3d
+from vega3d_plugin.hooks import SeamMissedWarning
+
+
+@pytest.fixture(params=hosts.HOSTS, ids=lambda host: host.name)
+def host(request: pytest.FixtureRequest) -> Host:
+    return request.param
+
+
+def tables(model: nn.Module) -> dict[str, list]:
+    """Everything a patch could leave behind in a module."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+    return {
+        name: [sorted(module.__dict__), sorted(module._modules), *[list(getattr(module, h)) for h in hooks]]
+        for name, module in model.named_modules()
+    }
+
+
+# Promise 1: a fresh patch is invisible, and learns.
+
+
+def test_a_fresh_patch_leaves_the_logits_bit_identical(host: Host) -> None:
+    model, batch = host.build(), host.batch()
+    before = logits(model, batch)
+    assert torch.equal(logits(patch(model), batch), before)
+
+
+def test_the_first_steps_move_the_logits(host: Host) -> None:
+    model, batch = patch(host.build()), host.batch()
+    before = logits(model, batch)
+    freeze_host(model)
+    train(model, batch, steps=2)
+    assert not torch.equal(logits(model, batch), before)
+
+
+# Promise 2: unpatch restores everything.
+
+
+def test_unpatch_restores_everything(host: Host) -> None:
+    model, batch = host.build(), host.batch()
+    before, keys, dictionaries = logits(model, batch), list(model.state_dict()), tables(model)
+    patch(model)
+    freeze_host(model)
+    train(model, batch, steps=1)
+    vega3d.unpatch(model)
+    assert torch.equal(logits(model, batch), before)
+    assert list(model.state_dict()) == keys
+    assert tables(model) == dictionaries
+    assert not vega3d.is_patched(model)
+
+
+# Promise 3: the branch is used.
+
+
+def test_a_trained_branch_is_used(host: Host) -> None:
+    model, batch = host.build(), host.batch()
+    base = logits(model, batch)
+    patch(model)
+    freeze_host(model)
+    train(model, batch, steps=2, lr=0.1)
+    patched = logits(model, batch)
+    with vega3d.zeroed(model):
+        zeroed = logits(model, batch)
+    with vega3d.disabled(model):
+        off = logits(model, batch)
+    assert not torch.equal(patched, base)
+    assert not torch.equal(patched, zeroed)
+    assert torch.equal(off, base)
+    assert torch.equal(logits(model, batch), patched)
+
+
+def test_gates_come_clip_by_clip(host: Host) -> None:
+    model, batch = patch(host.build()), host.batch()
+    with vega3d.record_gates(model) as gates:
+        logits(model, batch)
+    assert [gate.ndim for gate in gates] == [3, 3, 3]
+    merged = [*batch["image_grid_thw"].tolist(), *batch["video_grid_thw"].tolist()]
+    assert [list(gate.shape) for gate in gates] == [[t, h // 2, w // 2] for t, h, w in merged]
+    assert all(0 < float(gate.min()) <= float(gate.max()) < 1 for gate in gates)
+
+
+def test_images_that_pass_by_the_seam_raise_a_warning(host: Host) -> None:
+    model, batch = patch(host.build()), host.batch()
+    tower = model.get_submodule(vega3d.get_handle(model).seam.path)
+    parent = model.get_submodule(vega3d.get_handle(model).seam.entry)
+    # A tower that answers, but whose hooks are never run: what a host that changed its ways would look like.
+    original = type(tower).__call__
+    with pytest.warns(SeamMissedWarning, match="pixel_values"):
+        type(tower).__call__ = lambda self, *a, **k: self.forward(*a, **k)
+        try:
+            logits(model, batch)
+        finally:
+            type(tower).__call__ = original
+            if "__call__" in type(tower).__dict__:
+                del type(tower).__call__
+    assert parent is not None
+
+
+def test_ordinary_use_raises_no_such_warning(host: Host) -> None:
+    model, batch = patch(host.build()), host.batch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SeamMissedWarning)
+        logits(model, batch)
+        logits(model, host.text_batch())
+        model.generate(**batch, max_new_tokens=3)
+        logits(model, batch)
+
+
+# Promise 4: what people do with models.
+
+
+def test_generate(host: Host) -> None:
+    model, batch = host.build(), host.batch()
+    plain = model.generate(**batch, max_new_tokens=4)
+    patch(model)
+    assert torch.equal(model.generate(**batch, max_new_tokens=4), plain)
+    calls = count_prior_calls(model)
+    model.generate(**batch, max_new_tokens=4)
+    assert calls["prior"] == 3  # once per clip: two images and a video, in prefill alone
+
+
+def test_generate_with_beams(host: Host) -> None:
+    model, batch = host.build(), host.batch()
+    plain = model.generate(**batch, max_new_tokens=3, num_beams=2)
+    assert torch.equal(patch(model).generate(**batch, max_new_tokens=3, num_beams=2), plain)
+
+
+def count_prior_calls(model: nn.Module) -> dict[str, int]:
+    branch = vega3d.get_handle(model).branch
+    calls = {"prior": 0}
+
+    class Counting(vega3d.Prior):
+        feature_dim, fingerprint, settings = branch.prior.feature_dim, "counting", branch.prior.settings
+
+        def __init__(self, prior: vega3d.Prior) -> None:
+            self.prior = prior
+
+        def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+            calls["prior"] += 1
+            return self.prior(frames)
+
+    branch.prior = Counting(branch.prior)
+    return calls
+
+
+def test_gradient_checkpointing(host: Host) -> None:
+    model, batch = patch(host.build(), init="released"), host.batch()
+    freeze_host(model)
+    plain = copy.deepcopy(model)
+    model.gradient_checkpointing_enable()
+    if not getattr(model, "is_gradient_checkpointing", True):
+        pytest.fail("gradient checkpointing was not enabled")
+    gradients = []
+    for m in (plain, model):
+        m.train()
+        m(**batch, labels=batch["input_ids"]).loss.backward()
+        gradients.append([p.grad for p in vega3d.get_handle(m).parameters()])
+    assert all(g is not None for grads in gradients for g in grads)
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_copy_uses_its_own_branch_and_shares_the_prior(host: Host) -> None:
+    model, batch = patch(host.build(), init="released"), host.batch()
+    twin = copy.deepcopy(model)
+    before = logits(model, batch)
+    assert torch.equal(logits(twin, batch), before)
+    with torch.no_grad():
+        vega3d.get_handle(twin).branch.fuser.residual_scale.fill_(1.0)
+    assert torch.equal(logits(model, batch), before)
+    assert not torch.equal(logits(twin, batch), before)
+    assert vega3d.get_handle(twin).prior is vega3d.get_handle(model).prior
+    vega3d.unpatch(twin)
+    assert torch.equal(logits(model, batch), before)
+
+
+def test_pickle_and_torch_save(host: Host) -> None:
+    model, batch = patch(host.build(), init="released"), host.batch()
+    before = logits(model, batch)
+    assert torch.equal(logits(pickle.loads(pickle.dumps(model)), batch), before)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    assert torch.equal(logits(torch.load(file, weights_only=False), batch), before)
+
+
+def test_the_hosts_own_checkpoint_only_gains_keys(host: Host, tmp_path: Path) -> None:
+    model, batch = host.build(), host.batch()
+    before = logits(model, batch)
+    model.save_pretrained(tmp_path / "plain")
+    patch(model, init="released")
+    trained = logits(model, batch)
+    model.save_pretrained(tmp_path / "patched")
+    plain, patched = (keys_of(tmp_path / name) for name in ("plain", "patched"))
+    assert plain < patched
+    assert all(".vega3d." in key for key in patched - plain)
+    again = type(model).from_pretrained(tmp_path / "patched").eval()
+    assert torch.equal(logits(again, batch), before)
+    # Such a checkpoint is enough by itself: it holds the branch with its settings.
+    vega3d.load_pretrained(again, tmp_path / "patched")
+    assert torch.equal(logits(again, batch), trained)
+
+
+def keys_of(folder: Path) -> set[str]:
+    from safetensors import safe_open
+
+    keys: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as handle:
+            keys |= set(handle.keys())
+    return keys
+
+
+def test_half_precision(host: Host) -> None:
+    model, batch = host.build().bfloat16(), host.batch()
+    before = logits(model, batch)
+    patch(model)
+    handle = vega3d.get_handle(model)
+    assert {p.dtype for p in handle.parameters()} == {torch.bfloat16}
+    assert torch.equal(logits(model, batch), before)
+    freeze_host(model)
+    losses = train(model, batch, steps=3)
+    assert losses[-1] < losses[0]
+
+
+def test_autocast(host: Host) -> None:
+    model, batch = host.build(), host.batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        before = logits(model, batch)
+        assert torch.equal(logits(patch(model), batch), before)
+    freeze_host(model)
+    model.train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(**batch, labels=batch["input_ids"]).loss
+    loss.backward()
+    assert all(p.grad is not None for p in vega3d.get_handle(model).parameters())
+
+
+def test_a_batch_without_images_touches_every_parameter(host: Host) -> None:
+    model, batch = patch(host.build()), host.text_batch()
+    freeze_host(model)
+    model.train()
+    plain = float(vega3d.unpatch(copy.deepcopy(model))(**batch, labels=batch["input_ids"]).loss.detach())
+    loss = model(**batch, labels=batch["input_ids"]).loss
+    assert float(loss.detach()) == plain
+    loss.backward()
+    grads = [p.grad for p in vega3d.get_handle(model).parameters()]
+    assert all(g is not None and not bool(g.any()) for g in grads)
+
+
+# Promise 5: saving.
+
+
+def test_save_and_load_into_a_fresh_base(host: Host, tmp_path: Path) -> None:
+    model, batch = patch(host.build()), host.batch()
+    freeze_host(model)
+    train(model, batch, steps=2)
+    expected = logits(model, batch)
+    vega3d.save_pretrained(model, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"README.md", "vega3d.safetensors", "vega3d_config.json"}
+    fresh = vega3d.load_pretrained(host.build(), tmp_path)
+    assert torch.equal(logits(fresh, batch), expected)
+    assert vega3d.get_handle(fresh).settings == vega3d.get_handle(model).settings
