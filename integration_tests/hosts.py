@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from vega3d_qwen_vl.tiny import available_families, tiny_model, tiny_processor
 
 import vega3d
+from vega3d_qwen_vl.tiny import available_families, tiny_model, tiny_processor
 
 PROJECTOR = {"name": "mlp", "hidden_dim": 64}
 Batch = dict[str, Any]
@@ -70,7 +70,8 @@ HOSTS = [_qwen(family) for family in available_families()]
 
 
 def patch(model: nn.Module, **settings: Any) -> nn.Module:
-    """Patch with the tiny prior and a small projector."""
+    """Patch with the tiny prior and a small projector; new weights are equal on every call."""
+    torch.manual_seed(0)
     return vega3d.patch(model, "tiny-wan", **{"projector": PROJECTOR, **settings})
 
 

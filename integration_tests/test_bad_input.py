@@ -164,7 +164,10 @@ def test_a_prior_that_returns_nonsense(host: Host) -> None:
         def __call__(self, frames: torch.Tensor) -> torch.Tensor:
             return self.result
 
-    for features, match in [(torch.zeros(1, 9, 2, 2), "expected a feature map"), (torch.full((1, 8, 2, 2), torch.nan), "NaN")]:
+    for features, match in [
+        (torch.zeros(1, 9, 2, 2), "expected a feature map"),
+        (torch.full((1, 8, 2, 2), torch.nan), "NaN"),
+    ]:
         model = vega3d.patch(host.build(), Broken(features), projector=hosts.PROJECTOR)
         with pytest.raises(errors.PriorError, match=match):
             logits(model, host.batch())

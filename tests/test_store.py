@@ -37,7 +37,7 @@ class Stub(vega3d.Prior):
 
 def features(value: float = 1.0, size: int = 4) -> Tensor:
     """``size * 16`` bytes."""
-    return torch.full((1, 4, 1, size), value)
+    return torch.full((1, 4, 1, size), float(value))
 
 
 def files(folder: Path) -> list[str]:

@@ -95,14 +95,14 @@ class PriorSettings(Settings):
     name: str = "wan2.1-t2v-1.3b"
     pretrained: str | None = None
     revision: str | None = None
-    timestep: Int = Field(300, ge=0, le=1000)
-    shift: Float = Field(5.0, gt=0)
+    timestep: Int = Field(default=300, ge=0, le=1000)
+    shift: Float = Field(default=5.0, gt=0)
     tap: Int | None = None
     size: tuple[Positive, Positive] | None = None
     resize: Literal["crop", "stretch"] = "crop"
     context: Literal["frame", "views", "video"] = "frame"
     seed: Int = 0
-    chunk_frames: Int = Field(4, ge=1)
+    chunk_frames: Int = Field(default=4, ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
@@ -135,9 +135,9 @@ class FusionSettings(Settings):
 
     name: str = "token_gated_residual"
     init: Literal["identity", "released"] = "identity"
-    num_heads: Int = Field(8, ge=1)
-    num_layers: Int = Field(1, ge=1)
-    dropout: Float = Field(0.1, ge=0, lt=1)
+    num_heads: Int = Field(default=8, ge=1)
+    num_layers: Int = Field(default=1, ge=1)
+    dropout: Float = Field(default=0.1, ge=0, lt=1)
     residual_scale: Float = 0.2
     options: dict[str, Any] = Field(default_factory=dict)
 
@@ -176,9 +176,9 @@ class BranchSettings(Settings):
             have one size are the views of one clip. Matters for a prior with context ``views`` or ``video``.
     """
 
-    prior: PriorSettings = Field(default_factory=PriorSettings)
-    fusion: FusionSettings = Field(default_factory=FusionSettings)
-    projector: ProjectorSettings = Field(default_factory=ProjectorSettings)
+    prior: PriorSettings = Field(default_factory=lambda: PriorSettings())
+    fusion: FusionSettings = Field(default_factory=lambda: FusionSettings())
+    projector: ProjectorSettings = Field(default_factory=lambda: ProjectorSettings())
     space: Literal["bilinear", "adaptive_avg"] = "bilinear"
     images: Literal["separate", "scene"] = "separate"
 

@@ -74,7 +74,7 @@ def vega3d_register_fusers(register: RegisterFuser) -> None:
 
 
 @hookspec(firstresult=True)
-def vega3d_match_host(model: nn.Module) -> str | None:  # type: ignore[empty-body]
+def vega3d_match_host(model: nn.Module) -> str | None:
     """Name the registered host that can patch ``model``.
 
     Called once by ``vega3d.patch`` when no host is named. Stops at the first result that is not None. The built-in

@@ -15,7 +15,7 @@ def is_peft_model(model: nn.Module) -> bool:
 
 def base_model(model: nn.Module) -> nn.Module:
     """The host inside a ``PeftModel``, or the model itself."""
-    return model.get_base_model() if is_peft_model(model) else model  # type: ignore[no-any-return, operator]
+    return model.get_base_model() if is_peft_model(model) else model  # type: ignore[operator]
 
 
 def save_with_adapter(model: Any, parent: nn.Module, name: str) -> None:

@@ -92,8 +92,9 @@ def build_projector(
     """
     if name == "mlp2x_gelu":
         return MLPProjector(feature_dim, hidden_size, hidden_dim)
-    if name == "mlp" or name == "avg":
-        return MergeProjector(feature_dim, hidden_size, hidden_dim, merge=merge, kind=name)
+    kinds: dict[str, Literal["mlp", "avg"]] = {"mlp": "mlp", "avg": "avg"}
+    if name in kinds:
+        return MergeProjector(feature_dim, hidden_size, hidden_dim, merge=merge, kind=kinds[name])
     raise UnknownNameError("projector", name, PROJECTORS)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, Field, create_model, field_validator
 
 from .config import BranchSettings, Float, Positive, Settings, _known_name
@@ -126,9 +125,8 @@ def read_recipe(recipe: Recipe | str | Path) -> RecipeSettings:
     if isinstance(recipe, str) and not Path(recipe).is_file():
         recipe = find_recipe(recipe)
     path = recipe.path if isinstance(recipe, Recipe) else Path(recipe)
-    values = _load(path)
-    _strict().parse(values, where=str(path))
-    settings = RecipeSettings.parse(values, where=str(path))
+    _strict().read(path)
+    settings = RecipeSettings.read(path)
     if settings.lora is not None:
         _try_lora(settings.lora, path)
     return settings
@@ -144,18 +142,6 @@ def branch_settings(recipe: Recipe | str | Path | RecipeSettings) -> BranchSetti
 def _summary(path: Path) -> str:
     with path.open(encoding="utf-8") as lines:
         return next((line.lstrip("# ").strip() for line in lines if line.startswith("#")), "")
-
-
-def _load(path: Path) -> Mapping[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(f"Recipe {path} does not exist. `vega3d ls recipes` lists those that do.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise SettingsError(f"Recipe {path} cannot be read: {error}") from None
-    if not isinstance(values, Mapping):
-        raise SettingsError(f"Recipe {path} must be a mapping of settings, found {type(values).__name__}.")
-    return values
 
 
 def _strict() -> type[RecipeSettings]:

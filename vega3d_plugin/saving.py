@@ -202,7 +202,7 @@ def _whole(name: str, tensor: Tensor) -> Tensor:
     """The full tensor on the CPU, gathered when it is sharded (FSDP2)."""
     if hasattr(tensor, "full_tensor"):
         tensor = tensor.full_tensor()
-    if tensor.numel() == 0 and getattr(tensor, "ds_numel", 0):
+    if tensor.numel() == 0 and hasattr(tensor, "ds_numel"):
         raise SavedBranchError(
             f"{name} is partitioned by ZeRO-3. Gather it first: with deepspeed.zero.GatheredParameters("
             "list(vega3d.get_handle(model).parameters())): vega3d.save_pretrained(...)."

@@ -14,7 +14,9 @@ from rich.table import Table
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the video, pictures, checkpoint and report.")] = Path("demo_out"),
+    out: Annotated[Path, typer.Option(help="Folder for the video, pictures, checkpoint and report.")] = Path(
+        "demo_out"
+    ),
     video: Annotated[Path | None, typer.Option(help="Your own video; the room is still rendered, to train on.")] = None,
     question: Annotated[str | None, typer.Option(help="A question about --video.")] = None,
     host: Annotated[
@@ -47,7 +49,9 @@ def demo(
     with warnings.catch_warnings():
         if prior == "tiny-wan":
             warnings.simplefilter("ignore", Vega3dWarning)
-            console.print("[yellow]tiny-wan has random weights: it knows nothing about space. This shows that the parts work.[/]")
+            console.print(
+                "[yellow]tiny-wan has random weights: it knows nothing about space. This shows that the parts work.[/]"
+            )
         report = run(job, lambda text: console.print(f"[dim]>[/] {escape(text)}"))
 
     table = Table(title="vega3d demo", title_justify="left")
@@ -60,6 +64,8 @@ def demo(
     console.print(table)
     for name, path in report.files.items():
         console.print(f"  {escape(name)}: {escape(str(path))}", soft_wrap=True, highlight=False)
-    console.print(f"{'[green]All checks passed' if report.passed else '[red]Some checks failed'}[/] in {report.seconds:.0f} s.")
+    console.print(
+        f"{'[green]All checks passed' if report.passed else '[red]Some checks failed'}[/] in {report.seconds:.0f} s."
+    )
     if not report.passed:
         raise typer.Exit(1)

@@ -112,7 +112,9 @@ def run(job: Job, say: Callable[[str], None] = lambda _: None) -> Report:
     store = job.out / "features"
     patch(model, job.prior, pretrained=job.pretrained, processor=host.processor, store=store, **settings)
     handle = get_handle(model)
-    report.checks.append(Check("host, seam, prior", None, f"{handle.host}, {handle.seam.path}, {handle.settings.prior.name}"))
+    report.checks.append(
+        Check("host, seam, prior", None, f"{handle.host}, {handle.seam.path}, {handle.settings.prior.name}")
+    )
     _equal(report, "fresh patch changes nothing", before, logits_of(model, prompt))
 
     say(f"Training branch and LoRA with HF Trainer for {job.steps} steps")
@@ -167,7 +169,9 @@ def _same_video(clip: RoomClip, frames: NDArray[np.uint8]) -> Check:
     same = frames.shape == clip.frames.shape
     error = float(np.abs(frames.astype(float) - clip.frames).mean()) if same else float("inf")
     count, height, width = frames.shape[:3]
-    return Check("video survives mp4", same and error < 6, f"{count} frames {height}x{width}, mean error {error:.1f}/255")
+    return Check(
+        "video survives mp4", same and error < 6, f"{count} frames {height}x{width}, mean error {error:.1f}/255"
+    )
 
 
 def _rebuilt(host: DemoHost, checkpoint: Path, job: Job) -> nn.Module:
@@ -175,17 +179,24 @@ def _rebuilt(host: DemoHost, checkpoint: Path, job: Job) -> nn.Module:
     from peft import PeftModel
 
     model = load_pretrained(host.build(), checkpoint, pretrained=job.pretrained, processor=host.processor)
-    loaded: nn.Module = PeftModel.from_pretrained(model, checkpoint).eval()  # type: ignore[arg-type]
+    loaded: nn.Module = PeftModel.from_pretrained(model, checkpoint).eval()
     return loaded
 
 
-def _pictures(job: Job, report: Report, model: nn.Module, host: DemoHost, shown: Sample, prompt: dict[str, Any]) -> None:
+def _pictures(
+    job: Job, report: Report, model: nn.Module, host: DemoHost, shown: Sample, prompt: dict[str, Any]
+) -> None:
     """The gate map over the frames, and the prior's feature map as colours."""
     with record_gates(model) as gates:
         logits_of(model, prompt)
     (gate,) = gates
     report.files["gates"] = job.out / "gates.png"
-    gate_overlay(shown.frames, gate.cpu().numpy(), report.files["gates"], title="Gate after training: weight of the host's own token")
+    gate_overlay(
+        shown.frames,
+        gate.cpu().numpy(),
+        report.files["gates"],
+        title="Gate after training: weight of the host's own token",
+    )
     spread = f"mean {float(gate.mean()):.3f}, from {float(gate.min()):.3f} to {float(gate.max()):.3f}"
     report.checks.append(Check("gate per token", None, spread))
     (clip,) = _clips(model, prompt)

@@ -21,7 +21,7 @@ def with_lora(model: nn.Module, rank: int = 8) -> Any:
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=LANGUAGE_MODEL, modules_to_save=["vega3d"], task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, config)  # type: ignore[arg-type]
+    return get_peft_model(model, config)
 
 
 def train(model: Any, batches: list[Batch], steps: int, folder: Path, *, lr: float, seed: int) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -43,7 +42,7 @@ class ContextGated(GatedFuser):
 
     def gate_logits(self, semantic: Tensor, generative: Tensor, context: Tensor | None) -> Tensor:
         """``[..., 1]`` from LayerNormed tokens and the instruction."""
-        logits: Tensor = self.gate_projection(torch.cat([semantic, generative], dim=-1)) + self.gate_bias
+        logits = super().gate_logits(semantic, generative, context) + self.gate_bias
         if context is None:
             return logits
         if context.ndim == 1:
@@ -55,7 +54,7 @@ class ContextGated(GatedFuser):
             )
         if context.shape[0] != semantic.shape[0]:
             context = context[:1]
-        shift = self.ctx_projection(self.norm_ctx(context.to(semantic)))
+        shift: Tensor = self.ctx_projection(self.norm_ctx(context.to(semantic)))
         return logits + self.context_scale * shift.reshape(-1, *[1] * (logits.ndim - 1))
 
     def idle_parameters(self, context: Tensor | None) -> Iterable[nn.Parameter]:

@@ -9,6 +9,16 @@ from ..layers import Linears
 from .base import Fuser, scalar
 
 
+class _Gate(Linears):
+    """The released gate is the first part of an ``nn.Sequential``, hence ``gate_projection.0``."""
+
+    def __init__(self, hidden_size: int, gate_size: int) -> None:
+        super().__init__({"0": (2 * hidden_size, gate_size)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear("0", x)
+
+
 class GatedFuser(Fuser):
     """A gate in (0, 1) from both LayerNormed tokens: ``g = sigmoid(W [LN(sem); LN(gen)] + b)`` (paper, eq. of the
     token-level adaptive gate). ``g`` is the weight of the semantic token.
@@ -18,6 +28,7 @@ class GatedFuser(Fuser):
 
     #: Gate values per token: 1, or the hidden size for a gate per channel.
     gate_size = 1
+    gate_projection: nn.Module
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__(hidden_size)
@@ -26,11 +37,12 @@ class GatedFuser(Fuser):
         self._build_gate()
 
     def _build_gate(self) -> None:
-        self.gate_projection = Linears({"0": (2 * self.hidden_size, self.gate_size)})
+        self.gate_projection = _Gate(self.hidden_size, self.gate_size)
 
     def gate_logits(self, semantic: Tensor, generative: Tensor, context: Tensor | None) -> Tensor:
         """``[..., gate_size]`` from LayerNormed tokens."""
-        return self.gate_projection.linear("0", torch.cat([semantic, generative], dim=-1))
+        logits: Tensor = self.gate_projection(torch.cat([semantic, generative], dim=-1))
+        return logits
 
     def mix(self, semantic: Tensor, generative: Tensor, context: Tensor | None) -> Tensor:
         """Gate the tokens; see the class."""

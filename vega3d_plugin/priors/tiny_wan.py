@@ -46,6 +46,10 @@ def load_tiny_wan(settings: PriorSettings) -> Prior:
 @torch.no_grad()
 def _calibrate(vae: Any) -> None:
     """Give the random VAE latents of unit variance, as a trained one has; else the noise would drown the picture."""
+    for name, parameter in vae.named_parameters():
+        if name.endswith("bias"):
+            # Random biases would draw the zero padding of the convolutions as a bright frame around every map.
+            parameter.zero_()
     y, x = torch.meshgrid(torch.linspace(0, 1, 96), torch.linspace(0, 1, 160), indexing="ij")
     waves = torch.stack([torch.sin(k * x + 3 * k * y) for k in (9.0, 17.0, 29.0)])
     latents = vae.encode(waves[None, :, None]).latent_dist.mode()[0]

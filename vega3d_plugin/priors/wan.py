@@ -154,13 +154,14 @@ class WanPrior(Prior):
             hook.remove()
         _, p_h, p_w = self.patch_size
         grid = (steps // self.patch_size[0], height // p_h, width // p_w)
-        return kept[0].unflatten(1, grid).movedim(-1, 2)
+        tokens: Tensor = kept[0].unflatten(1, grid)
+        return tokens.movedim(-1, 2)
 
     def _vae(self, pixels: Tensor) -> Tensor:
         """``[B, 3, T, H, W]`` in [-1, 1] to normalised latents ``[B, z, T', h, w]``, float32."""
         config: Any = self.vae.config
         encode: Any = self.vae.encode
-        mean = encode(pixels).latent_dist.mode().float()
+        mean: Tensor = encode(pixels).latent_dist.mode().float()
         shape = (1, -1, 1, 1, 1)
         offset = mean.new_tensor(config.latents_mean).view(shape)
         scale = mean.new_tensor(config.latents_std).view(shape)

@@ -104,6 +104,8 @@ def find_layout(folder: Path) -> Layout:
     if (folder / "transformer").is_dir():
         config = _json(folder / "transformer" / "config.json")
         _expect(config.get("_class_name"), {"WanTransformer3DModel"}, folder / "transformer" / "config.json")
+        if not isinstance(config.get("num_layers"), int):
+            raise CheckpointError(f"{folder / 'transformer' / 'config.json'} lacks num_layers.")
         if config.get("image_dim") or config.get("in_channels") != config.get("out_channels"):
             raise CheckpointError(f"{folder} holds an image-to-video Wan; this prior needs text-to-video weights.")
         vae_config = _json(folder / "vae" / "config.json")
@@ -155,7 +157,7 @@ def build_vae(layout: Layout, folder: Path) -> Any:
         tensors = read_tensors(layout.vae_files, lambda key: not key.startswith("decoder."))
     else:
         raw = _pickle(layout.vae_files[0])
-        if "encoder.conv1.weight" not in raw or "conv2.weight" not in raw:
+        if not all(isinstance(raw.get(key), Tensor) for key in ("encoder.conv1.weight", "conv2.weight")):
             raise CheckpointError(
                 f"{layout.vae_files[0]} is no Wan VAE: it lacks encoder.conv1.weight or conv2.weight."
             )

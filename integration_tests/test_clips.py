@@ -1,0 +1,163 @@
+"""What the seam of Qwen-VL hands to the branch: the frames the processor packed, exactly, clip by clip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hosts
+import numpy as np
+import pytest
+import torch
+from hosts import Host, logits, patch
+from torch import Tensor, nn
+from vega3d_qwen_vl.tiny import tiny_processor
+
+import vega3d
+from vega3d_plugin import errors
+
+
+@pytest.fixture(params=hosts.HOSTS, ids=lambda host: host.name)
+def host(request: pytest.FixtureRequest) -> Host:
+    return request.param
+
+
+class Watching(vega3d.Prior):
+    """Keeps the clips that it is shown; its features are the frames' own colours."""
+
+    feature_dim, fingerprint = 3, "watching"
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        self.seen.append(frames)
+        return torch.nn.functional.adaptive_avg_pool2d(frames, (4, 6))
+
+
+def watch(host: Host, **settings: Any) -> tuple[nn.Module, Watching]:
+    prior = Watching()
+    return vega3d.patch(host.build(), prior, projector=hosts.PROJECTOR, **settings), prior
+
+
+def test_frames_come_back_exactly(host: Host) -> None:
+    processor = tiny_processor(host.name)
+    model, prior = watch(host, processor=processor)
+    rng = np.random.default_rng(1)
+    side = 2 * processor.image_processor.patch_size
+    # Multiples of the merged patch are not resized, so the frames must be these, pixel by pixel.
+    image = rng.integers(0, 255, (2 * side, 3 * side, 3), dtype=np.uint8)
+    video = rng.integers(0, 255, (4, 3 * side, 2 * side, 3), dtype=np.uint8)
+    text = "<|vision_start|><|image_pad|><|vision_end|><|vision_start|><|video_pad|><|vision_end|>?"
+    options = {"do_sample_frames": False} if hasattr(processor, "video_processor") else {}
+    frames = torch.from_numpy(video.transpose(0, 3, 1, 2).copy())
+    batch = processor(text=[text], images=[image], videos=[frames], return_tensors="pt", **options)
+    batch = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in batch.items()}
+    logits(model, batch)
+    assert vega3d.get_handle(model).seam.statistics_source == "processor"
+    first, second = prior.seen
+    assert first.shape[0] == 1
+    expected = [torch.from_numpy(image.transpose(2, 0, 1).copy())[None], frames]
+    for seen, original in zip((first, second), expected, strict=True):
+        torch.testing.assert_close(seen, original.float() / 255, rtol=0, atol=2e-6)
+
+
+def test_the_familys_statistics_are_those_of_its_processor(host: Host) -> None:
+    plain, _ = watch(host)
+    told, _ = watch(host, processor=tiny_processor(host.name))
+    a, b = vega3d.get_handle(plain).seam, vega3d.get_handle(told).seam
+    assert (a.statistics_source, b.statistics_source) == ("family", "processor")
+    assert a.statistics == b.statistics
+
+
+def test_clips_of_a_mixed_batch(host: Host) -> None:
+    model, prior = watch(host)
+    logits(model, host.batch())
+    # Two images of different sizes, then a video of five frames, padded to six by the processor.
+    assert [clip.shape[0] for clip in prior.seen] == [1, 1, 6]
+    assert prior.seen[0].shape[2:] != prior.seen[1].shape[2:]
+
+
+def images(host: Host, counts: list[int]) -> dict[str, Tensor]:
+    """A batch of prompts with so many images of one size each."""
+    from PIL import Image
+
+    processor = tiny_processor(host.name)
+    processor.tokenizer.padding_side = "left"
+    rng = np.random.default_rng(2)
+    pictures = [Image.fromarray(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)) for _ in range(sum(counts))]
+    mark = "<|vision_start|><|image_pad|><|vision_end|>"
+    texts = [f"{mark * count}{'?' * (i + 1)}" for i, count in enumerate(counts)]
+    return dict(processor(text=texts, images=pictures, padding=True, return_tensors="pt"))
+
+
+def test_scenes_follow_the_samples(host: Host) -> None:
+    model, prior = watch(host, images="scene")
+    logits(model, images(host, [3, 1, 2]))
+    assert [clip.shape[0] for clip in prior.seen] == [3, 1, 2]
+    prior.seen.clear()
+    with vega3d.record_gates(model) as gates:
+        logits(model, images(host, [2]))
+    assert [clip.shape[0] for clip in prior.seen] == [2]
+    assert [gate.shape[0] for gate in gates] == [2]
+
+
+def test_scenes_split_where_the_size_changes(host: Host) -> None:
+    model, prior = watch(host, images="scene")
+    logits(model, host.batch())
+    assert [clip.shape[0] for clip in prior.seen] == [1, 1, 6]
+
+
+def test_scenes_see_each_other_in_context_views(host: Host) -> None:
+    batch = images(host, [2])
+    together = patch(host.build(), context="views", images="scene", init="released")
+    alone = patch(host.build(), context="views", images="separate", init="released")
+    assert not torch.equal(logits(together, batch), logits(alone, batch))
+
+
+def test_scenes_in_generate(host: Host) -> None:
+    model, prior = watch(host, images="scene")
+    model.generate(**images(host, [3]), max_new_tokens=2)
+    assert [clip.shape[0] for clip in prior.seen] == [3]
+    prior.seen.clear()
+    model.generate(**images(host, [3]), max_new_tokens=2, num_beams=2)
+    assert [clip.shape[0] for clip in prior.seen][0] == 3
+    batch = images(host, [2, 1])
+    prior.seen.clear()
+    try:
+        model.generate(**batch, max_new_tokens=2)
+    except errors.HostError as error:
+        # transformers 5.19 and later encode before they show the prompts.
+        assert "one prompt at a time" in str(error)
+    else:
+        assert [clip.shape[0] for clip in prior.seen] == [2, 1]
+
+
+@pytest.mark.parametrize("context", ["frame", "views", "video"])
+def test_every_context_and_projector_fits_the_grid(host: Host, context: str) -> None:
+    batch = host.batch()
+    for projector in ("mlp", "avg", "mlp2x_gelu"):
+        model = host.build()
+        before = logits(model, batch)
+        patch(model, context=context, projector={"name": projector, "hidden_dim": 32}, init="released")
+        assert not torch.equal(logits(model, batch), before)
+
+
+@pytest.mark.parametrize("fusion", vega3d.list_fusers())
+def test_every_fusion_runs_and_trains(fusion: str) -> None:
+    host = hosts.HOSTS[0]
+    batch = host.batch()
+    model = patch(host.build(), fusion={"name": fusion, "init": "released", "num_heads": 4})
+    model.train()
+    loss = model(**batch, labels=batch["input_ids"]).loss
+    loss.backward()
+    assert all(p.grad is not None for p in vega3d.get_handle(model).parameters())
+
+
+def test_a_store_changes_nothing(host: Host, tmp_path) -> None:
+    batch = host.batch()
+    expected = logits(patch(host.build(), init="released"), batch)
+    for _ in range(2):
+        model = patch(host.build(), init="released", store=tmp_path)
+        for _ in range(2):
+            assert torch.equal(logits(model, batch), expected)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3

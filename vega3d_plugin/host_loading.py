@@ -1,0 +1,169 @@
+"""Load a host and its processor from a folder or a hub id, in any supported transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import HostError, near_misses
+from .patching import find_host
+
+
+@dataclass(frozen=True)
+class HostSource:
+    """A checkpoint whose config has been read.
+
+    Attributes:
+        source: folder or hub id.
+        model_class: the class of transformers that the config names.
+        config: the host's config.
+    """
+
+    source: str
+    model_class: Any
+    config: Any
+
+
+@dataclass(frozen=True)
+class LoadedHost:
+    """A host with its weights.
+
+    Attributes:
+        model: in eval mode.
+        missing: names of weights that the checkpoint lacks; they hold random numbers.
+        surplus: names in the checkpoint that the model has no place for.
+    """
+
+    model: nn.Module
+    missing: list[str]
+    surplus: list[str]
+
+
+def read_source(source: str | Path) -> HostSource:
+    """Find out which model class a folder or a hub id holds.
+
+    Raises:
+        HostError: no such folder or hub id, no model in it, or a class that the installed transformers lacks.
+    """
+    import transformers
+
+    checked = _folder_or_id(source)
+    try:
+        config = transformers.AutoConfig.from_pretrained(checked)
+    except Exception as error:
+        raise HostError(f"{source}: {_not_a_model(checked)}{_brief(error)}") from error
+    names = getattr(config, "architectures", None) or []
+    if not names:
+        raise HostError(f"{source}: its config.json names no model class (architectures), so it cannot be loaded.")
+    model_class = getattr(transformers, names[0], None)
+    if model_class is None:
+        raise HostError(
+            f"{source}: transformers {transformers.__version__} has no class {names[0]!r}. Install a version that has "
+            "it; if it comes with code of its own, load it yourself and pass it to vega3d_plugin.doctor.examine."
+        )
+    return HostSource(checked, model_class, config)
+
+
+def check_supported(found: HostSource) -> None:
+    """Find out whether an adapter matches, without reading weights: on the meta device a model takes no memory.
+
+    Raises:
+        HostError: none does.
+    """
+    try:
+        with torch.device("meta"):
+            model = found.model_class(found.config)
+    except Exception:
+        # Not every class can be built there; then the loaded model tells.
+        return
+    find_host(model)
+
+
+def load_host(found: HostSource, *, device: str | torch.device | None = None) -> LoadedHost:
+    """Load the model in the dtype it was saved in.
+
+    Args:
+        found: what :func:`read_source` gave.
+        device: default: CUDA when there is any.
+
+    Raises:
+        HostError: the weights cannot be loaded.
+    """
+    # `torch_dtype` became `dtype` in transformers 4.56.
+    dtype = {"dtype" if hasattr(found.config, "dtype") else "torch_dtype": "auto"}
+    try:
+        model, info = found.model_class.from_pretrained(found.source, output_loading_info=True, **dtype)
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except Exception as error:
+        raise HostError(f"{found.source}: {found.model_class.__name__} could not be loaded: {_brief(error)}") from error
+    return LoadedHost(model.eval(), sorted(info["missing_keys"]), sorted(info["unexpected_keys"]))
+
+
+def load_processor(source: str | Path) -> Any:
+    """The processor of a checkpoint.
+
+    Raises:
+        HostError: there is none, or it takes no images.
+    """
+    import transformers
+
+    checked = _folder_or_id(source)
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(checked)
+    except Exception as error:
+        raise HostError(f"{source} has no processor that can be loaded: {_brief(error)}") from error
+    # Where there is only a tokenizer, AutoProcessor gives that.
+    if getattr(processor, "image_processor", None) is None:
+        raise HostError(
+            f"{source} has no processor for images: AutoProcessor found a {type(processor).__name__}, which takes none."
+        )
+    return processor
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own messages and progress bars off the terminal."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _folder_or_id(source: str | Path) -> str:
+    folder = Path(source).expanduser()
+    name = str(source)
+    if folder.is_dir():
+        return str(folder)
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
+        siblings = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise HostError(f"The folder {folder} does not exist.{near_misses(folder.name, siblings)}")
+    return name
+
+
+def _not_a_model(source: str) -> str:
+    """A hint when the folder holds what belongs to ``--branch``."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return "neither a folder here nor a model on the hub that can be read. "
+    if (folder / "vega3d_config.json").is_file() or (folder / "adapter_config.json").is_file():
+        return "this folder holds a branch or a PEFT adapter, not a host: pass the host as MODEL and this as --branch. "
+    return "no model in this folder. "
+
+
+def _brief(error: BaseException) -> str:
+    """The first line of what others' errors say."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}"

@@ -1,0 +1,165 @@
+"""What ``vega3d doctor`` shows a host: a known picture, a black one and a white one, and a short video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .clips import Clip
+from .errors import HostError
+from .patching import get_handle
+
+SIDE = 224
+CELLS = 8
+FRAMES = 4
+QUESTION = "What is left of the door?"
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Inputs of one host.
+
+    Attributes:
+        picture: the picture that :func:`known_picture` gives.
+        black, white: pictures of one colour, everything else equal.
+        video: a short video; None when the host takes none.
+        no_video: why there is no video.
+    """
+
+    picture: Batch
+    black: Batch
+    white: Batch
+    video: Batch | None
+    no_video: str
+
+
+@dataclass(frozen=True)
+class SeamRecord:
+    """One call of the branch: ``tokens [L, D]`` as the host made them, the clips, and the tokens that went back."""
+
+    tokens: Tensor
+    clips: list[Clip]
+    fused: Tensor
+
+
+def known_picture(side: int = SIDE) -> np.ndarray:
+    """A picture without symmetry that reaches both ends of the range: ``[side, side, 3]`` uint8.
+
+    Ramps to the right (red), downwards (green) and to the left (blue), under a checker pattern. Coarse, so that it
+    survives a host's resizing, and smooth enough that a wrong order of patches shows.
+    """
+    down, right = np.meshgrid(np.linspace(0, 1, side), np.linspace(0, 1, side), indexing="ij")
+    ramps = np.stack([right, down, 1 - right], axis=-1)
+    cell = np.arange(side) * CELLS // side
+    checker = ((cell[:, None] + cell[None, :]) % 2)[..., None]
+    return np.asarray(np.round(255 * (0.75 * ramps + 0.25 * checker)), dtype=np.uint8)
+
+
+def as_frame(picture: np.ndarray, height: int, width: int) -> Tensor:
+    """A picture as the clip of a host that resized it would hold it: ``[3, height, width]`` in [0, 1]."""
+    frame = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+    return F.interpolate(frame, (height, width), mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
+
+
+def make_probe(processor: Any, model: nn.Module) -> Probe:
+    """Put the pictures through the host's own processor.
+
+    Raises:
+        HostError: the processor refuses a plain picture.
+    """
+    picture = known_picture()
+    try:
+        images = [
+            _batch(processor, model, "image", images=[frame])
+            for frame in (picture, np.zeros_like(picture), np.full_like(picture, 255))
+        ]
+    except Exception as error:
+        raise HostError(
+            f"{type(processor).__name__} refuses one picture and a question: {type(error).__name__}: {error}"
+        ) from error
+    video, reason = None, ""
+    if getattr(processor, "video_processor", None) is None and not hasattr(processor, "video_token"):
+        reason = "takes no videos"
+    else:
+        frames = np.stack([np.roll(picture, index * SIDE // FRAMES, axis=1) for index in range(FRAMES)])
+        # Channels first: some processors guess the layout, and this is the one they guess right.
+        clip = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+        try:
+            video = _batch(processor, model, "video", videos=[clip])
+        except Exception as error:
+            reason = f"the processor refuses a video of {FRAMES} frames ({type(error).__name__}: {error})"
+    return Probe(*images, video, reason)
+
+
+def logits(model: nn.Module, batch: Batch) -> Tensor:
+    """The host's logits ``[1, L, V]``, float32."""
+    with torch.no_grad():
+        out: Tensor = model(**batch).logits
+    return out.float()
+
+
+def answer(model: nn.Module, batch: Batch) -> Tensor:
+    """The logits from which the answer's first token is drawn, ``[V]``."""
+    return logits(model, batch)[0, -1]
+
+
+@contextmanager
+def watching(model: nn.Module) -> Iterator[list[SeamRecord]]:
+    """Record every call of the branch of a patched model."""
+    records: list[SeamRecord] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if args[0] is not None:
+            records.append(SeamRecord(args[0].detach(), list(args[1]), output.detach()))
+
+    handle = get_handle(model).branch.register_forward_hook(record)
+    try:
+        yield records
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def frames_of_one_colour(model: nn.Module, value: float) -> Iterator[None]:
+    """Show the branch clips of one colour, whatever the host sees: its pixels and its own tokens stay as they are."""
+
+    def replace(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        tokens, clips = args
+        plain = [Clip(torch.full_like(clip.frames, value), clip.grid, clip.kind) for clip in clips]
+        return (tokens, plain)
+
+    handle = get_handle(model).branch.register_forward_pre_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _batch(processor: Any, model: nn.Module, kind: str, **media: Any) -> Batch:
+    """One question about one image or video, on the model's device and in its dtype."""
+    content = [{"type": kind}, {"type": "text", "text": QUESTION}]
+    if getattr(processor, "chat_template", None):
+        messages = [{"role": "user", "content": content}]
+        text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    else:
+        text = f"{getattr(processor, f'{kind}_token', '')}{QUESTION}"
+    batch: Mapping[str, Any] = processor(text=[text], return_tensors="pt", **media)
+    parameter = next(p for p in model.parameters() if p.is_floating_point())
+    return {key: _placed(value, parameter) for key, value in batch.items()}
+
+
+def _placed(value: Any, like: Tensor) -> Any:
+    # Some processors leave short values, such as seconds per frame, as lists.
+    tensor = torch.tensor(value) if isinstance(value, list) else value
+    if not isinstance(tensor, Tensor):
+        return value
+    return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
