@@ -37,8 +37,11 @@ def align(
     """
     if features.ndim != 4 or min(features.shape) < 1:
         raise AlignmentError(f"A feature map is [T', C, h', w'], got {list(features.shape)}.")
-    # Time first: fewer steps to resample in space when there are more steps than token rows.
-    return align_space(align_time(features, grid.t, spans), (grid.h, grid.w), space)
+    size = (grid.h, grid.w)
+    # Both steps are linear and commute; the one that shrinks the map most goes first.
+    if grid.h * grid.w < features.shape[-2] * features.shape[-1]:
+        return align_time(align_space(features, size, space), grid.t, spans)
+    return align_space(align_time(features, grid.t, spans), size, space)
 
 
 def align_space(features: Tensor, size: tuple[int, int], mode: Space = "bilinear") -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,25 @@ from torch import Tensor, nn
 
 from .clips import RANGE_TOLERANCE, PixelStatistics
 from .controls import disabled
-from .errors import HostError, Vega3dError
+from .errors import HostError, PatchError, Vega3dError
 from .hooks import SeamMissedWarning
 from .host_loading import LoadedHost, check_supported, load_host, load_processor, read_source
 from .patching import find_host, get_handle, is_patched, patch, unpatch
 from .priors.base import Prior
 from .priors.load import load_prior
 from .priors.tiny_wan import RandomWeightsWarning
-from .probe import Batch, Probe, answer, as_frame, frames_of_one_colour, known_picture, logits, make_probe, watching
+from .probe import (
+    Batch,
+    Probe,
+    answer,
+    as_frame,
+    frames_of_one_colour,
+    known_picture,
+    logits,
+    make_probe,
+    watching,
+    words,
+)
 from .saving import load_pretrained
 from .scalars import learned_scalars
 
@@ -56,7 +67,9 @@ BRANCH_STEPS = {
 PICTURE_TOLERANCE = 0.04
 # Differences smaller than this many times the host's own noise are noise. Most hosts have none.
 NOISE_MARGIN = 10.0
-STRONG = {"name": "token_gated_residual", "init": "released", "residual_scale": 1.0}
+REPORT = "Report this with the versions that `vega3d doctor` prints."
+#: A branch that is not shut as a fresh one is.
+OPEN = {"name": "token_gated_residual", "init": "released", "residual_scale": 1.0}
 
 
 @dataclass(frozen=True)
@@ -135,15 +148,19 @@ def examine(
             the way of the frames, not the features.
         problem: why there is no processor.
     """
-    probe = yield from _prepare(model, processor, problem, HOST_STEPS)
-    if probe is None:
+    host = _attempt("host", lambda: check_host(model))
+    yield host
+    if host.status == "FAIL":
+        yield from _skip(_after("host", HOST_STEPS), "host failed")
         return
+    check, probe = _processor(model, processor, problem)
+    yield check
     try:
-        baseline = Baseline.of(model, probe)
+        baseline = Baseline.of(model, probe.picture if probe else words(model))
     except Exception as error:
         yield from _give_up("vision", error, HOST_STEPS)
         return
-    yield _attempt("vision", lambda: check_vision(model, probe, baseline))
+    yield _look("vision", probe, lambda p: check_vision(model, p, baseline))
     try:
         loaded = _load_prior(prior, pretrained)
         patch(model, loaded, processor=processor)
@@ -152,16 +169,14 @@ def examine(
         return
     try:
         yield check_patch(model)
-        yield _attempt("pixels", lambda: check_pixels(model, probe))
-        yield _attempt("seam", lambda: check_seam(model, probe))
-        yield _attempt("identity", lambda: check_identity(model, probe, baseline))
-        unpatch(model)
-        # A fresh branch changes nothing, so there would be nothing to see; this one is fully open.
-        patch(model, loaded, processor=processor, fusion=STRONG)
-        yield _attempt("branch", lambda: check_branch(model, probe))
+        yield _look("pixels", probe, lambda p: check_pixels(model, p))
+        yield _look("seam", probe, lambda p: check_seam(model, p))
+        yield _attempt("identity", lambda: check_identity(model, baseline))
+        yield _look("branch", probe, lambda p: _check_open_branch(model, p, loaded, processor))
     finally:
-        unpatch(model)
-    yield _attempt("unpatch", lambda: check_unpatch(model, probe, baseline))
+        if is_patched(model):
+            unpatch(model)
+    yield _attempt("unpatch", lambda: check_unpatch(model, baseline))
 
 
 def examine_branch(
@@ -181,9 +196,13 @@ def examine_branch(
         pretrained: where the prior's weights are on this machine, when not where they were.
         problem: why there is no processor.
     """
-    probe = yield from _prepare(model, processor, problem, BRANCH_STEPS)
-    if probe is None:
+    host = _attempt("host", lambda: check_host(model))
+    yield host
+    if host.status == "FAIL":
+        yield from _skip(_after("host", BRANCH_STEPS), "host failed")
         return
+    check, probe = _processor(model, processor, problem)
+    yield check
     try:
         with _random_weights_are_meant():
             load_pretrained(model, branch, pretrained=pretrained, processor=processor)
@@ -192,9 +211,9 @@ def examine_branch(
         return
     try:
         yield check_saved(model)
-        yield _attempt("pixels", lambda: check_pixels(model, probe))
-        yield _attempt("seam", lambda: check_seam(model, probe))
-        yield _attempt("branch", lambda: check_branch(model, probe))
+        yield _look("pixels", probe, lambda p: check_pixels(model, p))
+        yield _look("seam", probe, lambda p: check_seam(model, p))
+        yield _look("branch", probe, lambda p: check_branch(model, p))
     finally:
         unpatch(model)
 
@@ -204,20 +223,22 @@ class Baseline:
     """The host before it was touched.
 
     Attributes:
-        logits: for the picture, ``[1, L, V]``.
+        batch: what it was given.
+        logits: its answer, ``[1, L, V]``.
         noise: the largest difference between two runs of the same input; zero for most hosts.
         keys: of its state dict.
     """
 
+    batch: Batch
     logits: Tensor
     noise: float
     keys: tuple[str, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, probe: Probe) -> Baseline:
-        """Run the picture twice."""
-        first, second = logits(model, probe.picture), logits(model, probe.picture)
-        return cls(first, _difference(first, second), tuple(model.state_dict()))
+    def of(cls, model: nn.Module, batch: Batch) -> Baseline:
+        """Run the batch twice."""
+        first, second = logits(model, batch), logits(model, batch)
+        return cls(batch, first, _difference(first, second), tuple(model.state_dict()))
 
 
 def check_load(loaded: LoadedHost) -> Check:
@@ -244,6 +265,8 @@ def check_load(loaded: LoadedHost) -> Check:
 
 def check_host(model: nn.Module) -> Check:
     """An adapter matches, and finds its seam."""
+    if is_patched(model):
+        raise PatchError("The model is already patched. Call vega3d.unpatch(model) first.")
     adapter = find_host(model)
     seam = adapter.seams(model)[0]
     return Check(
@@ -273,12 +296,14 @@ def check_vision(model: nn.Module, probe: Probe, baseline: Baseline) -> Check:
         return Check("vision", "FAIL", "the host's logits are NaN or infinite", "Load it in bfloat16 or float32.")
     moved = _difference(answer(model, probe.black), answer(model, probe.white))
     if moved > NOISE_MARGIN * baseline.noise:
-        return Check("vision", "PASS", f"black against white moves the host's answer by {moved:.2g}{_noise(baseline)}")
+        return Check(
+            "vision", "PASS", f"black against white moves the answer's logits by up to {moved:.2g}{_noise(baseline)}"
+        )
     return Check(
         "vision",
         "FAIL",
-        f"the host gives the same answer to a black and a white picture (difference {moved:.2g}{_noise(baseline)}): "
-        "it ignores its images",
+        f"the host gives the same answer to a black and a white picture (logits differ by {moved:.2g}"
+        f"{_noise(baseline)}): it ignores its images",
         "Nothing added to the visual tokens can help before this is mended. Check the weights, the image token of the "
         "config and the processor, and the version of transformers.",
     )
@@ -321,7 +346,9 @@ def check_pixels(model: nn.Module, probe: Probe) -> Check:
     off = float((frame - expected).abs().mean())
     alike = float(torch.corrcoef(torch.stack([frame.flatten(), expected.flatten()]))[0, 1])
     size = f"{frame.shape[-1]}x{frame.shape[-2]}"
-    measured = f"{size} frame in [{low:.2f}, {high:.2f}], off by {off:.4f} on average, correlation {alike:.3f} with the picture"
+    measured = (
+        f"frame {size} in [{low:.2f}, {high:.2f}], off the picture by {off:.4f} on average, correlation {alike:.3f}"
+    )
     statistics = get_handle(model).seam.statistics
     if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE or (off > PICTURE_TOLERANCE and alike > 0.9):
         return Check(
@@ -336,8 +363,7 @@ def check_pixels(model: nn.Module, probe: Probe) -> Check:
             "pixels",
             "FAIL",
             f"{measured}: the branch does not see the picture that the host was given",
-            "The processor crops, or packs patches in an order the adapter does not know. Pass the model's own "
-            "processor, and report this with the versions that `vega3d doctor` prints.",
+            f"The processor crops, or packs patches in an order that the adapter does not know. {REPORT}",
         )
     return Check("pixels", "PASS", measured)
 
@@ -363,16 +389,15 @@ def check_seam(model: nn.Module, probe: Probe) -> Check:
             "seam",
             "FAIL",
             f"{'; '.join(found)}. {problems[0]}",
-            "This transformers does not call the seam as the adapter expects. Report it with the versions that "
-            "`vega3d doctor` prints.",
+            f"This transformers does not call the seam as the adapter expects. {REPORT}",
         )
     refused = probe.video is None and "refuses" in probe.no_video
     return Check("seam", "WARN" if refused else "PASS", "; ".join(found))
 
 
-def check_identity(model: nn.Module, probe: Probe, baseline: Baseline) -> Check:
+def check_identity(model: nn.Module, baseline: Baseline) -> Check:
     """A fresh patch leaves every logit as it was, bit for bit."""
-    return _same("identity", logits(model, probe.picture), baseline, "with the fresh branch")
+    return _same("identity", model, baseline, "with the fresh branch")
 
 
 def check_branch(model: nn.Module, probe: Probe) -> Check:
@@ -395,9 +420,12 @@ def check_branch(model: nn.Module, probe: Probe) -> Check:
     noise, moved = _difference(black, again), _difference(black, white)
     at_seam = _difference(black_tokens, white_tokens)
     size = float(black_tokens.abs().max())
-    measured = f"{at_seam:.2g} in the tokens (largest {size:.2g}), {moved:.2g} in the answer"
+    measured = (
+        f"black against white frames for the branch alone move the tokens by up to {at_seam:.2g} (largest {size:.2g}) "
+        f"and the answer's logits by up to {moved:.2g}"
+    )
     if moved > NOISE_MARGIN * noise:
-        return Check("branch", "PASS", f"black against white frames for the branch alone: {measured}")
+        return Check("branch", "PASS", measured)
     if at_seam == 0:
         return Check(
             "branch",
@@ -409,48 +437,42 @@ def check_branch(model: nn.Module, probe: Probe) -> Check:
     return Check(
         "branch",
         "FAIL",
-        f"black and white frames change the tokens but not the answer: {measured}",
+        f"{measured}: no more than noise ({noise:.2g})",
         "The language model does not use what leaves the seam. See the check vision.",
     )
 
 
-def check_unpatch(model: nn.Module, probe: Probe, baseline: Baseline) -> Check:
+def check_unpatch(model: nn.Module, baseline: Baseline) -> Check:
     """Without the branch, the host is what it was: logits and state-dict keys."""
     keys = tuple(model.state_dict())
     if is_patched(model) or keys != baseline.keys:
         left = sorted({*keys} ^ {*baseline.keys})
         return Check("unpatch", "FAIL", f"left behind or lost: {', '.join(left[:3]) or 'the branch'}")
-    return _same("unpatch", logits(model, probe.picture), baseline, "after unpatch")
+    return _same("unpatch", model, baseline, "after unpatch")
 
 
-def _prepare(
-    model: nn.Module, processor: Any, problem: str, steps: Iterable[str]
-) -> Generator[Check, None, Probe | None]:
-    """Checks ``host`` and ``processor``, and the pictures as the host's processor gives them."""
-    try:
-        yield check_host(model)
-    except Exception as error:
-        yield from _give_up("host", error, steps)
-        return None
+def _processor(model: nn.Module, processor: Any, problem: str) -> tuple[Check, Probe | None]:
+    """The check ``processor``, and the pictures as the processor gives them."""
     if processor is None:
         statistics = find_host(model).seams(model)[0].statistics
-        yield Check(
+        check = Check(
             "processor",
             "FAIL",
-            f"{problem} vega3d.patch would go by the family's own {_statistics(statistics)}",
-            "Name the folder or hub id of the model's processor with --processor; without one there are no pictures "
-            "to check the rest with.",
+            f"{problem} Going on with the family's own {_statistics(statistics)}",
+            "Name the hub id or folder of the model's processor with --processor.",
         )
-        yield from _skip(_after("processor", steps), "no pictures without a processor")
-        return None
+        return check, None
     try:
-        check = check_processor(model, processor)
-        probe = make_probe(processor, model)
+        return check_processor(model, processor), make_probe(processor, model)
     except Exception as error:
-        yield from _give_up("processor", error, steps)
-        return None
-    yield check
-    return probe
+        return _failure("processor", error), None
+
+
+def _check_open_branch(model: nn.Module, probe: Probe, prior: Prior, processor: Any) -> Check:
+    """A fresh branch changes nothing, so there would be nothing to see: check one that is wide open."""
+    unpatch(model)
+    patch(model, prior, processor=processor, fusion=OPEN)
+    return check_branch(model, probe)
 
 
 def _load_prior(prior: str | Prior, pretrained: str | None) -> Prior:
@@ -460,14 +482,16 @@ def _load_prior(prior: str | Prior, pretrained: str | None) -> Prior:
         return load_prior(prior, pretrained=pretrained)
 
 
-def _same(name: str, found: Tensor, baseline: Baseline, when: str) -> Check:
+def _same(name: str, model: nn.Module, baseline: Baseline, when: str) -> Check:
+    found = logits(model, baseline.batch)
+    given = "" if len(baseline.batch) > 1 else ", on text alone"
     if torch.equal(found, baseline.logits):
-        return Check(name, "PASS", f"all {found.numel():,} logits bit-identical {when}")
+        return Check(name, "PASS", f"all {found.numel():,} logits bit-identical {when}{given}")
     moved = _difference(found, baseline.logits)
-    measured = f"logits differ by up to {moved:.2g} {when}{_noise(baseline)}"
+    measured = f"logits differ by up to {moved:.2g} {when}{given}{_noise(baseline)}"
     if moved <= NOISE_MARGIN * baseline.noise:
         return Check(name, "WARN", f"{measured}: the host is not deterministic, so more cannot be said")
-    return Check(name, "FAIL", measured, "Report this with the versions that `vega3d doctor` prints.")
+    return Check(name, "FAIL", measured, REPORT)
 
 
 @contextmanager
@@ -482,6 +506,13 @@ def _attempt(name: str, check: Callable[[], Check]) -> Check:
         return check()
     except Exception as error:
         return _failure(name, error)
+
+
+def _look(name: str, probe: Probe | None, check: Callable[[Probe], Check]) -> Check:
+    """A check that needs pictures."""
+    if probe is None:
+        return Check(name, "SKIP", "no pictures without a processor")
+    return _attempt(name, lambda: check(probe))
 
 
 def _failure(name: str, error: Exception) -> Check:

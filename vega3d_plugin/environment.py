@@ -6,8 +6,10 @@ import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from typing import Any
 
 from .plugins import plugin_manager
+from .registry import Registry
 
 DISTRIBUTION = "vega3d-plugin"
 PACKAGES = ("torch", "transformers", "diffusers", "peft", "accelerate", "huggingface_hub")
@@ -82,7 +84,7 @@ def package_versions(names: Iterable[str] = PACKAGES) -> list[Package]:
 def plugin_states() -> list[PluginState]:
     """Every plugin, by name, broken ones included."""
     manager = plugin_manager()
-    kinds = {"hosts": manager.hosts, "priors": manager.priors, "fusers": manager.fusers}
+    kinds: dict[str, Registry[Any]] = {"hosts": manager.hosts, "priors": manager.priors, "fusers": manager.fusers}
     states = []
     for name, source in manager.loaded.items():
         registered = {

@@ -78,10 +78,10 @@ def make_probe(processor: Any, model: nn.Module) -> Probe:
     """
     picture = known_picture()
     try:
-        images = [
+        picture_batch, black, white = (
             _batch(processor, model, "image", images=[frame])
             for frame in (picture, np.zeros_like(picture), np.full_like(picture, 255))
-        ]
+        )
     except Exception as error:
         raise HostError(
             f"{type(processor).__name__} refuses one picture and a question: {type(error).__name__}: {error}"
@@ -97,7 +97,12 @@ def make_probe(processor: Any, model: nn.Module) -> Probe:
             video = _batch(processor, model, "video", videos=[clip])
         except Exception as error:
             reason = f"the processor refuses a video of {FRAMES} frames ({type(error).__name__}: {error})"
-    return Probe(*images, video, reason)
+    return Probe(picture_batch, black, white, video, reason)
+
+
+def words(model: nn.Module) -> Batch:
+    """Eight tokens of text, for a host without a processor."""
+    return {"input_ids": torch.arange(1, 9, device=_like(model).device)[None]}
 
 
 def logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -153,8 +158,11 @@ def _batch(processor: Any, model: nn.Module, kind: str, **media: Any) -> Batch:
     else:
         text = f"{getattr(processor, f'{kind}_token', '')}{QUESTION}"
     batch: Mapping[str, Any] = processor(text=[text], return_tensors="pt", **media)
-    parameter = next(p for p in model.parameters() if p.is_floating_point())
-    return {key: _placed(value, parameter) for key, value in batch.items()}
+    return {key: _placed(value, _like(model)) for key, value in batch.items()}
+
+
+def _like(model: nn.Module) -> Tensor:
+    return next(p for p in model.parameters() if p.is_floating_point())
 
 
 def _placed(value: Any, like: Tensor) -> Any:

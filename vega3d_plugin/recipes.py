@@ -152,7 +152,7 @@ def _strict() -> type[RecipeSettings]:
         name: (Annotated[Any, AfterValidator(_no_number_in_text)], None)
         for name in inspect.signature(LoraConfig).parameters
     }
-    lora = create_model("LoraSettings", __base__=Settings, **keys)
+    lora: Any = create_model("LoraSettings", __base__=Settings, **keys)
     return create_model("StrictRecipeSettings", __base__=RecipeSettings, lora=(lora | None, None))
 
 

@@ -65,7 +65,9 @@ def load_prior(
         }  # fmt: skip
         settings = PriorSettings.parse({k: v for k, v in given.items() if v is not None})
     settings = resolve(settings)
-    prior = plugin_manager().priors.get(settings.name).load(settings)
+    # Under a caller's inference mode the weights would be inference tensors, which no other mode can use.
+    with torch.inference_mode(False):
+        prior = plugin_manager().priors.get(settings.name).load(settings)
     if prior.settings is None:
         prior.settings = settings
     return prior

@@ -44,6 +44,7 @@ def load_tiny_wan(settings: PriorSettings) -> Prior:
 
 
 @torch.no_grad()
+@torch.autocast("cpu", enabled=False)
 def _calibrate(vae: Any) -> None:
     """Give the random VAE latents of unit variance, as a trained one has; else the noise would drown the picture."""
     for name, parameter in vae.named_parameters():

@@ -75,6 +75,8 @@ class WanPrior(Prior):
         """Weights up to the tap, VAE encoder, prompt, and the settings that change a feature."""
         keys = ("timestep", "shift", "tap", "size", "resize", "context", "seed")
         values = {key: self.settings.to_dict()[key] for key in keys}
+        config: Any = self.vae.config
+        values["latents"] = [round(value, 2) for value in (*config.latents_mean, *config.latents_std)]
         modules = {"transformer": self.transformer, "vae": self.vae}
         return fingerprint(modules, {"context": self.context}, {"family": "wan", **values})
 
@@ -218,7 +220,8 @@ def _checked_size(settings: PriorSettings, stride: int) -> tuple[int, int]:
 
 
 def _unpickle(reload: Callable[[PriorSettings], Prior], settings: PriorSettings, expected: str) -> Prior:
-    prior = reload(settings)
+    with torch.inference_mode(False):
+        prior = reload(settings)
     if prior.fingerprint != expected:
         raise PriorError(
             f"The pickled model used a prior {settings.name!r} with fingerprint {expected}, but "

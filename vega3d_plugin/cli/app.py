@@ -1,0 +1,70 @@
+"""The application: its verbs, and what holds for all of them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+from ..plugins import plugin_manager
+from ..record import library_version
+from .demo import demo
+from .doctor import doctor
+from .info import info
+from .ls import ls
+from .output import err, out
+
+# Lines are kept by some versions of typer and joined by others, save in a paragraph that begins with \b; so are those
+# of the verbs' docstrings. Short ones look right either way.
+HELP = """Give an existing multimodal LLM a frozen video generator's sense of space.
+
+In Python: [bold]import vega3d; vega3d.patch(model)[/]. This command shows what
+there is, checks that it works on your host, and looks into what was trained.
+
+\b
+[bold]Examples[/]
+  vega3d demo                            the whole job once, offline
+  vega3d doctor                          versions, plugins, hosts
+  vega3d doctor Qwen/Qwen2.5-VL-3B-Instruct
+                                         does it work on this host?
+  vega3d ls priors                       or: hosts, fusers, plugins, recipes
+  vega3d info outputs/checkpoint-500     what a saved branch holds
+"""
+
+app = typer.Typer(
+    help=HELP,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(f"vega3d-plugin {library_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    # A broken plugin is told in one line below, not in the middle of the output.
+    logging.getLogger("vega3d").addHandler(logging.NullHandler())
+    broken = plugin_manager().broken
+    if broken and context.invoked_subcommand != "doctor":
+        names = ", ".join(broken)
+        err.print(f"Not loaded: {names}. `vega3d doctor` says why.", style="yellow", markup=False, soft_wrap=True)
+
+
+# In the order of `vega3d --help`.
+app.command()(demo)
+app.command()(doctor)
+app.command()(ls)
+app.command()(info)

@@ -1,0 +1,107 @@
+"""``vega3d info``: what a saved branch holds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.padding import Padding
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from ..checkpoint import Saved, read_saved
+from ..config import FusionSettings
+from ..errors import Vega3dError
+from ..scalars import Scalar, learned_scalars
+from .output import GAP, out, print_json, print_table, table
+
+
+def info(
+    source: Annotated[str, typer.Argument(metavar="DIR", help="Folder or hub id: a saved branch or a checkpoint.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Show what a saved branch holds: host, prior, settings, tensors.
+
+    DIR is what [bold]vega3d.save_pretrained[/] wrote, or a trainer's checkpoint that
+    holds the branch: a PEFT adapter or a full model. Nothing but the branch's
+    own tensors is read.
+    """
+    saved = read_saved(source, revision=revision)
+    scalars = _scalars(saved)
+    if as_json:
+        print_json(_as_dict(saved, scalars))
+        return
+    record = saved.record
+    host, prior = record["host"], record["prior"]
+    count = sum(t.numel() for t in saved.tensors.values())
+    out.print(Text(saved.where, style="bold"), soft_wrap=True)
+    out.print()
+    _pairs(
+        {
+            "host": f"{host.get('name')}, hidden size {host.get('hidden_size')}",
+            "prior": f"{prior.get('name')}, features of size {prior.get('feature_dim')}",
+            "  source": prior.get("source") or "nothing to download",
+            "  revision": prior.get("revision") or "not pinned",
+            "  fingerprint": prior.get("fingerprint"),
+            "written by": f"vega3d-plugin {record.get('library_version')}",
+            "parameters": f"{count:,} in {len(saved.tensors)} tensors",
+        }
+    )
+    if scalars:
+        out.print("\n[bold]Learned scalars[/]")
+        _pairs({scalar.name: _value(scalar) for scalar in scalars})
+    out.print("\n[bold]Settings[/]")
+    text = yaml.safe_dump(record["settings"], sort_keys=False, default_flow_style=None)
+    out.print(Padding(Syntax(text.rstrip(), "yaml", theme="ansi_dark", background_color="default"), (0, 0, 0, GAP)))
+    out.print()
+    print_table(_tensors(saved))
+
+
+def _scalars(saved: Saved) -> list[Scalar]:
+    try:
+        fusion = FusionSettings.parse(saved.record["settings"]["fusion"])
+        size = int(saved.record["host"]["hidden_size"])
+    except (Vega3dError, KeyError, TypeError, ValueError):
+        # Made with a plugin that is not installed here; the values can be shown all the same.
+        fusion, size = None, 0
+    return learned_scalars(saved.tensors, fusion, size)
+
+
+def _value(scalar: Scalar) -> str:
+    if scalar.start is None:
+        return f"{scalar.value:.6g}"
+    if scalar.value == scalar.start:
+        return f"{scalar.value:.6g}, as at the start: not trained"
+    return f"{scalar.value:.6g}, started at {scalar.start:g}"
+
+
+def _pairs(values: dict[str, Any]) -> None:
+    grid = Table.grid(padding=(0, GAP))
+    for name, value in values.items():
+        grid.add_row(Text(f"{' ' * GAP}{name}", style="dim"), Text(str(value)))
+    out.print(grid)
+
+
+def _tensors(saved: Saved) -> Table:
+    made = table("tensor", "shape", "dtype", "parameters")
+    made.columns[-1].justify = "right"
+    for name, tensor in saved.tensors.items():
+        shape = "x".join(map(str, tensor.shape)) or "scalar"
+        made.add_row(Text(name), shape, str(tensor.dtype).removeprefix("torch."), f"{tensor.numel():,}")
+    return made
+
+
+def _as_dict(saved: Saved, scalars: list[Scalar]) -> dict[str, Any]:
+    return {
+        "where": saved.where,
+        **saved.record,
+        "parameters": sum(t.numel() for t in saved.tensors.values()),
+        "scalars": {s.name: {"value": s.value, "start": s.start} for s in scalars},
+        "tensors": {
+            name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
+            for name, t in saved.tensors.items()
+        },
+    }

@@ -1,0 +1,179 @@
+"""``vega3d ls``: what can be named in ``patch`` and in a recipe."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from ..environment import plugin_states
+from ..plugins import plugin_manager
+from ..recipes import list_recipes
+from .output import listed, print_json, print_table, stacked, table
+
+Row = dict[str, Any]
+
+
+class Kind(str, Enum):
+    """What can be listed."""
+
+    hosts = "hosts"
+    priors = "priors"
+    fusers = "fusers"
+    plugins = "plugins"
+    recipes = "recipes"
+
+
+def ls(
+    kind: Annotated[
+        Kind | None,
+        typer.Argument(metavar="KIND", help="One of: hosts, priors, fusers, plugins, recipes. Default: all."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """List hosts, priors, fusers, plugins or recipes.
+
+    The names in the first column are what [bold]vega3d.patch[/] and the settings
+    take.
+    """
+    kinds = [kind] if kind else list(Kind)
+    rows = {k.value: LISTS[k][0]() for k in kinds}
+    if as_json:
+        print_json(rows[kind.value] if kind else rows)
+        return
+    for k in kinds:
+        print_table(LISTS[k][1](rows[k.value]))
+
+
+def _hosts() -> list[Row]:
+    hosts = plugin_manager().hosts
+    return [
+        {"name": h.name, "summary": h.summary, "classes": list(h.classes), "plugin": hosts.plugin_of(h.name)}
+        for h in hosts
+    ]
+
+
+def _hosts_table(rows: list[Row]) -> Table:
+    made = table("host", "model classes", "plugin", title="Hosts", whole=["model classes"])
+    for row in rows:
+        made.add_row(stacked(row["name"], row["summary"]), "\n".join(row["classes"]), row["plugin"])
+    return made
+
+
+def _priors() -> list[Row]:
+    return [
+        {
+            "name": spec.name,
+            "feature_dim": spec.feature_dim,
+            "tap": spec.defaults.get("tap"),
+            "contexts": list(spec.contexts),
+            "source": spec.source,
+            "summary": spec.summary,
+            "plugin": plugin_manager().priors.plugin_of(spec.name),
+        }
+        for spec in plugin_manager().priors
+    ]
+
+
+def _priors_table(rows: list[Row]) -> Table:
+    made = table("prior", "dim", "tap", "contexts", "what it is", title="Priors", whole=["prior"])
+    for row in rows:
+        source = row["source"] or "nothing to download"
+        made.add_row(
+            row["name"],
+            _or_dash(row["feature_dim"]),
+            _or_dash(row["tap"]),
+            "\n".join(row["contexts"]),
+            stacked(row["summary"], source),
+        )
+    return made
+
+
+def _fusers() -> list[Row]:
+    fusers = plugin_manager().fusers
+    rows = []
+    for name in fusers.names():
+        cls = fusers.get(name)
+        parameters = list(inspect.signature(cls).parameters.values())
+        options = {p.name: None if p.default is p.empty else p.default for p in parameters if p.name != "hidden_size"}
+        rows.append(
+            {
+                "name": name,
+                "identity_start": cls.identity is not None,
+                "options": options,
+                "summary": _first_sentence(inspect.getdoc(cls) or ""),
+                "plugin": fusers.plugin_of(name),
+            }
+        )
+    return rows
+
+
+def _fusers_table(rows: list[Row]) -> Table:
+    made = table("fuser", "identity", "what it does", title="Fusers", whole=["fuser"])
+    made.caption = "identity: a patch with it can start as if it were not there (init: identity)"
+    for row in rows:
+        options = ", ".join(f"{name}={value}" for name, value in row["options"].items())
+        made.add_row(
+            row["name"],
+            "yes" if row["identity_start"] else "no",
+            stacked(row["summary"], f"from {row['plugin']}{f', options: {options}' if options else ''}"),
+        )
+    return made
+
+
+def _plugins() -> list[Row]:
+    return [
+        {"name": s.name, "source": s.source, "registered": s.registered, "error": s.error or None}
+        for s in plugin_states()
+    ]
+
+
+def _plugins_table(rows: list[Row]) -> Table:
+    made = table("plugin", "registered", title="Plugins")
+    for row in rows:
+        made.add_row(stacked(row["name"], row["source"]), plugin_cell(row["registered"], row["error"] or ""))
+    return made
+
+
+def plugin_cell(registered: dict[str, list[str]], error: str) -> Text:
+    """What a plugin brought, or in red why it did not load."""
+    if error:
+        return Text(f"broken: {error}", style="red")
+    lines = [Text.assemble((f"{kind}: ", "dim"), ", ".join(names)) for kind, names in registered.items()]
+    return Text("\n").join(lines) if lines else Text("hooks only", style="dim")
+
+
+def _recipes() -> list[Row]:
+    return [{"name": r.name, "path": str(r.path), "summary": r.summary} for r in list_recipes()]
+
+
+def _recipes_table(rows: list[Row]) -> Table:
+    made = table("recipe", "what it is", title="Recipes", whole=["recipe"])
+    for row in rows:
+        made.add_row(row["name"], stacked(row["summary"], row["path"]))
+    return made
+
+
+LISTS: dict[Kind, tuple[Callable[[], list[Row]], Callable[[list[Row]], Table]]] = {
+    Kind.hosts: (_hosts, _hosts_table),
+    Kind.priors: (_priors, _priors_table),
+    Kind.fusers: (_fusers, _fusers_table),
+    Kind.plugins: (_plugins, _plugins_table),
+    Kind.recipes: (_recipes, _recipes_table),
+}
+
+
+def _or_dash(value: object) -> Text:
+    return listed([] if value is None else [str(value)])
+
+
+def _first_sentence(doc: str) -> str:
+    """The first paragraph in one line, without the marks of reStructuredText."""
+    paragraph = " ".join(doc.partition("\n\n")[0].split())
+    return re.sub(r"``|:\w+:`~?|`", "", paragraph)
