@@ -165,6 +165,8 @@ def found(processes: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def test_an_installed_plugin_is_found(found: dict[str, Any]) -> None:
     assert found["loaded"]["toy"] == "entry point toy_vega3d:plugin"
+    # Not even by a manager that was made on the way, because the plugin uses the library while it is imported.
+    assert "vega3d plugin 'toy' was not loaded" not in found["stderr"]
     assert "toy" in found["hosts"]
     assert "third-party" in found["priors"]
     assert {"third-party-fuser", "third-party-fuser-2"} <= set(found["fusers"])

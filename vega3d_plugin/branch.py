@@ -44,6 +44,7 @@ class GenerativeBranch(nn.Module):
         self, settings: BranchSettings, prior: Prior, seam: Seam, host: str, store: FeatureStore | None = None
     ) -> None:
         super().__init__()
+        _keep_out_of_graphs()
         fusion = settings.fusion
         self.settings, self.prior, self.seam, self.host, self.store = settings, prior, seam, host, store
         self.projector = build_projector(
@@ -207,6 +208,15 @@ class GenerativeBranch(nn.Module):
         """Host, prior and state."""
         state = "" if self.enabled else ", disabled"
         return f"host={self.host!r}, prior={self.prior!r}, space={self.settings.space!r}{state}"
+
+
+def _keep_out_of_graphs() -> None:
+    """Have ``torch.compile`` run the prior as it is: tracing a frozen model in every host's graph takes minutes.
+
+    Done when the first branch is built, because at import it would load dynamo, which takes a second.
+    """
+    if not hasattr(GenerativeBranch.features, "_torchdynamo_orig_callable"):
+        GenerativeBranch.features = torch.compiler.disable(GenerativeBranch.features)  # type: ignore[method-assign]
 
 
 def active_branch(child: nn.Module) -> GenerativeBranch:

@@ -17,12 +17,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import read_saved
 from .clips import RANGE_TOLERANCE, PixelStatistics
 from .controls import disabled
 from .errors import HostError, PatchError, Vega3dError
 from .hooks import SeamMissedWarning
 from .host_loading import LoadedHost, check_supported, load_host, load_processor, read_source
 from .patching import find_host, get_handle, is_patched, patch, unpatch
+from .plugins import plugin_manager
 from .priors.base import Prior
 from .priors.load import load_prior
 from .priors.tiny_wan import RandomWeightsWarning
@@ -98,7 +100,7 @@ def diagnose(
     branch: str | Path | None = None,
     device: str | None = None,
 ) -> Iterator[Check]:
-    """Load a host and check it. Yields each check when it is done; what goes wrong is a check that failed.
+    """Load a host and check it. Yields each check when it is done; what is wrong with the host is a check that failed.
 
     Args:
         source: the host, a folder or a hub id.
@@ -106,8 +108,15 @@ def diagnose(
         prior, pretrained: to patch with; with a branch, only where its prior's weights are.
         branch: a saved branch, to be checked on this host.
         device: default: CUDA when there is any.
+
+    Raises:
+        UnknownNameError, SavedBranchError: no such prior, or no branch there; found out before the host is loaded.
     """
-    steps = BRANCH_STEPS if branch is not None else HOST_STEPS
+    steps = HOST_STEPS
+    plugin_manager().priors.get(prior)
+    if branch is not None:
+        steps = BRANCH_STEPS
+        read_saved(branch)
     name = "load"
     try:
         found = read_source(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from .checkpoint import CONFIG_FILE
 from .errors import HostError, near_misses
 from .patching import find_host
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def read_source(source: str | Path) -> HostSource:
     try:
         config = transformers.AutoConfig.from_pretrained(checked)
     except Exception as error:
-        raise HostError(f"{source}: {_not_a_model(checked)}{_brief(error)}") from error
+        raise HostError(_not_a_model(checked) or f"{source}: no model can be read from it. {_brief(error)}") from error
     names = getattr(config, "architectures", None) or []
     if not names:
         raise HostError(f"{source}: its config.json names no model class (architectures), so it cannot be loaded.")
@@ -114,6 +118,9 @@ def load_processor(source: str | Path) -> Any:
     import transformers
 
     checked = _folder_or_id(source)
+    folder = Path(checked)
+    if folder.is_dir() and not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        raise HostError(f"{source} has no processor: neither {' nor '.join(PROCESSOR_FILES)}.")
     try:
         processor = transformers.AutoProcessor.from_pretrained(checked)
     except Exception as error:
@@ -147,23 +154,23 @@ def _folder_or_id(source: str | Path) -> str:
     name = str(source)
     if folder.is_dir():
         return str(folder)
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
         siblings = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise HostError(f"The folder {folder} does not exist.{near_misses(folder.name, siblings)}")
     return name
 
 
 def _not_a_model(source: str) -> str:
-    """A hint when the folder holds what belongs to ``--branch``."""
+    """What the folder holds instead, where that can be told."""
     folder = Path(source)
-    if not folder.is_dir():
-        return "neither a folder here nor a model on the hub that can be read. "
-    if (folder / "vega3d_config.json").is_file() or (folder / "adapter_config.json").is_file():
-        return "this folder holds a branch or a PEFT adapter, not a host: pass the host as MODEL and this as --branch. "
-    return "no model in this folder. "
+    if (folder / CONFIG_FILE).is_file() or (folder / "adapter_config.json").is_file():
+        return f"{source} holds a branch or a PEFT adapter, not a host: pass the host as MODEL and this as --branch."
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        return f"{source} holds no model: there is no config.json in it."
+    return ""
 
 
 def _brief(error: BaseException) -> str:
-    """The first line of what others' errors say."""
+    """The beginning of what others' errors say; some go on with everything they know."""
     first = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first}"
+    return textwrap.shorten(f"{type(error).__name__}: {first}", 240, placeholder=" ...")

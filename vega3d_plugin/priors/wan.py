@@ -177,8 +177,9 @@ class WanPrior(Prior):
             if self._dtype == torch.float16:
                 _ = self.fingerprint  # of the weights before they are rounded in another way than it rounds them
             for model in (self.transformer, self.vae):
-                model.to(device)
+                # Cast first: in float32 the weights might not fit where they are going.
                 cast(model, self._dtype)
+                model.to(device)
 
     def _where(self) -> tuple[torch.device, torch.dtype]:
         parameter = self.transformer.patch_embedding.weight  # type: ignore[union-attr]
