@@ -13,6 +13,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Annotated
 
@@ -21,9 +22,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
-from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
 
 import vega3d
+from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
 
 
 def main(
@@ -39,7 +40,8 @@ def main(
     warnings.simplefilter("ignore")
     host = tiny_model(hidden_size=hidden_size, layers=layers).to(device)
     prior = Given(feature_dim)
-    table = Table(title=f"{platform.processor() or platform.machine()}, {device}, torch {torch.__version__}, hidden {hidden_size}, {layers} layers")
+    machine = platform.processor() or platform.machine()
+    table = Table(title=f"{machine}, {device}, torch {torch.__version__}, hidden {hidden_size}, {layers} layers")
     for column in ("what", "frames", "unpatched", "patched", "ratio"):
         table.add_column(column, justify="left" if column == "what" else "right")
 
@@ -55,13 +57,14 @@ def main(
     for count in frames or [8, 32]:
         batch = {k: v.to(device) for k, v in inputs(count, size).items()}
         sides: dict[str, list[float]] = {"unpatched": [], "patched": []}
+        run = {"unpatched": partial(host, **batch), "patched": partial(patched, **batch)}
         with torch.no_grad():
-            # The first forward fills the store, so that the prior is out of the picture.
-            patched(**batch)
-            host(**batch)
+            for forward in run.values():
+                # The first forward fills the store, so that the prior is out of the picture.
+                forward()
             for _ in tqdm(range(repeats), desc=f"{count} frames", leave=False):
-                sides["unpatched"].append(timed(lambda: host(**batch), device))
-                sides["patched"].append(timed(lambda: patched(**batch), device))
+                for name, forward in run.items():
+                    sides[name].append(timed(forward, device))
         table.add_row("forward, features given", str(count), *row(*(median(sides[k]) for k in sides)))
     Console(width=110).print(table)
 

@@ -52,7 +52,9 @@ def test_push_and_load_by_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 (hub / repo_id).mkdir(parents=True, exist_ok=True)
                 shutil.copy(folder_path / name, hub / repo_id / name)
 
-    def download(repo_id: str, revision: str | None = None, token: str | None = None, allow_patterns: Any = None) -> str:
+    def download(
+        repo_id: str, revision: str | None = None, token: str | None = None, allow_patterns: Any = None
+    ) -> str:
         if not (hub / repo_id).is_dir():
             raise OSError("401")
         return str(hub / repo_id)
@@ -60,9 +62,7 @@ def test_push_and_load_by_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     model = patch(QWEN.build(), init="released")
-    vega3d.save_pretrained(
-        model, tmp_path / "out", push_to_hub=True, repo_id="me/branch", private=True, token="secret"
-    )
+    vega3d.save_pretrained(model, tmp_path / "out", push_to_hub=True, repo_id="me/branch", private=True, token="secret")
     assert calls == ["secret", ("me/branch", {"private": True, "exist_ok": True})]
     again = vega3d.load_pretrained(QWEN.build(), "me/branch")
     assert torch.equal(logits(again, QWEN.batch()), logits(model, QWEN.batch()))

@@ -77,7 +77,9 @@ def test_full(tmp_path: Path, checkpointing: bool) -> None:
 def test_resume_continues_as_if_never_stopped(tmp_path: Path) -> None:
     def fresh() -> nn.Module:
         torch.manual_seed(0)
-        return get_peft_model(patch(QWEN.build()), LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["vega3d"]))
+        return get_peft_model(
+            patch(QWEN.build()), LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["vega3d"])
+        )
 
     whole = fresh()
     run_trainer(whole, tmp_path / "whole", lr_scheduler_type="constant")

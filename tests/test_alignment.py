@@ -9,7 +9,6 @@ from torch import Tensor
 
 import vega3d
 from vega3d import TokenGrid, align
-from vega3d_plugin.alignment import align_space, align_time
 from vega3d_plugin.errors import AlignmentError
 
 
@@ -137,23 +136,24 @@ def test_a_constant_stays_constant(t: int) -> None:
     assert rows((2, 2, 2), t, CAUSAL) == approx(*[2] * t)
 
 
-def test_time_and_space_together() -> None:
-    features = torch.randn(4, 3, 5, 6)
-    pairs = (features[0::2] + features[1::2]) / 2
-    expected = F.interpolate(pairs, size=(3, 9), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(align(features, TokenGrid(2, 3, 9)), expected)
+@pytest.mark.parametrize("size", [(3, 4), (9, 7), (3, 11)])
+@pytest.mark.parametrize("t", [2, 3, 7])
+@pytest.mark.parametrize("spans", [None, CAUSAL])
+def test_time_and_space_together(size: tuple[int, int], t: int, spans: list[tuple[float, float]] | None) -> None:
+    features = torch.randn(3, 4, 5, 6)
+    in_time_only = align(features, TokenGrid(t, 5, 6), spans=spans)
+    expected = F.interpolate(in_time_only, size=size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(align(features, TokenGrid(t, *size), spans=spans), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("space", ["bilinear", "adaptive_avg"])
-@pytest.mark.parametrize("t", [2, 3, 7])
-def test_the_dtype_is_kept_and_sums_are_in_float32(dtype: torch.dtype, space: str, t: int) -> None:
-    features = torch.randn(4, 3, 5, 6).to(dtype)
-    grid = TokenGrid(t, 3, 4)
+@pytest.mark.parametrize("grid", [(2, 3, 4), (3, 9, 7), (7, 3, 4), (7, 9, 7)])
+def test_the_dtype_is_kept_and_rounded_to_once(dtype: torch.dtype, space: str, grid: tuple[int, int, int]) -> None:
+    features, grid = torch.randn(4, 3, 5, 6).to(dtype), TokenGrid(*grid)
     aligned = align(features, grid, space=space)
     assert aligned.dtype == dtype
-    step = align_time(features.float(), t).to(dtype)
-    assert torch.equal(aligned, align_space(step.float(), (3, 4), space).to(dtype))
+    assert torch.equal(aligned, align(features.float(), grid, space=space).to(dtype))
 
 
 def test_features_without_gradient_stay_so() -> None:

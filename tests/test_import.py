@@ -17,9 +17,9 @@ HEAVY = ("transformers", "diffusers", "peft", "accelerate", "huggingface_hub", "
 SCRIPT = """
 import json, sys, time
 import torch
-start = time.perf_counter()
+start = time.process_time()
 import {name}
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 heavy = [name for name in {heavy!r} if name in sys.modules]
 import vega3d
 names = [vega3d.list_hosts(), vega3d.list_priors(), vega3d.list_fusers(), vega3d.BranchSettings().prior.name]
@@ -51,7 +51,7 @@ def test_nor_by_looking_at_what_is_there(first: dict) -> None:
 
 
 def test_it_takes_less_than_a_third_of_a_second(first: dict) -> None:
-    # The best of three, because the machine may be busy with something else.
+    # Processor time and the best of three, because the machine may be busy with something else.
     seconds = first["seconds"]
     for _ in range(2):
         if seconds >= 0.3:
@@ -60,7 +60,7 @@ def test_it_takes_less_than_a_third_of_a_second(first: dict) -> None:
 
 
 def test_a_heavy_library_and_a_slow_import_would_be_noticed() -> None:
-    found = fresh_import("vega3d, huggingface_hub; time.sleep(0.35)")
+    found = fresh_import("vega3d, huggingface_hub; sum(range(30_000_000))")
     assert found["heavy"] == ["huggingface_hub"]
     assert found["seconds"] > 0.3
 

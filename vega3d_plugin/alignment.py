@@ -38,10 +38,13 @@ def align(
     if features.ndim != 4 or min(features.shape) < 1:
         raise AlignmentError(f"A feature map is [T', C, h', w'], got {list(features.shape)}.")
     size = (grid.h, grid.w)
-    # Both steps are linear and commute; the one that shrinks the map most goes first.
+    # In float32 throughout, and rounded once. Both steps are linear and commute; the one that shrinks the map goes
+    # first.
     if grid.h * grid.w < features.shape[-2] * features.shape[-1]:
-        return align_time(align_space(features, size, space), grid.t, spans)
-    return align_space(align_time(features, grid.t, spans), size, space)
+        out = align_time(align_space(features.float(), size, space), grid.t, spans)
+    else:
+        out = align_space(align_time(features.float(), grid.t, spans), size, space)
+    return out.to(features.dtype)
 
 
 def align_space(features: Tensor, size: tuple[int, int], mode: Space = "bilinear") -> Tensor:

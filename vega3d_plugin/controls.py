@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from torch import Tensor, nn
 
@@ -39,23 +39,22 @@ def record_gates(model: nn.Module) -> Iterator[list[Tensor]]:
         branch.gates = None
 
 
-@contextmanager
-def disabled(model: nn.Module) -> Iterator[None]:
+def disabled(model: nn.Module) -> AbstractContextManager[None]:
     """Switch the branch off: the host computes what it would without it."""
-    branch = get_handle(model).branch
-    before, branch.enabled = branch.enabled, False
-    try:
-        yield
-    finally:
-        branch.enabled = before
+    return _switched(model, "enabled", False)
+
+
+def zeroed(model: nn.Module) -> AbstractContextManager[None]:
+    """Replace the generative tokens by zeros: does the model use what they say, or only that they are there?"""
+    return _switched(model, "zeroed", True)
 
 
 @contextmanager
-def zeroed(model: nn.Module) -> Iterator[None]:
-    """Replace the generative tokens by zeros: does the model use what they say, or only that they are there?"""
+def _switched(model: nn.Module, switch: str, value: bool) -> Iterator[None]:
     branch = get_handle(model).branch
-    before, branch.zeroed = branch.zeroed, True
+    before = getattr(branch, switch)
+    setattr(branch, switch, value)
     try:
         yield
     finally:
-        branch.zeroed = before
+        setattr(branch, switch, before)

@@ -44,7 +44,6 @@ def load_tiny_wan(settings: PriorSettings) -> Prior:
 
 
 @torch.no_grad()
-@torch.autocast("cpu", enabled=False)
 def _calibrate(vae: Any) -> None:
     """Give the random VAE latents of unit variance, as a trained one has; else the noise would drown the picture."""
     for name, parameter in vae.named_parameters():
@@ -53,7 +52,8 @@ def _calibrate(vae: Any) -> None:
             parameter.zero_()
     y, x = torch.meshgrid(torch.linspace(0, 1, 96), torch.linspace(0, 1, 160), indexing="ij")
     waves = torch.stack([torch.sin(k * x + 3 * k * y) for k in (9.0, 17.0, 29.0)])
-    latents = vae.encode(waves[None, :, None]).latent_dist.mode()[0]
+    with torch.autocast("cpu", enabled=False):
+        latents = vae.encode(waves[None, :, None]).latent_dist.mode()[0]
     vae.register_to_config(
         latents_mean=latents.flatten(1).mean(dim=1).tolist(), latents_std=latents.flatten(1).std(dim=1).tolist()
     )
