@@ -52,9 +52,7 @@ def _qwen_batch(family: str, images: int = 2, video: bool = True) -> Batch:
         media["videos"] = [torch.from_numpy(frames)]
     content.append({"type": "text", "text": "Left or right?"})
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    batch = dict(processor(text=[text], return_tensors="pt", **media))
-    # transformers 4.50 gives a plain list of seconds.
-    return {k: torch.tensor(v) if isinstance(v, list) else v for k, v in batch.items()}
+    return dict(processor(text=[text], return_tensors="pt", **media))
 
 
 def _qwen(family: str) -> Host:

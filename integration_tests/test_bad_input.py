@@ -10,7 +10,7 @@ from typing import Any
 import hosts
 import pytest
 import torch
-from hosts import Host, logits, patch
+from hosts import Host, freeze_host, logits, patch, train
 from torch import nn
 
 import vega3d
@@ -171,6 +171,38 @@ def test_a_prior_that_returns_nonsense(host: Host) -> None:
         model = vega3d.patch(host.build(), Broken(features), projector=hosts.PROJECTOR)
         with pytest.raises(errors.PriorError, match=match):
             logits(model, host.batch())
+
+
+def test_pixels_with_nan(host: Host) -> None:
+    model, batch = vega3d.patch(host.build(), Colours(), projector=hosts.PROJECTOR), host.batch()
+    batch["pixel_values"][3, 5] = torch.nan
+    with pytest.raises(errors.FramesError, match="pixels with NaN"):
+        logits(model, batch)
+    with pytest.raises(errors.FramesError, match="NaN"):
+        logits(patch(host.build()), batch)
+
+
+class Colours(vega3d.Prior):
+    """A third party's prior that checks nothing."""
+
+    feature_dim, fingerprint = 3, "colours"
+
+    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(frames, 4)
+
+
+def test_patching_in_inference_mode_leaves_a_branch_that_trains(host: Host) -> None:
+    model = host.build()
+    with torch.inference_mode():
+        patch(model)
+    freeze_host(model)
+    train(model, host.batch(), steps=1)
+
+
+def test_init_reaches_fusion_settings(host: Host) -> None:
+    for fusion in ("gated", {"name": "gated"}, vega3d.FusionSettings(name="gated", init="released")):
+        model = patch(host.build(), fusion=fusion, init="released")
+        assert vega3d.get_handle(model).settings.fusion.init == "released"
 
 
 def saved(folder: Path, **settings: Any) -> Path:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import vega3d
 from vega3d_plugin import doctor
+from vega3d_plugin.cli import output
 from vega3d_plugin.cli.app import app
 from vega3d_plugin.doctor import BRANCH_STEPS, HOST_STEPS, Baseline, Check, diagnose, examine
 from vega3d_plugin.errors import PatchError, SavedBranchError, UnknownNameError
@@ -252,6 +253,8 @@ def with_statistics(family: str, mean: list[float], std: list[float]) -> Any:
         (BROKEN_HALF, BROKEN_HALF, "in [-0.40, 1.5"),
         # In range, and only looking at the picture tells: everything is greyer.
         ([0.47, 0.47, 0.47], [0.15, 0.15, 0.15], "in [0.2"),
+        # Hardly off the picture, but enough to be refused by the prior.
+        ([0.481, 0.458, 0.408], [0.29, 0.282, 0.298], "in [-0.04, 1.05], off the picture by 0.0170"),
         # A shift of one channel.
         ([0.481, 0.458, 0.6], [0.269, 0.261, 0.276], "(0.481, 0.458, 0.6)"),
     ],
@@ -499,7 +502,7 @@ def test_a_branch_that_is_not_there_is_told_before_anything_is_loaded(branches: 
 def test_the_command_prints_a_line_for_each_check(
     folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(output.out, "width", 80)
     result = CliRunner().invoke(app, ["doctor", str(folder(FAMILY))])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
@@ -511,7 +514,7 @@ def test_the_command_prints_a_line_for_each_check(
 def test_the_command_fails_when_a_check_fails(
     folder: Callable[[str], Path], branches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(output.out, "width", 80)
     arguments = ["doctor", str(folder(FAMILY)), "--branch", str(branches / "wide")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
@@ -526,7 +529,7 @@ def test_the_command_fails_when_a_check_fails(
 
 
 def test_the_command_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(output.out, "width", 80)
     tiny_model(FAMILY).save_pretrained(tmp_path)
     with_statistics(FAMILY, BROKEN_HALF, BROKEN_HALF).save_pretrained(tmp_path)
     result = CliRunner().invoke(app, ["doctor", str(tmp_path)])

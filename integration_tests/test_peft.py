@@ -54,6 +54,7 @@ def test_lora_leaves_branch_and_prior_alone(host: Host, targets: object, order: 
         model = get_peft_model(patch(plain), config(targets, modules_to_save=["vega3d"]))
     else:
         model = patch(get_peft_model(plain, config(targets)))
+    assert model.peft_config["default"].modules_to_save == ["vega3d"]
     assert lora_modules(model)
     assert not [name for name in lora_modules(model) if "vega3d" in name]
     assert not [n for n, p in model.named_parameters() if "transformer" in n]

@@ -23,6 +23,7 @@ from vega3d_plugin.cli.app import HELP, app
 from vega3d_plugin.errors import SavedBranchError
 from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
 from vega3d_plugin.recipes import list_recipes
+from vega3d_plugin.scalars import learned_scalars
 from vega3d_qwen_vl.tiny import tiny_model
 
 SCRIPT = Path(sys.executable).with_name("vega3d")
@@ -32,6 +33,8 @@ KINDS = ("hosts", "priors", "fusers", "plugins", "recipes")
 @pytest.fixture(autouse=True)
 def _eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
+    # A console keeps the width that it found when it was made.
+    monkeypatch.setattr(output.out, "width", 80)
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.delenv("VEGA3D_TRACEBACK", raising=False)
 
@@ -155,9 +158,10 @@ def test_lists_are_those_of_the_library() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_name_stands_whole_in_a_narrow_table(kind: str) -> None:
+def test_every_name_stands_whole_in_a_narrow_table(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output.out, "width", 60)
     shown = run("ls", kind).stdout
-    assert max(len(line) for line in shown.splitlines()) <= 80
+    assert max(len(line) for line in shown.splitlines()) <= 60
     assert "…" not in shown
     for row in run_json("ls", kind):
         assert f"\n{row['name']} " in shown
@@ -284,6 +288,14 @@ def test_info_of_a_branch_whose_fuser_is_not_installed(saved: Path, tmp_path: Pa
     assert "residual_scale  0.137\n" in run("info", str(tmp_path)).stdout.replace("  \n", "\n")
 
 
+def test_the_start_of_a_scalar_is_that_of_its_settings() -> None:
+    tensors = {"fuser.residual_scale": torch.tensor([0.4]), "fuser.gate_projection.0.bias": torch.tensor([0.7])}
+    fusion = vega3d.FusionSettings(init="released", residual_scale=0.5)
+    (scalar,) = learned_scalars(tensors, fusion, 16)
+    assert (scalar.name, scalar.start) == ("residual_scale", 0.5)
+    assert scalar.value == pytest.approx(0.4)
+
+
 # doctor without a model; with one, see integration_tests/test_doctor.py.
 
 
@@ -361,7 +373,7 @@ def test_the_traceback_can_be_asked_for(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "argv", ["vega3d", "info", str(tmp_path / "nothing")])
     with pytest.raises(SavedBranchError) as caught:
         main()
-    assert caught.traceback[-1].name == "_locate"
+    assert caught.traceback[-1].name == "local_folder"
 
 
 def test_errors_are_red(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

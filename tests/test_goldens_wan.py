@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import goldens
@@ -31,9 +32,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prior(folder: Path, **settings: object) -> WanPrior:
-    loaded = vega3d.load_prior("wan2.1-t2v-1.3b", pretrained=folder, **{"size": (96, 160), **settings})
+    encoder = goldens.load("wan_t2v").info["encoder"]
+    size = (encoder["frame_height"], encoder["frame_width"])
+    loaded = vega3d.load_prior("wan2.1-t2v-1.3b", pretrained=folder, **{"size": size, **settings})
     assert isinstance(loaded, WanPrior)
     return loaded
+
+
+def found(name: str, pattern: str, part: str = "outputs") -> list[tuple[str, ...]]:
+    """The numbers in the names of a vector's tensors: which blocks, timesteps and lengths it pins."""
+    matches = [re.fullmatch(pattern, key) for key in getattr(goldens.load(name), part)]
+    numbers = sorted(match.groups() for match in matches if match)
+    assert numbers, (name, pattern)
+    return numbers
 
 
 def tokens(features: torch.Tensor) -> torch.Tensor:
@@ -50,54 +61,61 @@ def test_noise() -> None:
         assert goldens.error(noisy, golden.outputs[f"noisy_{pair['i']}"]) < 1e-6
 
 
-@pytest.mark.parametrize("shift", [1, 3, 5, 8])
-def test_schedule(shift: int) -> None:
+@pytest.mark.parametrize("shift", [shift for (shift,) in found("wan_noise", r"schedule_shift(\d+)_sigmas")])
+def test_schedule(shift: str) -> None:
     golden = goldens.load("wan_noise")
     sigmas, timesteps = schedule(float(shift))
     assert torch.equal(timesteps, golden.outputs[f"schedule_shift{shift}_timesteps"])
     assert goldens.error(sigmas, golden.outputs[f"schedule_shift{shift}_sigmas"][:1000]) < 1e-6
 
 
-@pytest.mark.parametrize("tap", [0, 1, 2, 3, -1])
+@pytest.mark.parametrize("tap", [int(tap) for (tap,) in found("wan_t2v", r"block(\d+)")])
 def test_blocks(folder: Path, tap: int) -> None:
     golden = goldens.load("wan_t2v")
-    features = prior(folder, tap=tap).features(golden.inputs["latents"][:, :, 0], golden.inputs["noise"][:, :, 0])
-    assert goldens.error(tokens(features), golden.outputs[f"block{tap % 4}"]) < TOLERANCE
+    blocks = golden.info["config"]["num_layers"]
+    for named in (tap, tap - blocks):
+        p = prior(folder, tap=named)
+        features = p.features(golden.inputs["latents"][:, :, 0], golden.inputs["noise"][:, :, 0])
+        assert goldens.error(tokens(features), golden.outputs[f"block{tap}"]) < TOLERANCE
 
 
-def test_other_timestep_and_shift(folder: Path) -> None:
+@pytest.mark.parametrize(("tap", "timestep", "shift"), found("wan_t2v", r"block(\d+)_t(\d+)_shift([\d.]+)"))
+def test_other_timestep_and_shift(folder: Path, tap: str, timestep: str, shift: str) -> None:
     golden = goldens.load("wan_t2v")
-    p = prior(folder, tap=1, timestep=700, shift=3.0)
+    p = prior(folder, tap=int(tap), timestep=int(timestep), shift=float(shift))
     features = p.features(golden.inputs["latents"][:, :, 0], golden.inputs["noise"][:, :, 0])
-    assert goldens.error(tokens(features), golden.outputs["block1_t700_shift3"]) < TOLERANCE
+    assert goldens.error(tokens(features), golden.outputs[f"block{tap}_t{timestep}_shift{shift}"]) < TOLERANCE
 
 
 def test_prompt_of_several_tokens(folder: Path) -> None:
     golden = goldens.load("wan_t2v")
-    p = prior(folder, tap=2)
+    ((tap,),) = found("wan_t2v", r"block(\d+)_context_multi")
+    p = prior(folder, tap=int(tap))
     p.context = golden.inputs["context_multi"]
     features = p.features(golden.inputs["latents"][:, :, 0], golden.inputs["noise"][:, :, 0])
-    assert goldens.error(tokens(features), golden.outputs["block2_context_multi"]) < TOLERANCE
+    assert goldens.error(tokens(features), golden.outputs[f"block{tap}_context_multi"]) < TOLERANCE
 
 
 def test_pooled_features_of_a_larger_map(folder: Path) -> None:
     golden = goldens.load("wan_t2v")
-    features = prior(folder, tap=2).features(
+    ((tap,),) = found("wan_t2v", r"block(\d+)_large_pooled14")
+    features = prior(folder, tap=int(tap)).features(
         golden.inputs["latents_large"][:, :, 0], golden.inputs["noise_large"][:, :, 0]
     )
     pooled = vega3d.align(features, vega3d.TokenGrid(1, 14, 14), space="adaptive_avg")
-    assert goldens.error(pooled, golden.outputs["block2_large_pooled14"]) < TOLERANCE
+    assert goldens.error(pooled, golden.outputs[f"block{tap}_large_pooled14"]) < TOLERANCE
 
 
 def test_frames_attend_to_each_other_in_context_views(folder: Path) -> None:
     golden = goldens.load("wan_t2v_clip")
-    p = prior(folder, tap=2, context="views")
+    ((tap,),) = found("wan_t2v_clip", r"block(\d+)")
+    p = prior(folder, tap=int(tap), context="views")
     latents, noise = (golden.inputs[key][0].transpose(0, 1) for key in ("latents", "noise"))
     features = p.features(latents, noise)
-    assert goldens.error(tokens(features).flatten(0, 1)[None], golden.outputs["block2"]) < TOLERANCE
+    assert goldens.error(tokens(features).flatten(0, 1)[None], golden.outputs[f"block{tap}"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("frames", [1, 5, 9])
+@pytest.mark.parametrize("frames", [int(n) for (n,) in found("wan_vae", r"video_t(\d+)", "inputs")])
 def test_vae(folder: Path, frames: int) -> None:
     golden = goldens.load("wan_vae")
     video = golden.inputs[f"video_t{frames}"]
@@ -109,11 +127,19 @@ def test_vae(folder: Path, frames: int) -> None:
 
 def test_frames_to_features(folder: Path) -> None:
     golden = goldens.load("wan_t2v_e2e")
-    p = prior(folder, tap=2)
+    config = golden.info["config"]
+    tap = config["feat_block_idx"]
+    p = prior(
+        folder,
+        tap=tap,
+        size=(config["frame_height"], config["frame_width"]),
+        timestep=config["timestep"],
+        shift=config["shift"],
+    )
     assert goldens.error(p.encode(golden.inputs["frames"])[:, :, None], golden.outputs["latents"]) < TOLERANCE
     features = p(golden.inputs["frames"], noise=golden.inputs["noise"][:, :, 0])
-    pooled = vega3d.align(features, vega3d.TokenGrid(2, 14, 14), space="adaptive_avg")
-    assert goldens.error(pooled, golden.outputs["block2_pooled14"]) < TOLERANCE
+    pooled = vega3d.align(features, vega3d.TokenGrid(features.shape[0], 14, 14), space="adaptive_avg")
+    assert goldens.error(pooled, golden.outputs[f"block{tap}_pooled14"]) < TOLERANCE
 
 
 def test_resize_and_crop() -> None:

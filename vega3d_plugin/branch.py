@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .alignment import align
 from .clips import Clip, TokenGrid
 from .config import BranchSettings
-from .errors import AlignmentError, FrozenBranchError, PriorError
+from .errors import AlignmentError, FramesError, FrozenBranchError, PriorError
 from .features.store import FeatureStore, dtype_key
 from .fusers.build import build_fuser
 from .priors.base import Prior
@@ -169,6 +169,11 @@ class GenerativeBranch(nn.Module):
                 f"expected a feature map [T', {self.prior.feature_dim}, h, w]."
             )
         if not bool(torch.isfinite(features).all()):
+            if not bool(torch.isfinite(clip.frames).all()):
+                raise FramesError(
+                    f"Host {self.host!r} was given pixels with NaN or infinity, in a clip of frames "
+                    f"{list(clip.frames.shape)}. Look at what the data pipeline makes of this image or video."
+                )
             raise PriorError(
                 f"Prior {type(self.prior).__name__} returned NaN or infinity in {features.dtype}. "
                 "Use dtype bfloat16 or float32 for the prior."

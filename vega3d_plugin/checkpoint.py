@@ -10,8 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import SavedBranchError, near_misses
+from .errors import SavedBranchError
 from .record import check_record, decode_record
+from .sources import fetch, local_folder
 
 CONFIG_FILE = "vega3d_config.json"
 WEIGHTS_FILE = "vega3d.safetensors"
@@ -41,7 +42,10 @@ def read_saved(source: str | Path, *, revision: str | None = None, token: str | 
     Raises:
         SavedBranchError: no such folder, nothing of a branch in it, or files that are damaged.
     """
-    folder = _locate(source, revision, token)
+    patterns = [CONFIG_FILE, WEIGHTS_FILE, "adapter_model*"]
+    folder = local_folder(source, SavedBranchError)
+    if folder is None:
+        folder = fetch(str(source), patterns, SavedBranchError, revision=revision, token=token)
     if (folder / CONFIG_FILE).is_file():
         if not (folder / WEIGHTS_FILE).is_file():
             raise SavedBranchError(f"{folder} is half there: {CONFIG_FILE} without {WEIGHTS_FILE}.")
@@ -62,25 +66,6 @@ def read_saved(source: str | Path, *, revision: str | None = None, token: str | 
         f"{folder} holds no branch: no {CONFIG_FILE}, and no tensors named '*{MARK}*' in "
         f"{', '.join(searched) or 'any checkpoint file'}. With PEFT, train with modules_to_save=['vega3d']."
     )
-
-
-def _locate(source: str | Path, revision: str | None, token: str | None) -> Path:
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    name = str(source)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise SavedBranchError(f"The folder {folder} does not exist.{near_misses(folder.name, siblings)}")
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = [CONFIG_FILE, WEIGHTS_FILE, "adapter_model*"]
-        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=patterns))
-    except Exception as error:
-        raise SavedBranchError(
-            f"{name!r} is no folder here and could not be fetched from the hub ({type(error).__name__}: {error})."
-        ) from error
 
 
 def _read(file: Path, mark: str = "") -> dict[str, Tensor]:

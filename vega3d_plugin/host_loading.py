@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from .checkpoint import CONFIG_FILE
-from .errors import HostError, near_misses
+from .errors import HostError
 from .patching import find_host
+from .sources import local_folder
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -150,14 +151,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _folder_or_id(source: str | Path) -> str:
-    folder = Path(source).expanduser()
-    name = str(source)
-    if folder.is_dir():
-        return str(folder)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        siblings = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise HostError(f"The folder {folder} does not exist.{near_misses(folder.name, siblings)}")
-    return name
+    return str(local_folder(source, HostError) or source)
 
 
 def _not_a_model(source: str) -> str:

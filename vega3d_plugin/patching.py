@@ -136,9 +136,11 @@ def patch(
         store = FeatureStore(store)
     if store is not None:
         store.bind(loaded)
-    branch = GenerativeBranch(settings, loaded, seam, adapter.name, store)
     seam_module = base.get_submodule(seam.path)
-    branch.to(**_placement(seam_module))
+    # Parameters made in inference mode could never be trained.
+    with torch.inference_mode(False):
+        branch = GenerativeBranch(settings, loaded, seam, adapter.name, store)
+        branch.to(**_placement(seam_module))
     branch.train(seam_module.training)
     hook = plugin_manager().hook
     hook.vega3d_before_patch(model=model, settings=settings)
@@ -229,11 +231,13 @@ def _settings(
             chosen = {} if prior == DEFAULT_PRIOR and "prior" in values else {"name": prior}
         extra = {**prior_settings, **({} if pretrained is None else {"pretrained": pretrained})}
         values["prior"] = {**values.get("prior", {}), **chosen, **extra}
-    if isinstance(fusion, FusionSettings | Mapping):
-        values["fusion"] = fusion if isinstance(fusion, FusionSettings) else dict(fusion)
+    if isinstance(fusion, FusionSettings):
+        values["fusion"] = fusion.model_dump(exclude_unset=True)
+    elif isinstance(fusion, Mapping):
+        values["fusion"] = dict(fusion)
     elif fusion != DEFAULT_FUSION or "fusion" not in values:
         values["fusion"] = {**values.get("fusion", {}), "name": fusion}
-    if init != "identity" and isinstance(values["fusion"], dict):
+    if init != "identity" and isinstance(values["fusion"], Mapping):
         values["fusion"] = {**values["fusion"], "init": init}
     if projector is not None:
         values["projector"] = {"name": projector} if isinstance(projector, str) else projector

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import HostError
+from ..host_loading import load_host, load_processor, read_source
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,17 @@ def tiny_host() -> DemoHost:
 
 
 def real_host(source: str) -> DemoHost:
-    """A model from a folder or the hub, in bfloat16 on a GPU where there is one.
+    """A model from a folder or the hub, in the dtype it was saved in on a GPU, in float32 on a CPU.
 
     Raises:
         HostError: it cannot be loaded.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
+    found = read_source(source)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
 
     def build() -> nn.Module:
-        model: nn.Module = AutoModelForImageTextToText.from_pretrained(source, torch_dtype=dtype).to(device).eval()
-        return model
+        model = load_host(found, device=device).model
+        # Where bfloat16 is slow and the demo compares bits.
+        return model if device == "cuda" else model.float()
 
-    try:
-        return DemoHost(build, AutoProcessor.from_pretrained(source), tiny=False)
-    except (OSError, ValueError) as error:
-        raise HostError(
-            f"The host {source!r} cannot be loaded: {error} Pass --host a folder with config.json, weights and the "
-            "processor's files, or a hub id such as Qwen/Qwen2.5-VL-3B-Instruct."
-        ) from error
+    return DemoHost(build, load_processor(source), tiny=False)

@@ -51,6 +51,9 @@ class Prior(ABC):
         """
         return None
 
+    def __copy__(self) -> Prior:
+        return self
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Prior:
         return self
 

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..config import PriorSettings
-from ..errors import CheckpointError, PromptError, near_misses
+from ..errors import CheckpointError, PromptError
+from ..sources import fetch, local_folder
 from .base import Prior
 from .empty_prompt import empty_prompt
 from .wan import WanPrior, resolved_tap
@@ -70,33 +71,13 @@ def locate(settings: PriorSettings) -> tuple[Path, bool]:
     source = settings.pretrained
     if not source:
         raise CheckpointError(f"Prior {settings.name!r} needs `pretrained`: a folder or a hub id.")
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path, True
-    if path.exists():
-        raise CheckpointError(f"Prior {settings.name!r}: {path} is a file; `pretrained` takes the checkpoint's folder.")
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
-    if looks_local or path.parent.is_dir():
-        hint = (
-            near_misses(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()])
-            if path.parent.is_dir()
-            else ""
-        )
-        if looks_local or hint:
-            raise CheckpointError(f"Prior {settings.name!r}: the folder {path} does not exist.{hint}")
-    return _download(settings, WEIGHT_PATTERNS), False
+    folder = local_folder(source, CheckpointError, f"Prior {settings.name!r}")
+    return (folder, True) if folder is not None else (_download(settings, WEIGHT_PATTERNS), False)
 
 
 def _download(settings: PriorSettings, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(settings.pretrained, revision=settings.revision, allow_patterns=patterns))
-    except Exception as error:
-        raise CheckpointError(
-            f"Prior {settings.name!r}: {settings.pretrained!r} is no folder here and could not be fetched from the hub "
-            f"({type(error).__name__}: {error}). Pass `pretrained=` a folder in diffusers' or the original layout."
-        ) from error
+    hint = f"Prior {settings.name!r}: pass `pretrained=` a folder in diffusers' or the original layout."
+    return fetch(str(settings.pretrained), patterns, CheckpointError, revision=settings.revision, hint=hint)
 
 
 def find_layout(folder: Path) -> Layout:

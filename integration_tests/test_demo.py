@@ -1,0 +1,74 @@
+"""The demo does the whole job, reports what went wrong, and takes the user's own video and host."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vega3d_plugin import errors
+from vega3d_plugin.demo import job
+from vega3d_plugin.demo.job import Job, run
+from vega3d_plugin.demo.room import render_room
+from vega3d_plugin.demo.video import write_video
+from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
+
+
+def test_the_embedded_default(tmp_path: Path) -> None:
+    said: list[str] = []
+    report = run(Job(tmp_path, steps=20, questions=6), said.append)
+    assert report.passed, [check for check in report.checks if check.passed is False]
+    assert sum(check.passed is True for check in report.checks) >= 8
+    assert len(said) == 7
+    for path in report.files.values():
+        assert path.exists()
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["passed"]
+    assert [check["name"] for check in written["checks"]] == [check.name for check in report.checks]
+    geometry = np.load(tmp_path / "room.npz")
+    assert {"depth", "world_to_camera", "intrinsics"} <= set(geometry.files)
+    for name in ("gates.png", "features.png"):
+        picture = np.asarray(Image.open(tmp_path / name).convert("RGB"))
+        assert picture.std() > 20
+
+
+def test_a_broken_promise_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaky(model: torch.nn.Module) -> torch.nn.Module:
+        return model
+
+    monkeypatch.setattr(job, "unpatch", leaky)
+    report = run(Job(tmp_path, steps=20, questions=6))
+    assert not report.passed
+    failed = [check.name for check in report.checks if check.passed is False]
+    assert failed == ["unpatch gives the base back", "no key of the branch is left"]
+
+
+def test_the_users_own_video_and_host(tmp_path: Path) -> None:
+    video, host = tmp_path / "mine.mp4", tmp_path / "host"
+    write_video(video, render_room(12, (96, 128), seed=3).frames)
+    tiny_model().save_pretrained(host)
+    tiny_processor().save_pretrained(host)
+    report = run(Job(tmp_path / "out", host=str(host), video=video, question="Is it a room?", steps=2, questions=4))
+    names = [check.name for check in report.checks]
+    assert "answer to 'Is it a room?'" in names
+    fresh = next(check for check in report.checks if check.name == "fresh patch changes nothing")
+    assert fresh.passed
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"video": Path("mine.mp4")}, errors.SettingsError, "go together"),
+        ({"question": "What?"}, errors.SettingsError, "go together"),
+        ({"video": Path("none.mp4"), "question": "What?"}, errors.VideoError, "does not exist"),
+        ({"host": "/no/such/host"}, errors.HostError, "does not exist"),
+        ({"prior": "tiny-wann"}, errors.Vega3dError, "tiny-wan"),
+    ],
+)
+def test_mistakes(tmp_path: Path, options: dict, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        run(Job(tmp_path, steps=2, questions=4, **options))
