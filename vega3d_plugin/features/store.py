@@ -74,8 +74,11 @@ class FeatureStore:
         if path is None or not path.is_file():
             return None
         try:
-            # A copy: mapped files are aligned differently from fresh memory, and kernels round by alignment.
-            features = load_file(path)["features"].clone()
+            mapped = load_file(path)["features"]
+            # A copy: mapped files are aligned differently from fresh memory, and kernels round by alignment. In the
+            # layout that the branch wants, so that it need not convert it on every hit.
+            layout = torch.channels_last if mapped.ndim == 4 else torch.preserve_format
+            features = torch.empty_like(mapped, memory_format=layout).copy_(mapped)
         except (SafetensorError, KeyError, OSError) as error:
             raise StoreError(f"{path} is damaged ({error}). Delete it, and it will be computed again.") from error
         self._remember(key, features)
@@ -83,10 +86,10 @@ class FeatureStore:
 
     def put(self, key: str, features: Tensor) -> None:
         """Keep the feature map ``[T', C, h, w]`` of a clip."""
-        features = features.detach().to("cpu", copy=True).contiguous()
+        features = features.detach().to("cpu", copy=True)
         path = self._path(key)
         if path is not None:
-            write_atomically(path, lambda temporary: save_file({"features": features}, temporary))
+            write_atomically(path, lambda temporary: save_file({"features": features.contiguous()}, temporary))
         self._remember(key, features)
 
     def __contains__(self, key: str) -> bool:
