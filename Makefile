@@ -31,7 +31,7 @@ test-classic: $(CLASSIC)/.done
 	$(CLASSIC)/bin/$(PYTEST)
 
 bench: $(MODERN)/.done
-	OMP_NUM_THREADS= $(MODERN)/bin/python benchmarks/patch_overhead.py
+	env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/patch_overhead.py
 
 $(MODERN)/.done: pyproject.toml requirements/modern.txt
 	$(PYTHON) -m venv $(MODERN)
