@@ -18,10 +18,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 import vega3d
+from vega3d_plugin import checks as questions
 from vega3d_plugin import doctor
+from vega3d_plugin.checks import Baseline, Check
 from vega3d_plugin.cli import output
 from vega3d_plugin.cli.app import app
-from vega3d_plugin.doctor import BRANCH_STEPS, HOST_STEPS, Baseline, Check, diagnose, examine
+from vega3d_plugin.doctor import BRANCH_STEPS, HOST_STEPS, diagnose, examine
 from vega3d_plugin.errors import PatchError, SavedBranchError, UnknownNameError
 from vega3d_plugin.probe import Probe, make_probe
 from vega3d_qwen_vl.tiny import available_families, tiny_model, tiny_processor
@@ -263,7 +265,7 @@ def test_wrong_pixel_statistics(
     model: nn.Module, probe: Probe, mean: list[float], std: list[float], shown: str
 ) -> None:
     vega3d.patch(model, hosts_prior(), processor=with_statistics(FAMILY, mean, std))
-    check = doctor.check_pixels(model, probe)
+    check = questions.check_pixels(model, probe)
     assert check.status == "FAIL"
     assert "the pixel statistics are wrong" in check.measured
     assert shown in check.measured
@@ -275,7 +277,7 @@ def test_a_wrong_guess_of_the_family(processor: Any) -> None:
     model = tiny_model(FAMILY)
     unusual = with_statistics(FAMILY, BROKEN_HALF, BROKEN_HALF)
     vega3d.patch(model, hosts_prior())
-    check = doctor.check_pixels(model, make_probe(unusual, model))
+    check = questions.check_pixels(model, make_probe(unusual, model))
     assert check.status == "FAIL"
     assert "from the family" in check.measured
     vega3d.unpatch(model)
@@ -294,7 +296,7 @@ def test_pixels_in_another_order(model: nn.Module, probe: Probe) -> None:
     hosts.patch(model)
     order = torch.randperm(probe.picture["pixel_values"].shape[0], generator=torch.Generator().manual_seed(0))
     picture = {**probe.picture, "pixel_values": probe.picture["pixel_values"][order]}
-    check = doctor.check_pixels(model, Probe(picture, probe.black, probe.white, None, ""))
+    check = questions.check_pixels(model, Probe(picture, probe.black, probe.white, None, ""))
     assert check.status == "FAIL"
     assert "does not see the picture" in check.measured
 
@@ -351,22 +353,22 @@ def test_a_seam_that_is_not_called(model: nn.Module, processor: Any, monkeypatch
 def test_a_patch_that_is_not_invisible(model: nn.Module, probe: Probe) -> None:
     baseline = Baseline.of(model, probe.picture)
     hosts.patch(model, init="released")
-    check = doctor.check_identity(model, baseline)
+    check = questions.check_identity(model, baseline)
     assert check.status == "FAIL"
     assert "logits differ by up to" in check.measured
 
 
 def test_an_unpatch_that_leaves_something_behind(model: nn.Module, probe: Probe) -> None:
     baseline = Baseline.of(model, probe.picture)
-    assert doctor.check_unpatch(model, baseline).status == "PASS"
+    assert questions.check_unpatch(model, baseline).status == "PASS"
     model.lm_head.register_buffer("forgotten", torch.zeros(1))
-    check = doctor.check_unpatch(model, baseline)
+    check = questions.check_unpatch(model, baseline)
     assert check.status == "FAIL"
     assert "lm_head.forgotten" in check.measured
     del model.lm_head.forgotten
     with torch.no_grad():
         model.lm_head.weight.mul_(2)
-    assert doctor.check_unpatch(model, baseline).status == "FAIL"
+    assert questions.check_unpatch(model, baseline).status == "FAIL"
 
 
 def test_a_host_that_is_not_deterministic(model: nn.Module, processor: Any) -> None:
@@ -430,16 +432,16 @@ def test_a_shut_branch_fails_although_the_host_sees(family: str) -> None:
     """Black against white moves the host's answer on every way there is, and the check `branch` sees none of it."""
     model, processor = tiny_model(family), tiny_processor(family)
     probe = make_probe(processor, model)
-    assert doctor.check_vision(model, probe, Baseline.of(model, probe.picture)).status == "PASS"
+    assert questions.check_vision(model, probe, Baseline.of(model, probe.picture)).status == "PASS"
     hosts.patch(model)
-    check = doctor.check_branch(model, probe)
+    check = questions.check_branch(model, probe)
     assert check.status == "FAIL"
     assert "the branch has no effect" in check.measured
     with torch.no_grad():
         vega3d.get_handle(model).branch.fuser.residual_scale.fill_(0.1)
-    assert doctor.check_branch(model, probe).status == "PASS"
+    assert questions.check_branch(model, probe).status == "PASS"
     with vega3d.zeroed(model):
-        assert doctor.check_branch(model, probe).status == "FAIL"
+        assert questions.check_branch(model, probe).status == "FAIL"
 
 
 # A saved branch.

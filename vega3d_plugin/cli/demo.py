@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -39,16 +38,16 @@ def demo(
         vega3d demo --host ... --prior ... --video kitchen.mp4 --question "Is the kettle left of the sink?"
     """
     from vega3d_plugin.demo.job import Job, run
-    from vega3d_plugin.warnings import Vega3dWarning
+    from vega3d_plugin.host_loading import quiet_transformers
+    from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
 
-    # The libraries' own remarks (deprecations, label names) would bury ours.
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore", FutureWarning)
     console = Console()
     job = Job(out, host, prior, pretrained, video, question, steps, questions, seed)
-    with warnings.catch_warnings():
+    # The libraries' own remarks (deprecations, label names) would bury ours.
+    with warnings.catch_warnings(), quiet_transformers():
+        warnings.simplefilter("ignore", FutureWarning)
         if prior == "tiny-wan":
-            warnings.simplefilter("ignore", Vega3dWarning)
+            warnings.simplefilter("ignore", RandomWeightsWarning)
             console.print(
                 "[yellow]tiny-wan has random weights: it knows nothing about space. This shows that the parts work.[/]"
             )

@@ -29,7 +29,7 @@ from .ls import plugin_cell
 from .output import GAP, err, out, print_json, print_table, stacked, table
 
 if TYPE_CHECKING:
-    from ..doctor import Check
+    from ..checks import Check
 
 COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red", "SKIP": "dim"}
 
