@@ -161,3 +161,39 @@ def test_a_store_changes_nothing(host: Host, tmp_path) -> None:
         for _ in range(2):
             assert torch.equal(logits(model, batch), expected)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 3
+
+
+class Causal(vega3d.Prior):
+    """One step for the first frame, one for the rest, as a causal video VAE would have; and says so."""
+
+    feature_dim, fingerprint = 3, "causal"
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        small = torch.nn.functional.adaptive_avg_pool2d(frames, (4, 6))
+        return torch.stack([small[0], small[1:].mean(dim=0)])
+
+    def spans(self, frames: int, steps: int) -> list[tuple[float, float]]:
+        return [(0.0, 1 / frames), (1 / frames, 1.0)]
+
+
+def test_the_priors_own_spans_are_used_in_time() -> None:
+    model = vega3d.patch(hosts.HOSTS[0].build(), Causal(), projector=hosts.PROJECTOR)
+    branch = vega3d.get_handle(model).branch
+    clip = vega3d.Clip(torch.rand(6, 3, 56, 84), vega3d.TokenGrid(3, 2, 3))
+    patches = vega3d.TokenGrid(3, 4, 6)
+    with torch.no_grad():
+        tokens = branch.generative_tokens([clip], torch.device("cpu"), torch.float32)
+        features = branch.prior(clip.frames)
+        told, untold = (vega3d.align(features, patches, spans=s) for s in (branch.prior.spans(6, 2), None))
+        expected, wrong = (branch.projector(x.permute(0, 2, 3, 1).contiguous()) for x in (told, untold))
+    torch.testing.assert_close(tokens, expected)
+    assert not torch.allclose(tokens, wrong)
+
+
+def test_features_have_one_layout_wherever_they_come_from(tmp_path) -> None:
+    clip = vega3d.Clip(torch.rand(2, 3, 56, 84), vega3d.TokenGrid(1, 2, 3))
+    for store in (None, tmp_path, tmp_path):
+        model = vega3d.patch(hosts.HOSTS[0].build(), Watching(), projector=hosts.PROJECTOR, store=store)
+        for _ in range(2):
+            features = vega3d.get_handle(model).branch.features(clip)
+            assert features.is_contiguous(memory_format=torch.channels_last)
