@@ -256,6 +256,20 @@ def test_a_batch_without_images_touches_every_parameter(host: Host) -> None:
     assert all(g is not None and not bool(g.any()) for g in grads)
 
 
+def test_a_forward_that_broke_off_does_not_count_for_the_next(host: Host) -> None:
+    model, text = patch(host.build()), host.text_batch()
+    freeze_host(model)
+    model.train()
+    broken = host.batch()
+    # One placeholder too few: the host notices after it has encoded the images.
+    placeholders = (broken["input_ids"] == model.config.image_token_id).nonzero()
+    broken["input_ids"][tuple(placeholders[-1])] = 0
+    with pytest.raises((ValueError, RuntimeError), match="do not match"):
+        model(**broken)
+    model(**text, labels=text["input_ids"]).loss.backward()
+    assert all(p.grad is not None for p in vega3d.get_handle(model).parameters())
+
+
 # Promise 5: saving.
 
 

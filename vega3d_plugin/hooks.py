@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .branch import GenerativeBranch, active_branch
+from .branch import active_branch
 from .errors import HostError
 from .seams import SeamCall
 from .warnings import Vega3dWarning
@@ -51,14 +51,18 @@ class BranchHook:
 
 
 class BeforeForward(BranchHook):
-    """Forward pre-hook: note which images belong to which sample."""
+    """Forward pre-hook: forget a call that was broken off, and note which images belong to which sample."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """See the class."""
         branch = active_branch(self.child(module))
+        arguments = _named(args, kwargs)
+        if branch.seam.reader.visual_input(arguments) is None:
+            # Left from a forward that raised, or from images encoded on their own: taken for this call's, a batch
+            # without images would leave the branch out of the graph.
+            branch.fired = 0
         if branch.settings.images != "scene":
             return
-        arguments = _named(module, args, kwargs)
         branch.samples = branch.seam.reader.image_samples(module, arguments)
         if branch.fired and branch.samples is None and _distinct_prompts(arguments) > 1:
             # `generate` encodes images before it shows the prompts, so a batch cannot be split into scenes.
@@ -80,7 +84,7 @@ class AfterForward(BranchHook):
         fired, branch.fired, branch.samples = branch.fired, 0, None
         if fired:
             return None
-        source = branch.seam.reader.visual_input(_named(module, args, kwargs))
+        source = branch.seam.reader.visual_input(_named(args, kwargs))
         if source is not None:
             warnings.warn(
                 f"Host {branch.host!r} received {source!r} in this call, but {branch.seam.path!r} was not called, so "
@@ -90,11 +94,11 @@ class AfterForward(BranchHook):
                 stacklevel=2,
             )
         if module.training and torch.is_grad_enabled() and branch.enabled:
-            return _attach(output, child(None))
+            return _keep_in_graph(output, child(None))
         return None
 
 
-def _attach(output: Any, zero: Tensor) -> Any:
+def _keep_in_graph(output: Any, zero: Tensor) -> Any:
     """Add a zero that depends on the branch's parameters to whatever the loss will be computed from."""
     if isinstance(output, Tensor):
         return output + zero.to(output)
@@ -110,7 +114,7 @@ def _attach(output: Any, zero: Tensor) -> Any:
     return output
 
 
-def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+def _named(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     """Arguments by name; hosts are called with keywords, but the first may be positional."""
     return {"input_ids": args[0], **kwargs} if args else kwargs
 
@@ -121,4 +125,4 @@ def _distinct_prompts(arguments: Mapping[str, Any]) -> int:
     return 0 if ids is None else int(torch.unique(ids, dim=0).shape[0])
 
 
-__all__ = ["CHILD", "AfterForward", "BeforeForward", "GenerativeBranch", "SeamMissedWarning", "fuse_at_seam"]
+__all__ = ["CHILD", "AfterForward", "BeforeForward", "SeamMissedWarning", "fuse_at_seam"]
