@@ -179,11 +179,11 @@ DIFFUSERS_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no vae config": (lambda f: (f / "vae" / "config.json").unlink(), r"vae is half there: config\.json is missing"),
     "no weights": (
         lambda f: (f / "transformer" / "diffusion_pytorch_model.safetensors").unlink(),
-        r"transformer has no diffusion_pytorch_model\*\.safetensors\. Found: config\.json",
+        r"transformer is half there: it has no diffusion_pytorch_model\*\.safetensors\. Found: config\.json",
     ),
     "no vae weights": (
         lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(),
-        r"vae has no diffusion_pytorch_model",
+        r"vae is half there: it has no diffusion_pytorch_model",
     ),
     "broken config": (lambda f: (f / "vae" / "config.json").write_text("{"), r"vae.config\.json is no valid JSON"),
     "binary config": (lambda f: (f / "vae" / "config.json").write_bytes(b"\xff"), r"vae.config\.json is no valid JSON"),
@@ -218,7 +218,7 @@ DIFFUSERS_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
             f / "transformer" / "diffusion_pytorch_model.safetensors",
             lambda tensors: {k: v for k, v in tensors.items() if k != "patch_embedding.bias"},
         ),
-        r"does not fit WanTransformer3DModel(?s:.*)Missing key.*patch_embedding\.bias",
+        r"does not fit WanTransformer3DModel(?s:.*)missing patch_embedding\.bias",
     ),
 }
 

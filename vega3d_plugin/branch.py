@@ -135,10 +135,7 @@ class GenerativeBranch(nn.Module):
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
             if self.store is None:
                 return _channels_last(self._extract(clip))
-            wanted = self.prior.settings.dtype if self.prior.settings else None
-            if wanted is None and device == "cuda":
-                wanted = "bfloat16"
-            key = dtype_key(clip.key, getattr(torch, wanted) if wanted else None)
+            key = dtype_key(clip.key, self.prior.dtype_on(clip.frames.device))
             features = self.store.get(key)
             if features is None:
                 features = _channels_last(self._extract(clip))

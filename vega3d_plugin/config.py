@@ -85,11 +85,20 @@ class PriorSettings(Settings):
         context: how much of a clip the prior sees at once: ``frame``: each frame alone, as released; ``views``: every
             frame its own latent frame, attended jointly (sparse views); ``video``: the causal video VAE.
         seed: of the noise; one seed gives a clip one feature map.
-        chunk_frames: frames per forward in context ``frame``, and per VAE call in ``views``; changes memory, not
-            features.
+        preset: ``released``: the oddities of the released code, for checkpoints trained with it; what it sets can be
+            seen with ``vega3d prior info``, and is overruled by what is given beside it.
+        window: contexts ``views`` and ``video``: latent steps that are attended jointly; longer clips are cut into
+            overlapping windows. None: the prior's own, about the length it was trained on.
+        overlap: steps that neighbouring windows share at least; features are averaged there.
+        chunk_frames: frames per forward where each is on its own (context ``frame``; the VAE in ``views``); changes
+            memory, not features. None: as many as ``max_tokens`` allows.
+        max_tokens: tokens of the denoiser per forward in context ``frame``; changes memory, not features.
+        fast: the exact reductions of the fast path: true, false, or a list of their names (``vega3d prior info``).
+        compile: ``torch.compile`` the blocks; the first clip of every size and length then takes up to minutes.
+        offload: between calls the prior waits in the CPU's memory.
         dtype: compute dtype; default bfloat16 on CUDA, float32 elsewhere.
         device: where the prior lives; default: wherever the frames are.
-        options: settings of a third party's prior.
+        options: settings of one family of priors alone (``vega3d prior info``).
     """
 
     name: str = "wan2.1-t2v-1.3b"
@@ -102,7 +111,14 @@ class PriorSettings(Settings):
     resize: Literal["crop", "stretch"] = "crop"
     context: Literal["frame", "views", "video"] = "frame"
     seed: Int = 0
-    chunk_frames: Int = Field(default=4, ge=1)
+    preset: str | None = None
+    window: Positive | None = None
+    overlap: Int = Field(default=4, ge=0)
+    chunk_frames: Positive | None = None
+    max_tokens: Positive = 16384
+    fast: bool | tuple[str, ...] = True
+    compile: Annotated[bool, Field(strict=True)] = False
+    offload: Annotated[bool, Field(strict=True)] = False
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
@@ -120,6 +136,10 @@ class PriorSettings(Settings):
         if isinstance(value, torch.dtype):
             return str(value).removeprefix("torch.")
         return str(value) if isinstance(value, Path | torch.device) else value
+
+
+class NoOptions(Settings):
+    """Of a prior that has no settings of its own."""
 
 
 class FusionSettings(Settings):
@@ -195,7 +215,7 @@ def _report(cls: type[Settings], error: ValidationError, where: str) -> str:
         path = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             known = _fields_at(cls, item["loc"][:-1])
-            message = f"unknown key.{near_misses(str(item['loc'][-1]), known)} Known: {', '.join(known)}."
+            message = f"unknown key.{near_misses(str(item['loc'][-1]), known)} Known: {', '.join(known) or 'none'}."
         else:
             message = item["msg"].removeprefix("Value error, ")
             if item["type"] != "value_error":

@@ -140,7 +140,7 @@ def _prior(
     recorded = record["prior"].get("name")
     if isinstance(prior, Prior):
         return prior
-    harmless = {"device", "dtype", "chunk_frames"}
+    harmless = {"device", "dtype", "chunk_frames", "max_tokens", "fast", "compile", "offload"}
     if set(overrides) - harmless and allow_prior is None:
         raise SavedBranchError(
             f"{saved.where} was trained with its prior's own settings; {', '.join(sorted(set(overrides) - harmless))} "

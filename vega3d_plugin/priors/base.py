@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ..alignment import Span
 
 if TYPE_CHECKING:
-    from ..config import PriorSettings
+    from ..config import PriorSettings, Settings
 
 
 class Prior(ABC):
@@ -51,6 +52,10 @@ class Prior(ABC):
         """
         return None
 
+    def dtype_on(self, device: torch.device) -> torch.dtype | None:
+        """The dtype it computes in on a device, where it knows; None where it does not matter."""
+        return getattr(torch, self.settings.dtype) if self.settings and self.settings.dtype else None
+
     def __copy__(self) -> Prior:
         return self
 
@@ -70,6 +75,10 @@ class PriorSpec:
         feature_dim: channels of its feature map, when known before loading.
         contexts: the ``context`` settings that make sense.
         defaults: settings that differ from those of :class:`~vega3d_plugin.config.PriorSettings`.
+        presets: settings by the name of a preset (``released``).
+        options: a :class:`~vega3d_plugin.config.Settings` class for settings of this family alone; None takes any.
+        licence: of the weights, one line; the source's own page decides.
+        parameters: of what is loaded with the default tap, in billions, when known.
     """
 
     name: str
@@ -79,3 +88,7 @@ class PriorSpec:
     feature_dim: int | None = None
     contexts: tuple[str, ...] = ("frame",)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options: type[Settings] | None = None
+    licence: str = ""
+    parameters: float | None = None

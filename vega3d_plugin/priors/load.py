@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..config import PriorSettings
-from ..errors import PriorError
+from ..errors import PriorError, SettingsError, near_misses
 from ..plugins import plugin_manager
 from .base import Prior
 
@@ -20,6 +20,7 @@ def load_prior(
     *,
     pretrained: str | Path | None = None,
     revision: str | None = None,
+    preset: str | None = None,
     timestep: int | None = None,
     shift: float | None = None,
     tap: int | None = None,
@@ -27,10 +28,17 @@ def load_prior(
     resize: str | None = None,
     context: str | None = None,
     seed: int | None = None,
+    window: int | None = None,
+    overlap: int | None = None,
     chunk_frames: int | None = None,
+    max_tokens: int | None = None,
+    fast: bool | Sequence[str] | None = None,
+    compile: bool | None = None,
+    offload: bool | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     options: Mapping[str, Any] | None = None,
+    **own: Any,
 ) -> Prior:
     """Load a frozen prior.
 
@@ -38,6 +46,7 @@ def load_prior(
         name: a registered prior (:func:`list_priors`), or complete settings.
         pretrained: hub id or folder; default: the prior's own source.
         revision: of the hub repository.
+        preset: ``released`` for the oddities of the released code.
         timestep: noise level, 0 to 1000; default 300.
         shift: of the schedule; default 5.0.
         tap: block whose output is the feature, negative from the end; default: the prior's own (20 for Wan 1.3B).
@@ -45,10 +54,15 @@ def load_prior(
         resize: ``crop`` (default, as released) or ``stretch``.
         context: ``frame`` (default, as released), ``views`` or ``video``.
         seed: of the noise; default 0.
-        chunk_frames: frames per forward; changes memory, not features.
+        window, overlap: latent steps attended jointly in ``views`` and ``video``, and how many neighbours share.
+        chunk_frames, max_tokens: frames or tokens per forward; change memory, not features.
+        fast: exact reductions of the work: True (default), False, or a list of names.
+        compile: ``torch.compile`` the blocks; default False.
+        offload: wait in the CPU's memory between calls; default False.
         dtype: compute dtype; default bfloat16 on CUDA, else float32.
         device: default: wherever the frames are.
-        options: of a third party's prior.
+        options: settings of this family of priors alone; each may also be given by its name, as in
+            ``load_prior("wan2.1-vace-1.3b", reference="none")``.
 
     Raises:
         UnknownNameError, SettingsError: unknown name or wrong settings.
@@ -59,9 +73,11 @@ def load_prior(
     else:
         plugin_manager().priors.get(name)
         given = {
-            "name": name, "pretrained": pretrained, "revision": revision, "timestep": timestep, "shift": shift,
-            "tap": tap, "size": size, "resize": resize, "context": context, "seed": seed,
-            "chunk_frames": chunk_frames, "dtype": dtype, "device": device, "options": options,
+            "name": name, "pretrained": pretrained, "revision": revision, "preset": preset, "timestep": timestep,
+            "shift": shift, "tap": tap, "size": size, "resize": resize, "context": context, "seed": seed,
+            "window": window, "overlap": overlap, "chunk_frames": chunk_frames, "max_tokens": max_tokens,
+            "fast": fast, "compile": compile, "offload": offload, "dtype": dtype, "device": device,
+            "options": {**(options or {}), **own} or None,
         }  # fmt: skip
         settings = PriorSettings.parse({k: v for k, v in given.items() if v is not None})
     settings = resolve(settings)
@@ -74,10 +90,28 @@ def load_prior(
 
 
 def resolve(settings: PriorSettings) -> PriorSettings:
-    """Fill what the user left open with the prior's own defaults, and check the context."""
+    """Fill what the user left open with the preset and the prior's own defaults, and check what only it can judge.
+
+    Raises:
+        SettingsError: options that the prior has not, or a preset that it has not.
+        PriorError: a context that it has not.
+    """
     spec = plugin_manager().priors.get(settings.name)
     given = {key: getattr(settings, key) for key in settings.model_fields_set if getattr(settings, key) is not None}
-    resolved = PriorSettings.parse({"pretrained": spec.source or None, **spec.defaults, **given})
+    preset: Mapping[str, Any] = {}
+    if settings.preset is not None:
+        if settings.preset not in spec.presets:
+            raise SettingsError(
+                f"Prior {spec.name!r} has no preset {settings.preset!r}."
+                f"{near_misses(settings.preset, spec.presets)} It has: {', '.join(spec.presets) or 'none'}."
+            )
+        preset = spec.presets[settings.preset]
+    layers: tuple[Mapping[str, Any], ...] = ({"pretrained": spec.source or None}, spec.defaults, preset, given)
+    merged = {key: value for layer in layers for key, value in layer.items()}
+    options = {key: value for layer in layers for key, value in layer.get("options", {}).items()}
+    if spec.options is not None:
+        options = spec.options.parse(options, where=f"the options of prior {spec.name!r}").to_dict()
+    resolved = PriorSettings.parse({**merged, "options": options})
     if resolved.context not in spec.contexts:
         raise PriorError(
             f"Prior {spec.name!r} has no context {resolved.context!r}. It has: {', '.join(spec.contexts)}."

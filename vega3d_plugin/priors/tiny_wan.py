@@ -10,7 +10,8 @@ import torch
 from ..config import PriorSettings
 from ..warnings import Vega3dWarning
 from .base import Prior
-from .wan import WanPrior, resolved_tap
+from .frozen import resolved_tap
+from .wan import WanPrior
 
 BLOCKS = 4
 

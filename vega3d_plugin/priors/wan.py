@@ -1,5 +1,5 @@
-"""Wan 2.1 text-to-video as a latent world simulator (paper, section on feature extraction; released
-``WanT2VOnlineEncoder``), on diffusers' own classes.
+"""Wan text-to-video as a latent world simulator (paper, section on feature extraction; released
+``WanT2VOnlineEncoder``), on diffusers' own classes. Wan 2.1 and 2.2 are one architecture; their VAEs differ.
 
 VAE-encode the frames, add flow-matching noise at one timestep, run the transformer once with an empty prompt, take
 the output of one block. What differs from the released code: the noise is seeded and drawn per frame, the blocks
@@ -10,28 +10,25 @@ after the tap and the VAE's decoder are never loaded, and a clip may be seen as 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cached_property
-from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..alignment import Span
-from ..clips import check_frames
 from ..config import PriorSettings
-from ..errors import PriorError
-from .base import Prior
-from .fingerprint import fingerprint
-from .flow_matching import add_noise, draw_noise, noise_level
-from .frames import resize_crop, resize_stretch
+from .diffusion import DiffusionPrior
+from .fast import Reduction
+from .fast.linears import CONVOLVED_LINEARS
+from .fast.modulation import FOLDED_MODULATION
+from .fast.prompt import COLLAPSED_PROMPT, FOLDED_PROMPT_OUTPUT
+from .fast.self_attention import FUSED_QKV
+from .fast.single_frame_vae import SINGLE_FRAME_VAE, SINGLE_PASS_NORMS, SingleFrameConv
+from .frozen import Reload
 
 TEXT_LENGTH = 512
-VAE_STRIDE = 4
 
 
-class WanPrior(Prior):
+class WanPrior(DiffusionPrior):
     """Features of a Wan transformer.
 
     Args:
@@ -45,198 +42,159 @@ class WanPrior(Prior):
         PriorError: a size that does not fit.
     """
 
+    family = "wan"
+    reductions: ClassVar[tuple[Reduction, ...]] = (
+        CONVOLVED_LINEARS,
+        SINGLE_FRAME_VAE,
+        SINGLE_PASS_NORMS,
+        FUSED_QKV,
+        COLLAPSED_PROMPT,
+        FOLDED_PROMPT_OUTPUT,
+        FOLDED_MODULATION,
+    )
+
     def __init__(
         self,
         transformer: nn.Module,
         vae: nn.Module,
         context: Tensor,
         settings: PriorSettings,
-        reload: Callable[[PriorSettings], Prior] | None = None,
+        reload: Reload | None = None,
     ) -> None:
-        self.transformer = transformer.eval().requires_grad_(False)
-        self.vae = vae.eval().requires_grad_(False)
-        self.context = context
-        self.settings: PriorSettings = settings
-        self._reload = reload
         config: Any = transformer.config
+        vae_config: Any = vae.config
         self.patch_size: tuple[int, int, int] = tuple(config.patch_size)
-        self.feature_dim = config.num_attention_heads * config.attention_head_dim
-        self.size = _checked_size(settings, self.stride)
-        self._dtype: torch.dtype | None = None
+        stride = int(getattr(vae_config, "scale_factor_spatial", 8) or 8) * self.patch_size[1]
+        self.time_stride = int(getattr(vae_config, "scale_factor_temporal", 4) or 4)
+        super().__init__(
+            {"transformer": transformer, "vae": vae},
+            settings,
+            feature_dim=config.num_attention_heads * config.attention_head_dim,
+            stride=stride,
+            tensors={"context": context},
+            reload=reload,
+        )
 
     @property
-    def stride(self) -> int:
-        """Pixels per feature, in height and width."""
-        ratio: Any = getattr(self.vae, "spatial_compression_ratio", 8)
-        return int(ratio) * self.patch_size[1]
+    def transformer(self) -> Any:
+        """diffusers' transformer, cut after the tap."""
+        return self.models["transformer"]
 
-    @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]
-        """Weights up to the tap, VAE encoder, prompt, and the settings that change a feature."""
-        keys = ("timestep", "shift", "tap", "size", "resize", "context", "seed")
-        values = {key: self.settings.to_dict()[key] for key in keys}
-        config: Any = self.vae.config
-        values["latents"] = [round(value, 2) for value in (*config.latents_mean, *config.latents_std)]
-        modules = {"transformer": self.transformer, "vae": self.vae}
-        return fingerprint(modules, {"context": self.context}, {"family": "wan", **values})
+    @property
+    def vae(self) -> Any:
+        """diffusers' VAE, without its decoder."""
+        return self.models["vae"]
 
-    def __call__(self, frames: Tensor, *, noise: Tensor | None = None) -> Tensor:
-        """Extract features; see :class:`Prior`.
+    @property
+    def context(self) -> Tensor:
+        """Embedding of the prompt, ``[n, text_dim]``, not padded."""
+        return self.tensors["context"]
 
-        Args:
-            frames: ``[T, 3, H, W]`` in [0, 1].
-            noise: use this noise ``[latent frames, z, h, w]`` in place of the seeded one; for comparisons.
+    @context.setter
+    def context(self, context: Tensor) -> None:
+        self.tensors["context"] = context
+        self._ready = None
 
-        Returns:
-            ``[T', C, h, w]``, float32 or the compute dtype; ``T' = T`` for contexts ``frame`` and ``views``,
-            ``1 + ceil((T - 1) / 4)`` for ``video``.
-        """
-        frames = check_frames(frames, f"Prior {self.settings.name!r}")
-        # Features may be kept and used in training later, so they must not be inference tensors.
-        device = torch.device(self.settings.device) if self.settings.device else frames.device
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-            self._prepare(device)
-            latents = self.encode(frames)
-            return self.features(latents, noise)
+    def more_identity(self) -> dict[str, Any]:
+        """Also the statistics of the latents."""
+        config = self.vae.config
+        statistics = [round(value, 2) for value in (*config.latents_mean, *config.latents_std)]
+        return {**super().more_identity(), "latents": statistics}
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """Frames ``[T, 3, H, W]`` in [0, 1] to normalised latents ``[T', z, h, w]``, float32 (the VAE's mean)."""
-        resize = resize_crop if self.settings.resize == "crop" else resize_stretch
-        device, dtype = self._where()
-        if self.settings.context == "video":
-            # The causal VAE takes 1 + 4k frames and would drop the rest.
-            missing = -(frames.shape[0] - 1) % VAE_STRIDE
-            frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
-            pixels = resize(frames.to(device).float(), self.size) * 2 - 1
-            return self._vae(pixels.to(dtype).transpose(0, 1)[None])[0].transpose(0, 1)
-        latents = []
-        for chunk in frames.split(self.settings.chunk_frames):
-            pixels = resize(chunk.to(device).float(), self.size) * 2 - 1
-            latents.append(self._vae(pixels.to(dtype)[:, :, None])[:, :, 0])
-        return torch.cat(latents)
+    # VAE
 
-    def features(self, latents: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents ``[T', z, h, w]`` to the tapped block's output ``[T', C, h / 2, w / 2]``."""
-        level = noise_level(self.settings.timestep, self.settings.shift)
-        if noise is None:
-            noise = draw_noise(tuple(latents.shape[1:]), self.settings.seed, range(latents.shape[0]))
-        elif noise.shape != latents.shape:
-            raise PriorError(f"Noise must have the latents' shape {list(latents.shape)}, got {list(noise.shape)}.")
-        noisy = add_noise(latents, noise.to(latents), level.sigma)
-        if self.settings.context == "frame":
-            parts = [self._transform(part[:, :, None], level.tau) for part in noisy.split(self.settings.chunk_frames)]
-            return torch.cat(parts)[:, 0]
-        return self._transform(noisy.transpose(0, 1)[None], level.tau)[0]
+    def frame_latents(self, pixels: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` in [-1, 1] to normalised latents ``[B, z, h, w]``."""
+        return self._normalised(self._moments(pixels[:, :, None]))[:, :, 0]
 
-    def spans(self, frames: int, steps: int) -> Sequence[Span] | None:
-        """Context ``video``: step 0 covers the first frame, each further step four frames."""
-        if self.settings.context != "video":
-            return None
-        edges = [0, *(min(1 + VAE_STRIDE * i, frames) for i in range(steps))]
-        return [(first / frames, last / frames) for first, last in pairwise(edges)]
+    def video_latents(self, pixels: Tensor) -> Tensor:
+        """``[1 + 4k, 3, H, W]`` in [-1, 1] to normalised latents ``[1 + k, z, h, w]``."""
+        return self._normalised(self.vae.encode(pixels.transpose(0, 1)[None]).latent_dist.mode())[0].transpose(0, 1)
 
-    def _transform(self, noisy: Tensor, tau: int) -> Tensor:
-        """``[B, z, T, h, w]`` to ``[B, T, C, h / 2, w / 2]``."""
-        batch, _, steps, height, width = noisy.shape
-        _, dtype = self._where()
-        padded = torch.zeros(TEXT_LENGTH, self.context.shape[1], dtype=dtype, device=noisy.device)
-        # The released code pads with zeros BEFORE the text embedding and masks nothing; leaving it out is wrong.
-        padded[: self.context.shape[0]] = self.context.to(padded)
-        kept: list[Tensor] = []
-        tap: Any = self.transformer.blocks[-1]  # type: ignore[index]
-        hook = tap.register_forward_hook(lambda module, args, output: kept.append(output))
-        try:
-            self.transformer(
-                hidden_states=noisy.to(dtype),
-                timestep=torch.full((batch,), tau, dtype=torch.long, device=noisy.device),
-                encoder_hidden_states=padded.expand(batch, -1, -1),
-                return_dict=False,
-            )
-        finally:
-            hook.remove()
-        _, p_h, p_w = self.patch_size
-        grid = (steps // self.patch_size[0], height // p_h, width // p_w)
-        tokens: Tensor = kept[0].unflatten(1, grid)
-        return tokens.movedim(-1, 2)
+    def _moments(self, pixels: Tensor) -> Tensor:
+        vae = self.vae
+        if not isinstance(vae.encoder.conv_in, SingleFrameConv) or vae.use_tiling:
+            mean: Tensor = vae.encode(pixels).latent_dist.mode()
+            return mean
+        if vae.config.patch_size is not None:
+            from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
 
-    def _vae(self, pixels: Tensor) -> Tensor:
-        """``[B, 3, T, H, W]`` in [-1, 1] to normalised latents ``[B, z, T', h, w]``, float32."""
-        config: Any = self.vae.config
-        encode: Any = self.vae.encode
-        mean: Tensor = encode(pixels).latent_dist.mode().float()
+            pixels = patchify(pixels, patch_size=vae.config.patch_size)
+        # Not by way of `encode`, which copies every activation in case another frame follows.
+        moments: Tensor = vae.quant_conv(vae.encoder(pixels))
+        return moments.chunk(2, dim=1)[0]
+
+    def _normalised(self, mean: Tensor) -> Tensor:
+        config = self.vae.config
+        mean = mean.float()
         shape = (1, -1, 1, 1, 1)
         offset = mean.new_tensor(config.latents_mean).view(shape)
         scale = mean.new_tensor(config.latents_std).view(shape)
         return (mean - offset) / scale
 
-    def _prepare(self, device: torch.device) -> None:
-        """Move to the device, and choose the compute dtype, once."""
-        if self._dtype is None or self._where()[0] != device:
-            name = self.settings.dtype or ("bfloat16" if device.type == "cuda" else "float32")
-            self._dtype = getattr(torch, name)
-            if self._dtype == torch.float16:
-                _ = self.fingerprint  # of the weights before they are rounded in another way than it rounds them
-            for model in (self.transformer, self.vae):
-                # Cast first: in float32 the weights might not fit where they are going.
-                cast(model, self._dtype)
-                model.to(device)
+    # Transformer
 
-    def _where(self) -> tuple[torch.device, torch.dtype]:
-        parameter = self.transformer.patch_embedding.weight  # type: ignore[union-attr]
-        return parameter.device, parameter.dtype  # type: ignore[return-value]
+    def transform(self, noisy: Tensor, latents: Tensor) -> Tensor:
+        """``[B, T, z, h, w]`` to ``[B, T, C, h / 2, w / 2]``."""
+        return self.as_maps(self._tapped(noisy), noisy)
 
-    def __reduce__(self) -> Any:
-        if self._reload is None:
-            return super().__reduce__()
-        return _unpickle, (self._reload, self.settings, self.fingerprint)
+    def as_maps(self, tokens: Tensor, noisy: Tensor) -> Tensor:
+        """Tokens ``[B, L, C]`` of noisy latents ``[B, T, z, h, w]`` to ``[B, T, C, h / 2, w / 2]``."""
+        _, steps, _, height, width = noisy.shape
+        p_t, p_h, p_w = self.patch_size
+        grid = (steps // p_t, height // p_h, width // p_w)
+        maps: Tensor = tokens.unflatten(1, grid)
+        return maps.movedim(-1, 2)
 
-    def __repr__(self) -> str:
-        s = self.settings
-        blocks: Any = self.transformer.blocks
-        return (
-            f"WanPrior({s.name!r}, tap={len(blocks) - 1}, timestep={s.timestep}, size={self.size}, "
-            f"context={s.context!r}, feature_dim={self.feature_dim})"
-        )
+    def _tapped(self, noisy: Tensor, **control: Tensor) -> Tensor:
+        """What enters the output norm: the last block's output, with the hint that VACE adds behind it."""
+        batch = noisy.shape[0]
+        kept: list[Tensor] = []
+        hook = self.transformer.norm_out.register_forward_pre_hook(lambda module, args: kept.append(args[0]))
+        try:
+            self.transformer(
+                hidden_states=noisy.transpose(1, 2).to(self.dtype),
+                timestep=torch.full((batch,), self.noise_level().tau, dtype=torch.long, device=noisy.device),
+                encoder_hidden_states=self._prompt().expand(batch, -1, -1),
+                return_dict=False,
+                **control,
+            )
+        finally:
+            hook.remove()
+        return kept[0].to(self.dtype)
 
+    def _prompt(self) -> Tensor:
+        context = self.context.to(self.device, self.dtype)
+        if type(self.transformer.blocks[0].attn2.processor).__name__ == "PromptAttention":
+            return context[:1]  # embedded once already; nobody looks at it
+        # The released code pads with zeros BEFORE the text embedding and masks nothing; leaving it out is wrong.
+        padded = torch.zeros(TEXT_LENGTH, context.shape[1], dtype=context.dtype, device=context.device)
+        padded[: context.shape[0]] = context
+        return padded
 
-def cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast parameters, but not those that diffusers keeps in float32, nor the buffers of the position embedding."""
-    keep: Sequence[str] = getattr(model, "_keep_in_fp32_modules", None) or ()
-    for name, parameter in model.named_parameters():
-        target = torch.float32 if dtype != torch.float32 and set(name.split(".")) & set(keep) else dtype
-        parameter.data = parameter.data.to(target)
+    # What the reductions ask for
 
+    def blocks(self) -> list[Any]:
+        """All transformer blocks, VACE's included."""
+        return [*self.transformer.blocks, *getattr(self.transformer, "vace_blocks", ())]
 
-def _checked_size(settings: PriorSettings, stride: int) -> tuple[int, int]:
-    if settings.size is None:
-        raise PriorError(f"Prior {settings.name!r} needs a size (height, width).")
-    height, width = settings.size
-    if height % stride or width % stride:
-        nearest = tuple(max(stride, math.floor(side / stride + 0.5) * stride) for side in (height, width))
-        raise PriorError(
-            f"Prior {settings.name!r} needs a size divisible by {stride} (VAE stride times patch size), "
-            f"got {height}x{width}. The nearest is {nearest[0]}x{nearest[1]}."
-        )
-    return height, width
+    def timestep_projection(self) -> Tensor:
+        """The modulation ``[6, dim]`` that the timestep brings to every block."""
+        tau = torch.tensor([self.noise_level().tau], dtype=torch.long, device=self.device)
+        _, projection, _, _ = self.transformer.condition_embedder(tau, self._padding(1)[None], None)
+        rows: Tensor = projection[0].unflatten(0, (6, -1))
+        return rows
 
+    def collapsed_prompt(self) -> tuple[Tensor, Tensor]:
+        """The prompt's embedded tokens and one of padding ``[n + 1, dim]``, and the logarithm of their counts."""
+        context = self.context.to(self.device, self.dtype)
+        padding = TEXT_LENGTH - context.shape[0]
+        rows = torch.cat([context, self._padding(min(1, padding))])
+        bias = torch.zeros(rows.shape[0], device=self.device, dtype=torch.float32)
+        if padding:
+            bias[-1] = math.log(padding)
+        embedded: Tensor = self.transformer.condition_embedder.text_embedder(rows)
+        return embedded, bias
 
-def _unpickle(reload: Callable[[PriorSettings], Prior], settings: PriorSettings, expected: str) -> Prior:
-    with torch.inference_mode(False):
-        prior = reload(settings)
-    if prior.fingerprint != expected:
-        raise PriorError(
-            f"The pickled model used a prior {settings.name!r} with fingerprint {expected}, but "
-            f"{settings.pretrained!r} now gives {prior.fingerprint}: its weights have changed."
-        )
-    return prior
-
-
-def resolved_tap(tap: int | None, blocks: int, name: str) -> int:
-    """The tap as a 0-based index. Raises :class:`PriorError` outside ``[-blocks, blocks)``."""
-    index = blocks - 1 if tap is None else tap + blocks if tap < 0 else tap
-    if not 0 <= index < blocks:
-        raise PriorError(
-            f"Prior {name!r} has {blocks} blocks, so the tap is in [{-blocks}, {blocks - 1}], got {tap}. "
-            f"Mid-depth blocks do best: try tap={round(blocks * 2 / 3)}."
-        )
-    return index
+    def _padding(self, count: int) -> Tensor:
+        return torch.zeros(count, self.context.shape[1], dtype=self.dtype, device=self.device)

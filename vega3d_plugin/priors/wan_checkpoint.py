@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import PriorSettings
 from ..errors import CheckpointError, PromptError
-from ..sources import fetch, local_folder
 from .base import Prior
+from .checkpoint import (
+    assemble,
+    download,
+    expect,
+    listing,
+    locate,
+    read_json,
+    read_pickle,
+    read_tensors,
+    until,
+    weight_files,
+)  # fmt: skip
 from .empty_prompt import empty_prompt
-from .wan import WanPrior, resolved_tap
-
-log = logging.getLogger("vega3d")
-
-Tensors = dict[str, Tensor]
+from .frozen import resolved_tap
+from .wan import WanPrior
 
 # What is needed of a repository; the text encoder (11 GB) is fetched only when no prompt embedding is at hand.
 WEIGHT_PATTERNS = [
@@ -50,7 +53,7 @@ def load_wan(settings: PriorSettings) -> Prior:
         CheckpointError: the folder is missing, half there, or holds another architecture.
         PromptError: no embedding of the empty prompt, and no text encoder to compute it.
     """
-    folder, is_local = locate(settings)
+    folder, is_local = locate(settings, WEIGHT_PATTERNS)
     layout = find_layout(folder)
     transformer, tap = build_transformer(layout, settings)
     vae = build_vae(layout, folder)
@@ -60,53 +63,37 @@ def load_wan(settings: PriorSettings) -> Prior:
     except PromptError:
         if is_local:
             raise
-        _download(settings, TEXT_PATTERNS)
+        download(settings, TEXT_PATTERNS)
         context = empty_prompt(folder, text_dim=text_dim)
     settings = settings.model_copy(update={"tap": tap})
     return WanPrior(transformer, vae, context, settings, reload=load_wan)
 
 
-def locate(settings: PriorSettings) -> tuple[Path, bool]:
-    """The checkpoint's folder, downloaded when ``pretrained`` is a hub id; True when it is the user's own folder."""
-    source = settings.pretrained
-    if not source:
-        raise CheckpointError(f"Prior {settings.name!r} needs `pretrained`: a folder or a hub id.")
-    folder = local_folder(source, CheckpointError, f"Prior {settings.name!r}")
-    return (folder, True) if folder is not None else (_download(settings, WEIGHT_PATTERNS), False)
-
-
-def _download(settings: PriorSettings, patterns: list[str]) -> Path:
-    hint = f"Prior {settings.name!r}: pass `pretrained=` a folder in diffusers' or the original layout."
-    return fetch(str(settings.pretrained), patterns, CheckpointError, revision=settings.revision, hint=hint)
-
-
 def find_layout(folder: Path) -> Layout:
     """Recognise the layout of a checkpoint folder, and check that it is complete."""
     if (folder / "transformer").is_dir():
-        config = _json(folder / "transformer" / "config.json")
-        _expect(config.get("_class_name"), {"WanTransformer3DModel"}, folder / "transformer" / "config.json")
+        config = read_json(folder / "transformer" / "config.json")
+        expect(config.get("_class_name"), {"WanTransformer3DModel"}, folder / "transformer" / "config.json")
         if not isinstance(config.get("num_layers"), int):
             raise CheckpointError(f"{folder / 'transformer' / 'config.json'} lacks num_layers.")
         if config.get("image_dim") or config.get("in_channels") != config.get("out_channels"):
             raise CheckpointError(f"{folder} holds an image-to-video Wan; this prior needs text-to-video weights.")
-        vae_config = _json(folder / "vae" / "config.json")
-        _expect(vae_config.get("_class_name"), {"AutoencoderKLWan"}, folder / "vae" / "config.json")
+        vae_config = read_json(folder / "vae" / "config.json")
+        expect(vae_config.get("_class_name"), {"AutoencoderKLWan"}, folder / "vae" / "config.json")
         return Layout(
-            "diffusers", config, _safetensors(folder / "transformer"), vae_config, _safetensors(folder / "vae")
+            "diffusers", config, weight_files(folder / "transformer"), vae_config, weight_files(folder / "vae")
         )
     if (folder / "config.json").is_file():
-        config = _json(folder / "config.json")
-        _expect(config.get("_class_name", "WanModel"), {"WanModel"}, folder / "config.json")
-        _expect(config.get("model_type"), {"t2v"}, folder / "config.json", key="model_type")
+        config = read_json(folder / "config.json")
+        expect(config.get("_class_name", "WanModel"), {"WanModel"}, folder / "config.json")
+        expect(config.get("model_type"), {"t2v"}, folder / "config.json", key="model_type")
         vaes = sorted(folder.glob("*VAE*.pth"))
         if not vaes:
-            raise CheckpointError(
-                f"{folder} has no VAE: expected Wan2.1_VAE.pth beside config.json. {_listing(folder)}"
-            )
-        return Layout("original", _from_original(config), _safetensors(folder), None, vaes[:1])
+            raise CheckpointError(f"{folder} has no VAE: expected Wan2.1_VAE.pth beside config.json. {listing(folder)}")
+        return Layout("original", _from_original(config), weight_files(folder), None, vaes[:1])
     raise CheckpointError(
         f"{folder} is no Wan checkpoint: expected transformer/config.json and vae/config.json (diffusers' layout), or "
-        f"config.json, diffusion_pytorch_model*.safetensors and Wan2.1_VAE.pth (original layout). {_listing(folder)}"
+        f"config.json, diffusion_pytorch_model*.safetensors and Wan2.1_VAE.pth (original layout). {listing(folder)}"
     )
 
 
@@ -117,15 +104,11 @@ def build_transformer(layout: Layout, settings: PriorSettings) -> tuple[Any, int
 
     tap = resolved_tap(settings.tap, int(layout.transformer_config["num_layers"]), settings.name)
 
-    def wanted(key: str) -> bool:
-        parts = key.split(".")
-        return not (parts[0] == "blocks" and int(parts[1]) > tap)
-
-    tensors = read_tensors(layout.transformer_files, wanted)
+    tensors = read_tensors(layout.transformer_files, until("blocks", tap))
     if layout.kind == "original":
         tensors = convert_wan_transformer_to_diffusers(tensors)
     config = {**layout.transformer_config, "num_layers": tap + 1}
-    return _assemble(lambda: WanTransformer3DModel.from_config(config), tensors, layout.transformer_files[0]), tap
+    return assemble(lambda: WanTransformer3DModel.from_config(config), tensors, layout.transformer_files[0]), tap
 
 
 def build_vae(layout: Layout, folder: Path) -> Any:
@@ -137,7 +120,7 @@ def build_vae(layout: Layout, folder: Path) -> Any:
         config = layout.vae_config
         tensors = read_tensors(layout.vae_files, lambda key: not key.startswith("decoder."))
     else:
-        raw = _pickle(layout.vae_files[0])
+        raw = read_pickle(layout.vae_files[0])
         if not all(isinstance(raw.get(key), Tensor) for key in ("encoder.conv1.weight", "conv2.weight")):
             raise CheckpointError(
                 f"{layout.vae_files[0]} is no Wan VAE: it lacks encoder.conv1.weight or conv2.weight."
@@ -150,32 +133,7 @@ def build_vae(layout: Layout, folder: Path) -> Any:
         vae.decoder = None
         return vae
 
-    return _assemble(build, tensors, layout.vae_files[0])
-
-
-def read_tensors(files: Iterable[Path], wanted: Callable[[str], bool]) -> Tensors:
-    """Tensors of safetensors files, by name, only those that are wanted."""
-    tensors: Tensors = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as handle:
-                tensors.update({key: handle.get_tensor(key) for key in handle.keys() if wanted(key)})  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is damaged or incomplete ({error}). Fetch it again.") from error
-    return tensors
-
-
-def _assemble(build: Callable[[], Any], tensors: Tensors, file: Path) -> Any:
-    from accelerate import init_empty_weights
-
-    # Weights are taken over as they are read; initialising them first would cost a minute and twice the memory.
-    with init_empty_weights(include_buffers=False):
-        model: nn.Module = build()
-    try:
-        model.load_state_dict(tensors, strict=True, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{file} does not fit {type(model).__name__}: {error}") from error
-    return model
+    return assemble(build, tensors, layout.vae_files[0])
 
 
 def _from_original(config: dict[str, Any]) -> dict[str, Any]:
@@ -193,55 +151,3 @@ def _from_original(config: dict[str, Any]) -> dict[str, Any]:
     out["attention_head_dim"] = config["dim"] // config["num_heads"]
     out["patch_size"] = tuple(config.get("patch_size", (1, 2, 2)))
     return out
-
-
-def _safetensors(folder: Path) -> list[Path]:
-    index = next(iter(sorted(folder.glob("diffusion_pytorch_model*.safetensors.index.json"))), None)
-    if index is not None:
-        files = sorted({folder / name for name in _json(index).get("weight_map", {}).values()})
-        missing = [file.name for file in files if not file.is_file()]
-        if missing or not files:
-            raise CheckpointError(
-                f"{folder} is half there: {index.name} names {', '.join(missing)}, missing. Fetch again."
-            )
-        return files
-    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{folder} has no diffusion_pytorch_model*.safetensors. {_listing(folder)}")
-    return files
-
-
-def _pickle(file: Path) -> Tensors:
-    try:
-        # Pickles can run code; weights_only refuses anything but tensors.
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise CheckpointError(f"{file} cannot be read as plain weights: {type(error).__name__}: {error}") from error
-    if not isinstance(loaded, dict):
-        raise CheckpointError(f"{file} holds a {type(loaded).__name__}, expected a dict of tensors.")
-    return loaded
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file.parent} is half there: {file.name} is missing. {_listing(file.parent)}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} is no valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} holds a {type(values).__name__}, expected an object.")
-    return values
-
-
-def _expect(found: Any, expected: set[str], file: Path, key: str = "_class_name") -> None:
-    if found not in expected:
-        raise CheckpointError(
-            f"{file} is of another architecture: {key} is {found!r}, expected {' or '.join(sorted(expected))}. "
-            "`vega3d ls priors` shows which prior reads which checkpoint."
-        )
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir()) if folder.is_dir() else []
-    return f"Found: {', '.join(names[:8]) or 'nothing'}{', ...' if len(names) > 8 else ''}."
