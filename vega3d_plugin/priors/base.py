@@ -77,6 +77,8 @@ class PriorSpec:
         defaults: settings that differ from those of :class:`~vega3d_plugin.config.PriorSettings`.
         presets: settings by the name of a preset (``released``).
         options: a :class:`~vega3d_plugin.config.Settings` class for settings of this family alone; None takes any.
+        prompt: computes the tensors that stand for the empty prompt from the checkpoint's own text encoder, by name,
+            as ``vega3d prior export-prompt`` writes them; None for a prior without text.
         licence: of the weights, one line; the source's own page decides.
         parameters: of what is loaded with the default tap, in billions, when known.
     """
@@ -90,5 +92,6 @@ class PriorSpec:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     options: type[Settings] | None = None
+    prompt: Callable[[PriorSettings], Mapping[str, Tensor]] | None = None
     licence: str = ""
     parameters: float | None = None

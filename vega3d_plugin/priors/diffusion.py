@@ -20,6 +20,8 @@ from .flow_matching import NoiseLevel, add_noise, draw_noise, noise_level
 from .frozen import FrozenPrior
 from .windows import average, windows
 
+ALL_CONTEXTS = ("frame", "views", "video")
+
 
 class DiffusionPrior(FrozenPrior):
     """Features of a denoiser at one noise level.

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from ..config import PriorSettings
+from ..config import NoOptions, PriorSettings
 from ..warnings import Vega3dWarning
-from .base import Prior
+from .base import Prior, PriorSpec
+from .diffusion import ALL_CONTEXTS
 from .frozen import resolved_tap
 from .wan import WanPrior
 
@@ -58,3 +59,17 @@ def _calibrate(vae: Any) -> None:
     vae.register_to_config(
         latents_mean=latents.flatten(1).mean(dim=1).tolist(), latents_std=latents.flatten(1).std(dim=1).tolist()
     )
+
+
+SPECS = (
+    PriorSpec(
+        "tiny-wan",
+        load_tiny_wan,
+        "the same classes at toy size with RANDOM weights: knows nothing, for demos and tests",
+        feature_dim=96,
+        contexts=ALL_CONTEXTS,
+        defaults={"tap": 2, "size": (96, 160), "window": 21, "overlap": 4},
+        options=NoOptions,
+        licence="none: random weights",
+    ),
+)

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..config import PriorSettings
-from .diffusion import DiffusionPrior
+from ..config import NoOptions, PriorSettings
+from .base import Prior, PriorSpec
+from .diffusion import ALL_CONTEXTS, DiffusionPrior
 from .fast import Reduction
 from .fast.linears import CONVOLVED_LINEARS
 from .fast.modulation import FOLDED_MODULATION
@@ -198,3 +199,48 @@ class WanPrior(DiffusionPrior):
 
     def _padding(self, count: int) -> Tensor:
         return torch.zeros(count, self.context.shape[1], dtype=self.dtype, device=self.device)
+
+
+def _load(settings: PriorSettings) -> Prior:
+    from .wan_checkpoint import load_wan
+
+    return load_wan(settings)
+
+
+def _prompt(settings: PriorSettings) -> dict[str, Tensor]:
+    from .wan_checkpoint import load_prompt
+
+    return load_prompt(settings)
+
+
+# Trained on 81 frames, which are 21 latent steps.
+WINDOW = {"window": 21, "overlap": 4}
+
+SPECS = (
+    PriorSpec(
+        "wan2.1-t2v-1.3b",
+        _load,
+        "Wan 2.1 text-to-video, 1.3B, 30 blocks: the paper's generator",
+        source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        feature_dim=1536,
+        contexts=ALL_CONTEXTS,
+        defaults={"tap": 20, "size": (480, 832), **WINDOW},
+        presets={"released": {"tap": -1}},
+        options=NoOptions,
+        prompt=_prompt,
+        licence="Apache 2.0",
+    ),
+    PriorSpec(
+        "wan2.1-t2v-14b",
+        _load,
+        "Wan 2.1 text-to-video, 14B, 40 blocks; the tap keeps the 1.3B's relative depth",
+        source="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+        feature_dim=5120,
+        contexts=ALL_CONTEXTS,
+        defaults={"tap": 27, "size": (480, 832), **WINDOW},
+        presets={"released": {"tap": -1}},
+        options=NoOptions,
+        prompt=_prompt,
+        licence="Apache 2.0",
+    ),
+)

@@ -12,6 +12,7 @@ from ..config import PriorSettings
 from ..errors import CheckpointError, PromptError
 from .base import Prior
 from .checkpoint import (
+    Tensors,
     assemble,
     download,
     expect,
@@ -57,16 +58,26 @@ def load_wan(settings: PriorSettings) -> Prior:
     layout = find_layout(folder)
     transformer, tap = build_transformer(layout, settings)
     vae = build_vae(layout, folder)
-    text_dim = int(transformer.config.text_dim)
+    context = _context(folder, is_local, settings, int(transformer.config.text_dim))
+    settings = settings.model_copy(update={"tap": tap})
+    return WanPrior(transformer, vae, context, settings, reload=load_wan)
+
+
+def load_prompt(settings: PriorSettings) -> Tensors:
+    """The empty prompt's embedding ``context [n, text_dim]`` of the checkpoint, without loading anything else."""
+    folder, is_local = locate(settings, WEIGHT_PATTERNS)
+    text_dim = int(find_layout(folder).transformer_config.get("text_dim", 4096))
+    return {"context": _context(folder, is_local, settings, text_dim)}
+
+
+def _context(folder: Path, is_local: bool, settings: PriorSettings, text_dim: int) -> Tensor:
     try:
-        context = empty_prompt(folder, text_dim=text_dim)
+        return empty_prompt(folder, text_dim=text_dim)
     except PromptError:
         if is_local:
             raise
         download(settings, TEXT_PATTERNS)
-        context = empty_prompt(folder, text_dim=text_dim)
-    settings = settings.model_copy(update={"tap": tap})
-    return WanPrior(transformer, vae, context, settings, reload=load_wan)
+        return empty_prompt(folder, text_dim=text_dim)
 
 
 def find_layout(folder: Path) -> Layout:

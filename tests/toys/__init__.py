@@ -1,0 +1,18 @@
+"""Every prior at toy size: checkpoint folders of the real classes in the layout of the real ones, random weights."""
+
+from __future__ import annotations
+
+import importlib
+
+from .base import Toy
+
+#: Modules of this package, each with ``TOYS``.
+FAMILIES = ("wan",)
+
+
+def all_toys() -> list[Toy]:
+    """The toys that this environment can build, in the order of the modules."""
+    return [toy for family in FAMILIES for toy in importlib.import_module(f"{__name__}.{family}").TOYS]
+
+
+__all__ = ["Toy", "all_toys"]
