@@ -25,6 +25,7 @@ class Host:
         name: for test ids.
         build: makes a fresh model; equal on every call.
         batch: makes inputs with images and video.
+        video_batch: inputs with video only.
         text_batch: inputs without any.
         seam: path of the module that is patched.
         linear: a linear of the language model that LoRA usually targets.
@@ -33,6 +34,7 @@ class Host:
     name: str
     build: Callable[[], nn.Module]
     batch: Callable[[], Batch]
+    video_batch: Callable[[], Batch]
     text_batch: Callable[[], Batch]
     linear: str = "q_proj"
 
@@ -60,6 +62,7 @@ def _qwen(family: str) -> Host:
         family,
         build=lambda: tiny_model(family),
         batch=lambda: _qwen_batch(family),
+        video_batch=lambda: _qwen_batch(family, images=0),
         text_batch=lambda: _qwen_batch(family, images=0, video=False),
     )
 

@@ -135,7 +135,7 @@ def test_scenes_in_generate(host: Host) -> None:
 @pytest.mark.parametrize("context", ["frame", "views", "video"])
 def test_every_context_and_projector_fits_the_grid(host: Host, context: str) -> None:
     # A single image is no video.
-    batch = host.batch(images=0) if context == "video" else host.batch()
+    batch = host.video_batch() if context == "video" else host.batch()
     for projector in ("mlp", "avg", "mlp2x_gelu"):
         model = host.build()
         before = logits(model, batch)

@@ -7,7 +7,11 @@ import importlib
 from .base import Toy
 
 #: Modules of this package, each with ``TOYS``.
-FAMILIES = ("wan",)
+FAMILIES = (
+    "wan",
+    "wan_vace",
+    "wan22",
+)
 
 
 def all_toys() -> list[Toy]:

@@ -1,4 +1,4 @@
-"""The built-in priors, registered through the same hook as anybody's. No model library is imported until one is used."""
+"""The built-in priors, registered through the same hook as anybody's. No model library is imported before use."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from .base import PriorSpec
 #: Modules of this package, each with the priors of one family in ``SPECS``; in the order of ``vega3d ls priors``.
 FAMILIES = (
     "wan",
+    "wan_vace",
+    "wan22",
     "tiny_wan",
 )
 

@@ -1,7 +1,8 @@
-"""Reading Wan weights: diffusers' layout and the original one, from a folder or the hub."""
+"""Reading Wan weights, 2.1 and 2.2 and VACE: diffusers' layout and the original one, from a folder or the hub."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,22 +19,51 @@ from .checkpoint import (
     expect,
     listing,
     locate,
+    read_config,
     read_json,
-    read_pickle,
     read_tensors,
     until,
     weight_files,
 )  # fmt: skip
 from .empty_prompt import empty_prompt
-from .frozen import resolved_tap
+from .frozen import Reload, resolved_tap
 from .wan import WanPrior
+from .wan_vae_original import read_original_vae
 
-# What is needed of a repository; the text encoder (11 GB) is fetched only when no prompt embedding is at hand.
-WEIGHT_PATTERNS = [
-    "config.json", "transformer/*", "vae/*", "diffusion_pytorch_model*", "*VAE*.pth",
-    "empty_prompt.safetensors", "empty_prompt.pt", "wan_prompt_embedding.pt",
-]  # fmt: skip
+PROMPT_PATTERNS = ["empty_prompt.safetensors", "empty_prompt.pt", "wan_prompt_embedding.pt"]
+# Fetched only when no prompt embedding is at hand: the text encoder has 11 GB.
 TEXT_PATTERNS = ["text_encoder/*", "models_t5*.pth"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What tells one kind of Wan checkpoint from another.
+
+    Attributes:
+        transformer: diffusers' class.
+        original: ``_class_name`` and ``model_type`` in the original layout.
+        folders: of the transformer, in diffusers' layout and in the original one (empty: the checkpoint's own).
+        prior: makes the prior.
+        meaning: for messages.
+    """
+
+    transformer: str = "WanTransformer3DModel"
+    original: tuple[str, str] = ("WanModel", "t2v")
+    folders: tuple[str, str] = ("transformer", "")
+    prior: Callable[..., WanPrior] = WanPrior
+    meaning: str = "text-to-video weights"
+
+    @property
+    def patterns(self) -> list[str]:
+        """What is needed of a hub repository, without the text encoder."""
+        home = f"{self.folders[1]}/" if self.folders[1] else ""
+        return [
+            f"{home}config.json", f"{home}diffusion_pytorch_model*", "*VAE*.pth", f"{self.folders[0]}/*", "vae/*",
+            *PROMPT_PATTERNS,
+        ]  # fmt: skip
+
+
+TEXT_TO_VIDEO = Variant()
 
 
 @dataclass(frozen=True)
@@ -48,25 +78,30 @@ class Layout:
 
 
 def load_wan(settings: PriorSettings) -> Prior:
-    """Build a Wan 2.1 T2V prior from ``settings.pretrained``, a folder or a hub id.
+    """Build a Wan text-to-video prior from ``settings.pretrained``, a folder or a hub id.
 
     Raises:
         CheckpointError: the folder is missing, half there, or holds another architecture.
         PromptError: no embedding of the empty prompt, and no text encoder to compute it.
     """
-    folder, is_local = locate(settings, WEIGHT_PATTERNS)
-    layout = find_layout(folder)
-    transformer, tap = build_transformer(layout, settings)
-    vae = build_vae(layout, folder)
+    return load_variant(settings, TEXT_TO_VIDEO, load_wan)
+
+
+def load_variant(settings: PriorSettings, variant: Variant, reload: Reload) -> Prior:
+    """Build a prior from one kind of Wan checkpoint; ``reload`` does the same again, from settings alone."""
+    folder, is_local = locate(settings, variant.patterns)
+    layout = find_layout(folder, variant)
+    transformer, tap = build_transformer(layout, settings, variant)
+    vae = build_vae(layout)
     context = _context(folder, is_local, settings, int(transformer.config.text_dim))
     settings = settings.model_copy(update={"tap": tap})
-    return WanPrior(transformer, vae, context, settings, reload=load_wan)
+    return variant.prior(transformer, vae, context, settings, reload=reload)
 
 
-def load_prompt(settings: PriorSettings) -> Tensors:
+def load_prompt(settings: PriorSettings, variant: Variant = TEXT_TO_VIDEO) -> Tensors:
     """The empty prompt's embedding ``context [n, text_dim]`` of the checkpoint, without loading anything else."""
-    folder, is_local = locate(settings, WEIGHT_PATTERNS)
-    text_dim = int(find_layout(folder).transformer_config.get("text_dim", 4096))
+    folder, is_local = locate(settings, variant.patterns)
+    text_dim = int(find_layout(folder, variant).transformer_config.get("text_dim", 4096))
     return {"context": _context(folder, is_local, settings, text_dim)}
 
 
@@ -80,64 +115,66 @@ def _context(folder: Path, is_local: bool, settings: PriorSettings, text_dim: in
         return empty_prompt(folder, text_dim=text_dim)
 
 
-def find_layout(folder: Path) -> Layout:
+def find_layout(folder: Path, variant: Variant = TEXT_TO_VIDEO) -> Layout:
     """Recognise the layout of a checkpoint folder, and check that it is complete."""
-    if (folder / "transformer").is_dir():
-        config = read_json(folder / "transformer" / "config.json")
-        expect(config.get("_class_name"), {"WanTransformer3DModel"}, folder / "transformer" / "config.json")
+    ours, theirs = folder / variant.folders[0], folder / variant.folders[1]
+    if ours.is_dir():
+        config = read_config(ours, variant.transformer)
         if not isinstance(config.get("num_layers"), int):
-            raise CheckpointError(f"{folder / 'transformer' / 'config.json'} lacks num_layers.")
+            raise CheckpointError(f"{ours / 'config.json'} lacks num_layers.")
         if config.get("image_dim") or config.get("in_channels") != config.get("out_channels"):
-            raise CheckpointError(f"{folder} holds an image-to-video Wan; this prior needs text-to-video weights.")
-        vae_config = read_json(folder / "vae" / "config.json")
-        expect(vae_config.get("_class_name"), {"AutoencoderKLWan"}, folder / "vae" / "config.json")
-        return Layout(
-            "diffusers", config, weight_files(folder / "transformer"), vae_config, weight_files(folder / "vae")
-        )
-    if (folder / "config.json").is_file():
-        config = read_json(folder / "config.json")
-        expect(config.get("_class_name", "WanModel"), {"WanModel"}, folder / "config.json")
-        expect(config.get("model_type"), {"t2v"}, folder / "config.json", key="model_type")
+            raise CheckpointError(f"{folder} holds an image-to-video Wan; this prior needs {variant.meaning}.")
+        vae_config = read_config(folder / "vae", "AutoencoderKLWan")
+        return Layout("diffusers", config, weight_files(ours), vae_config, weight_files(folder / "vae"))
+    if (theirs / "config.json").is_file():
+        config = read_json(theirs / "config.json")
+        name, kind = variant.original
+        expect(config.get("_class_name", name), {name}, theirs / "config.json")
+        expect(config.get("model_type"), {kind}, theirs / "config.json", key="model_type")
         vaes = sorted(folder.glob("*VAE*.pth"))
         if not vaes:
             raise CheckpointError(f"{folder} has no VAE: expected Wan2.1_VAE.pth beside config.json. {listing(folder)}")
-        return Layout("original", _from_original(config), weight_files(folder), None, vaes[:1])
+        return Layout("original", _from_original(config), weight_files(theirs), None, vaes[:1])
+    home = f"{variant.folders[1]}/" if variant.folders[1] else ""
     raise CheckpointError(
-        f"{folder} is no Wan checkpoint: expected transformer/config.json and vae/config.json (diffusers' layout), or "
-        f"config.json, diffusion_pytorch_model*.safetensors and Wan2.1_VAE.pth (original layout). {listing(folder)}"
+        f"{folder} is no Wan checkpoint with {variant.meaning}: expected {variant.folders[0]}/config.json and "
+        f"vae/config.json (diffusers' layout), or {home}config.json, {home}diffusion_pytorch_model*.safetensors and "
+        f"Wan2.1_VAE.pth or Wan2.2_VAE.pth (original layout). {listing(folder)}"
     )
 
 
-def build_transformer(layout: Layout, settings: PriorSettings) -> tuple[Any, int]:
+def build_transformer(layout: Layout, settings: PriorSettings, variant: Variant) -> tuple[Any, int]:
     """The transformer up to the tap, and the tap as an index. Later blocks are never read."""
-    from diffusers import WanTransformer3DModel
+    import diffusers
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
-    tap = resolved_tap(settings.tap, int(layout.transformer_config["num_layers"]), settings.name)
+    config = dict(layout.transformer_config)
+    tap = resolved_tap(settings.tap, int(config["num_layers"]), settings.name)
+    config["num_layers"] = tap + 1
+    wanted = until("blocks", tap)
+    if "vace_layers" in config:
+        config["vace_layers"] = [layer for layer in config["vace_layers"] if layer <= tap]
+        in_time, hints = wanted, until("vace_blocks", len(config["vace_layers"]) - 1)
 
-    tensors = read_tensors(layout.transformer_files, until("blocks", tap))
+        def wanted(key: str) -> bool:
+            return in_time(key) and hints(key)
+
+    tensors = read_tensors(layout.transformer_files, wanted)
     if layout.kind == "original":
         tensors = convert_wan_transformer_to_diffusers(tensors)
-    config = {**layout.transformer_config, "num_layers": tap + 1}
-    return assemble(lambda: WanTransformer3DModel.from_config(config), tensors, layout.transformer_files[0]), tap
+    model = getattr(diffusers, variant.transformer)
+    return assemble(lambda: model.from_config(config), tensors, layout.transformer_files[0]), tap
 
 
-def build_vae(layout: Layout, folder: Path) -> Any:
+def build_vae(layout: Layout) -> Any:
     """The VAE without its decoder."""
     from diffusers import AutoencoderKLWan
-    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
     if layout.vae_config is not None:
         config = layout.vae_config
         tensors = read_tensors(layout.vae_files, lambda key: not key.startswith("decoder."))
     else:
-        raw = read_pickle(layout.vae_files[0])
-        if not all(isinstance(raw.get(key), Tensor) for key in ("encoder.conv1.weight", "conv2.weight")):
-            raise CheckpointError(
-                f"{layout.vae_files[0]} is no Wan VAE: it lacks encoder.conv1.weight or conv2.weight."
-            )
-        config = {"base_dim": raw["encoder.conv1.weight"].shape[0], "z_dim": raw["conv2.weight"].shape[0]}
-        tensors = convert_wan_vae_to_diffusers({k: v for k, v in raw.items() if not k.startswith("decoder.")})
+        config, tensors = read_original_vae(layout.vae_files[0])
 
     def build() -> Any:
         vae = AutoencoderKLWan.from_config(config)
@@ -151,7 +188,7 @@ def _from_original(config: dict[str, Any]) -> dict[str, Any]:
     names = {
         "in_dim": "in_channels", "out_dim": "out_channels", "num_heads": "num_attention_heads", "text_dim": "text_dim",
         "freq_dim": "freq_dim", "ffn_dim": "ffn_dim", "num_layers": "num_layers", "eps": "eps",
-        "cross_attn_norm": "cross_attn_norm",
+        "cross_attn_norm": "cross_attn_norm", "vace_layers": "vace_layers", "vace_in_dim": "vace_in_channels",
     }  # fmt: skip
     missing = [key for key in ("dim", "num_heads", "num_layers", "ffn_dim") if key not in config]
     if missing:
