@@ -13,6 +13,7 @@ from ..config import PriorSettings
 from ..errors import PriorError, SettingsError, near_misses
 from ..plugins import plugin_manager
 from .base import Prior
+from .windows import windows
 
 
 def load_prior(
@@ -116,6 +117,8 @@ def resolve(settings: PriorSettings) -> PriorSettings:
         raise PriorError(
             f"Prior {spec.name!r} has no context {resolved.context!r}. It has: {', '.join(spec.contexts)}."
         )
+    if resolved.window is not None and resolved.context != "frame":
+        windows(1, resolved.window, resolved.overlap)
     return resolved
 
 
