@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import PriorSettings, Settings
+from ..errors import PriorError
 from .base import Prior, PriorSpec
 from .diffusion import ALL_CONTEXTS
 from .fast import Reduction
@@ -51,6 +52,11 @@ class WanVacePrior(WanPrior):
     def __init__(self, transformer: nn.Module, vae: nn.Module, context: Tensor, settings: PriorSettings, **more: Any):
         super().__init__(transformer, vae, context, settings, **more)
         self.vace = VaceOptions.parse(settings.options)
+        if self.vace.reference == "released" and settings.context != "frame":
+            raise PriorError(
+                f"Prior {settings.name!r}: reference='released' is the released code's way with single frames, and has "
+                f"no meaning in context {settings.context!r}. Use context='frame', or reference='first'."
+            )
         #: Latents of a grey frame, which is what is left of a frame where all is to be generated.
         self._grey: Tensor | None = None
         #: Latents of the clip's first frame, while a clip is worked on.

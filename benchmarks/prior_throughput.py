@@ -1,0 +1,283 @@
+"""How fast the Wan prior is: the plain way against the fast path, on the same random weights and frames, in one run.
+
+Plain is what the released code does: frame by frame, float32 weights, the VAE with its 3D convolutions, all blocks of
+diffusers' own transformer with a forward hook on the tapped one, the prompt padded to 512 tokens (on CUDA under
+bfloat16 autocast, as there). Fast is `vega3d.load_prior`'s default. The geometry is Wan 2.1 1.3B's; with fewer blocks
+the tap keeps its place, 21 of 30.
+
+    python benchmarks/prior_throughput.py                              # 2 CPU cores, about 8 minutes
+    python benchmarks/prior_throughput.py --blocks 30 --frames 2 --size 480x832
+    python benchmarks/prior_throughput.py --device cuda --blocks 30    # bfloat16, and once more with torch.compile
+    python benchmarks/prior_throughput.py --memory                     # peak of 8 frames in bfloat16, nothing else
+"""
+
+from __future__ import annotations
+
+import gc
+import platform
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from vega3d_plugin.config import PriorSettings
+from vega3d_plugin.priors.flow_matching import draw_noise
+from vega3d_plugin.priors.wan import TEXT_LENGTH, WanPrior
+
+TAPPED = 21 / 30
+STAGES = ("VAE", "transformer")
+
+
+@dataclass
+class Run:
+    """Seconds, peak memory in bytes and result of one stage."""
+
+    seconds: float
+    peak: float
+    out: Tensor
+
+
+def main(
+    frames: Annotated[list[int] | None, typer.Option(help="Clip lengths.")] = None,
+    size: Annotated[list[str] | None, typer.Option(help="Height x width in pixels.")] = None,
+    blocks: Annotated[int, typer.Option(help="Blocks of the transformer; 30 is Wan 1.3B.")] = 10,
+    repeats: Annotated[int, typer.Option(help="Runs of each side; the best counts.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    memory: Annotated[bool, typer.Option(help="Only the peak memory of 8 frames at 480x832 in bfloat16.")] = False,
+) -> None:
+    """Measure features of single frames, stage by stage."""
+    where = torch.device(device)
+    machine = torch.cuda.get_device_name() if where.type == "cuda" else _cpu()
+    out = Console(width=130)
+    out.print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, {blocks} blocks, tap at 70 %")
+    if memory:
+        peak = _bfloat16_peak(where)
+        out.print(f"peak of 8 frames, 480x832, bfloat16, {_tapped(30)} blocks: {peak / 2**30:.1f} GiB")
+        return
+    rate = _matrix_rate(where)
+    out.print(f"measured matrix rate: {rate / 1e9:.0f} GFLOP/s\n")
+    plain_models = _models(blocks, where)
+    sides: dict[str, WanPrior] = {"fast": _prior(_models(blocks, where), blocks)}
+    if where.type == "cuda":
+        sides["fast, compiled"] = _prior(_models(blocks, where), blocks, compile=True)
+    table = Table(title="plain: diffusers' forward with a hook; fast: vega3d")
+    for column in ("frames", "size", "stage", "side", "s", "frames/s", "ratio", "error", "peak GiB", "of matrix rate"):
+        table.add_column(column, justify="right" if column not in ("stage", "side") else "left")
+    for count in frames or [2, 8]:
+        for side in size or ["240x416", "480x832"]:
+            height, width = (int(part) for part in side.split("x"))
+            clip = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0)).to(where)
+            plain = _best(lambda clip=clip: _plain(plain_models, clip, blocks, where), repeats)
+            _rows(table, count, side, "plain", plain, plain, rate, 0)
+            for name, prior in sides.items():
+                prior.size = (height, width)
+                fast = _best(lambda prior=prior, clip=clip: _fast(prior, clip, where), repeats, warm="compiled" in name)
+                _rows(table, count, side, name, fast, plain, rate, _flops(prior, clip))
+            out.print(f"{count} frames of {side} done", style="dim")
+    out.print()
+    out.print(table)
+    if where.type == "cpu":
+        command = [sys.executable, __file__, "--memory", "--device", device]
+        # In a process of its own: a process's peak never goes down.
+        out.print(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def _tapped(blocks: int) -> int:
+    return max(1, round(blocks * TAPPED))
+
+
+def _models(blocks: int, where: torch.device) -> tuple[Any, Any, Tensor]:
+    """Transformer, VAE without decoder, empty prompt: equal on every call."""
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+    torch.manual_seed(0)
+    with where:
+        shape = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "text_dim": 4096}
+        transformer = WanTransformer3DModel(num_layers=blocks, **shape)
+        vae = AutoencoderKLWan()
+    vae.decoder = None
+    context = torch.randn(1, 4096, generator=torch.Generator().manual_seed(1))
+    return transformer.eval().requires_grad_(False), vae.eval().requires_grad_(False), context.to(where)
+
+
+def _prior(models: tuple[Any, Any, Tensor], blocks: int, **settings: Any) -> WanPrior:
+    transformer, vae, context = models
+    transformer.blocks = transformer.blocks[: _tapped(blocks)]
+    return WanPrior(transformer, vae, context, PriorSettings(tap=_tapped(blocks) - 1, size=(480, 832), **settings))
+
+
+def _plain(models: tuple[Any, Any, Tensor], clip: Tensor, blocks: int, where: torch.device) -> dict[str, Run]:
+    transformer, vae, context = models
+    mean, std = (torch.tensor(v, device=where) for v in (vae.config.latents_mean, vae.config.latents_std))
+    padded = torch.zeros(1, TEXT_LENGTH, context.shape[1], device=where)
+    padded[0, : len(context)] = context
+    sigma, tau = 0.2999238, torch.tensor([299], device=where)
+    half = torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda")
+
+    def encode() -> Tensor:
+        latents = [vae.encode(frame[None, :, None] * 2 - 1).latent_dist.mode()[:, :, 0] for frame in clip]
+        return (torch.cat(latents).float() - mean[:, None, None]) / std[:, None, None]
+
+    def transform(latents: Tensor) -> Tensor:
+        noise = draw_noise(tuple(latents.shape[1:]), 0, range(len(latents))).to(where)
+        kept: list[Tensor] = []
+        tap = transformer.blocks[_tapped(blocks) - 1]
+        hook = tap.register_forward_hook(lambda module, args, output: kept.append(output))
+        for latent in (1 - sigma) * latents + sigma * noise:
+            transformer(latent[None, :, None], tau, padded, return_dict=False)
+        hook.remove()
+        height, width = latents.shape[2] // 2, latents.shape[3] // 2
+        return torch.cat(kept).unflatten(1, (height, width)).movedim(-1, 1)
+
+    with torch.no_grad(), half:
+        first = _measured(encode, where)
+        second = _measured(lambda: transform(first.out), where)
+    return {"VAE": first, "transformer": second}
+
+
+def _fast(prior: WanPrior, clip: Tensor, where: torch.device) -> dict[str, Run]:
+    with prior.session(where):
+        first = _measured(lambda: prior.encode(clip), where)
+        second = _measured(lambda: prior.features(first.out), where)
+    return {"VAE": first, "transformer": second}
+
+
+def _best(run: Callable[[], dict[str, Run]], repeats: int, warm: bool = False) -> dict[str, Run]:
+    if warm:
+        run()
+    runs = [run() for _ in range(repeats)]
+    return {stage: min((r[stage] for r in runs), key=lambda r: r.seconds) for stage in STAGES}
+
+
+def _measured(work: Callable[[], Tensor], where: torch.device) -> Run:
+    gc.collect()
+    with _Peak(where) as peak:
+        start = time.perf_counter()
+        out = work()
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    return Run(seconds, peak.bytes, out)
+
+
+class _Peak:
+    """Highest memory while it is open: of the process on a CPU, sampled; of the allocator on CUDA."""
+
+    def __init__(self, where: torch.device) -> None:
+        self.where, self.bytes, self._stop = where, 0.0, threading.Event()
+
+    def __enter__(self) -> _Peak:
+        if self.where.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            self._thread = threading.Thread(target=self._watch)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.where.type == "cuda":
+            self.bytes = float(torch.cuda.max_memory_allocated())
+        else:
+            self._stop.set()
+            self._thread.join()
+
+    def _watch(self) -> None:
+        statm = Path("/proc/self/statm")
+        while statm.exists():
+            self.bytes = max(self.bytes, int(statm.read_text().split()[1]) * resource.getpagesize())
+            if self._stop.wait(0.01):
+                return
+
+
+def _flops(prior: WanPrior, clip: Tensor) -> float:
+    """Work of the fast transformer stage: the large matrix products and the attention that are left."""
+    height, width = (side // prior.stride for side in clip.shape[2:])
+    tokens, dim, inner = height * width, prior.feature_dim, 8960
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        # Query, key and value in one; output; query of the cross-attention; the two of the feed-forward.
+        for rows, columns in ((3 * dim, dim), (dim, dim), (dim, dim), (inner, dim), (dim, inner)):
+            torch.nn.functional.linear(torch.empty(tokens, columns), torch.empty(rows, columns))
+        heads = torch.empty(1, 12, tokens, 128)
+        torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
+    return float(counter.get_total_flops()) * len(prior.transformer.blocks) * len(clip)
+
+
+def _rows(
+    table: Table,
+    count: int,
+    size: str,
+    side: str,
+    runs: dict[str, Run],
+    plain: dict[str, Run],
+    rate: float,
+    work: float,
+) -> None:
+    total = sum(run.seconds for run in runs.values())
+    for stage in (*STAGES, "both"):
+        seconds = total if stage == "both" else runs[stage].seconds
+        base = sum(run.seconds for run in plain.values()) if stage == "both" else plain[stage].seconds
+        error = peak = share = ""
+        if stage != "both":
+            peak = f"{runs[stage].peak / 2**30:.1f}"
+            if side != "plain":
+                error = f"{_error(runs[stage].out, plain[stage].out):.1e}"
+        if stage == "transformer" and work:
+            share = f"{work / seconds / rate:.0%}"
+        ratio = "" if side == "plain" else f"{base / seconds:.2f}"
+        table.add_row(
+            str(count), size, stage, side, f"{seconds:.2f}", f"{count / seconds:.3f}", ratio, error, peak, share
+        )
+
+
+def _error(a: Tensor, b: Tensor) -> float:
+    a, b = a.float(), b.float()
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def _matrix_rate(where: torch.device) -> float:
+    """FLOP/s of one large matrix product in the dtype of the fast path."""
+    side, dtype = (8192, torch.bfloat16) if where.type == "cuda" else (2048, torch.float32)
+    a, b = (torch.randn(side, side, device=where, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(5):
+        seconds.append(_measured(lambda: a @ b, where).seconds)
+    return 2 * side**3 / min(seconds)
+
+
+def _bfloat16_peak(where: torch.device) -> float:
+    prior = _prior(_models(30, where), 30, dtype="bfloat16")
+    for model in prior.models.values():
+        model.to(torch.bfloat16)
+    clip = torch.rand(8, 3, 480, 832, device=where)
+    if where.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        prior(clip)
+        return float(torch.cuda.max_memory_allocated())
+    gc.collect()
+    with _Peak(where) as peak:
+        prior(clip)
+    return peak.bytes
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    typer.run(main)
