@@ -138,7 +138,7 @@ def test_unknown_keys_and_names_come_with_what_is_known() -> None:
         BranchSettings.parse({"prior": {"name": "zzz"}, "fusion": {"qqq": 1}})
     message = str(caught.value)
     assert "Did you mean" not in message
-    assert "Known: tiny-wan, wan2.1-t2v-1.3b, wan2.1-t2v-14b" in message
+    assert "Known: callable, cogvideox-2b" in message
     assert "Known: name, init, num_heads" in message
 
 
@@ -241,3 +241,13 @@ def test_settings_do_not_share_the_callers_options() -> None:
 def test_the_documented_classes_are_public() -> None:
     for name in ("BranchSettings", "PriorSettings", "FusionSettings", "ProjectorSettings"):
         assert getattr(vega3d, name).__doc__
+
+
+def test_a_family_s_own_settings_by_name() -> None:
+    by_name = PriorSettings.parse({"name": "wan2.1-vace-1.3b", "reference": "none"})
+    assert by_name.options == {"reference": "none"}
+    assert by_name == PriorSettings.parse({"name": "wan2.1-vace-1.3b", "options": {"reference": "none"}})
+    with pytest.raises(SettingsError, match=r"reference: unknown key"):
+        PriorSettings.parse({"name": "wan2.1-t2v-1.3b", "reference": "none"})
+    with pytest.raises(SettingsError, match=r"taps: unknown key\. Did you mean 'tap'"):
+        PriorSettings.parse({"name": "wan2.1-vace-1.3b", "taps": 3})

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import SettingsError, UnknownNameError, near_misses
 from .projectors import PROJECTORS
@@ -122,6 +122,25 @@ class PriorSettings(Settings):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own(cls, values: Any) -> Any:
+        """A family's own settings may be given by their names, beside those that all priors have."""
+        from .plugins import plugin_manager
+
+        priors = plugin_manager().priors
+        name = values.get("name", cls.model_fields["name"].default) if isinstance(values, Mapping) else None
+        options = priors.get(name).options if name in priors.names() else None
+        if options is None:
+            return values
+        known = list(options.model_fields)
+        # One that is nearly right goes there too, where it is reported with the name it was meant to be.
+        own = {k: v for k, v in values.items() if k not in cls.model_fields and near_misses(str(k), known)}
+        if not own:
+            return values
+        shared = {k: v for k, v in values.items() if k not in own}
+        return {**shared, "options": {**shared.get("options", {}), **own}}
 
     @field_validator("name")
     @classmethod

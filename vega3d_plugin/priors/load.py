@@ -78,7 +78,7 @@ def load_prior(
             "shift": shift, "tap": tap, "size": size, "resize": resize, "context": context, "seed": seed,
             "window": window, "overlap": overlap, "chunk_frames": chunk_frames, "max_tokens": max_tokens,
             "fast": fast, "compile": compile, "offload": offload, "dtype": dtype, "device": device,
-            "options": {**(options or {}), **own} or None,
+            "options": options, **own,
         }  # fmt: skip
         settings = PriorSettings.parse({k: v for k, v in given.items() if v is not None})
     settings = resolve(settings)
