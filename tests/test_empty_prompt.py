@@ -416,19 +416,19 @@ def test_cache_folder_that_is_a_file(folder, cache, caplog):
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):
-    assert module._cache_root() == tmp_path / "cache" / "empty_prompt"
+    assert module.cache_root() == tmp_path / "cache" / "empty_prompt"
     monkeypatch.setenv("VEGA3D_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert module._cache_root() == tmp_path / "xdg" / "vega3d" / "empty_prompt"
+    assert module.cache_root() == tmp_path / "xdg" / "vega3d" / "empty_prompt"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
-    assert module._cache_root() == tmp_path / "home" / ".cache" / "vega3d" / "empty_prompt"
+    assert module.cache_root() == tmp_path / "home" / ".cache" / "vega3d" / "empty_prompt"
 
     def homeless():
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", homeless)
-    assert module._cache_root() is None
+    assert module.cache_root() is None
 
 
 # What can be wrong

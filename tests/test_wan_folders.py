@@ -169,8 +169,14 @@ def test_a_hub_id_that_cannot_be_fetched_is_named() -> None:
 
 
 DIFFUSERS_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty": (lambda f: [shutil.rmtree(f), f.mkdir()], r"is no Wan checkpoint with text-to-video weights: expected .*Found: nothing"),
-    "no transformer": (lambda f: shutil.rmtree(f / "transformer"), r"is no Wan checkpoint.*Found: empty_prompt.*vae/"),
+    "empty": (
+        lambda f: [shutil.rmtree(f), f.mkdir()],
+        r"is no Wan checkpoint with text-to-video weights: expected .*Found: nothing",
+    ),
+    "no transformer": (
+        lambda f: shutil.rmtree(f / "transformer"),
+        r"is no Wan checkpoint.*Found: empty_prompt.*vae/",
+    ),
     "no vae": (lambda f: shutil.rmtree(f / "vae"), r"copy is half there: it has no vae/\. Found: empty_prompt"),
     "no transformer config": (
         lambda f: (f / "transformer" / "config.json").unlink(),

@@ -73,11 +73,23 @@ class Clip:
 
     @property
     def key(self) -> str:
-        """Content key: hash of the frames rounded to 8 bits, so that it does not depend on the host's dtype."""
-        pixels = (self.frames.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous()
-        digest = hashlib.sha256(repr(tuple(pixels.shape)).encode())
-        digest.update(pixels.numpy().tobytes())
-        return digest.hexdigest()[:32]
+        """Content key, see :func:`clip_key`."""
+        return clip_key(self.frames)
+
+
+def clip_key(frames: Tensor) -> str:
+    """Content key of a clip: 32 hex digits, the name of its features in a store and for the prior ``external``.
+
+    A hash of the frames rounded to 8 bits, so that it does not depend on the host's dtype. It does depend on their
+    size: the frames must be those that the host sees, after its processor has resized them.
+
+    Args:
+        frames: ``[T, 3, H, W]`` in [0, 1].
+    """
+    pixels = (frames.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous()
+    digest = hashlib.sha256(repr(tuple(pixels.shape)).encode())
+    digest.update(pixels.numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def check_frames(frames: Tensor, where: str) -> Tensor:

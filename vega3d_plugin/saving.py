@@ -158,6 +158,10 @@ def _prior(
         )
     # Where the prior ran is a matter of the machine, not of the branch.
     values = {k: v for k, v in record["settings"]["prior"].items() if k != "device"} if name == recorded else {}
+    # Nor can a file give the user's word that code may be imported (prior `callable`).
+    values.pop("trust", None)
+    if isinstance(values.get("options"), Mapping):
+        values["options"] = {k: v for k, v in values["options"].items() if k != "trust"}
     values = {**values, **asked, **overrides, "name": name}
     if pretrained is not None:
         values |= {"pretrained": str(pretrained), "revision": None}

@@ -8,9 +8,18 @@ from .base import Toy
 
 #: Modules of this package, each with ``TOYS``.
 FAMILIES = (
+    "stable_diffusion",
+    "stable_video_diffusion",
     "wan",
     "wan_vace",
     "wan22",
+    "hunyuan_video",
+    "mochi",
+    "cosmos",
+    "cogvideox",
+    "ltx_video",
+    "vjepa2",
+    "dinov3",
 )
 
 

@@ -81,6 +81,8 @@ class PriorSpec:
             as ``vega3d prior export-prompt`` writes them; None for a prior without text.
         licence: of the weights, one line; the source's own page decides.
         parameters: of what is loaded with the default tap, in billions, when known.
+        kind: the class of what ``load`` makes, where importing it is cheap; tells before loading what the fast path
+            is made of and which settings change a feature.
     """
 
     name: str
@@ -95,3 +97,4 @@ class PriorSpec:
     prompt: Callable[[PriorSettings], Mapping[str, Tensor]] | None = None
     licence: str = ""
     parameters: float | None = None
+    kind: type[Prior] | None = None

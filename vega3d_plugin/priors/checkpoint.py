@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from ..errors import CheckpointError
 from ..sources import fetch, local_folder
 
 Tensors = dict[str, Tensor]
+
+# What follows a variant's name in the name of a weight file.
+_SHARD = re.compile(r"(-\d+-of-\d+)?\.safetensors$")
 
 #: File names of weights: of diffusers' models, and of transformers'.
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
@@ -39,6 +43,28 @@ def download(settings: PriorSettings, patterns: list[str]) -> Path:
     """The files of the hub repository ``settings.pretrained`` that match ``patterns``."""
     hint = f"Prior {settings.name!r}: pass `pretrained=` a folder with the repository's files."
     return fetch(str(settings.pretrained), patterns, CheckpointError, revision=settings.revision, hint=hint)
+
+
+def locate_parts(settings: PriorSettings, parts: Mapping[str, str], more: Sequence[str] = ()) -> tuple[Path, bool]:
+    """As :func:`locate`, for repositories that hold their weights in several precisions: only one is downloaded.
+
+    Args:
+        settings: whose ``pretrained`` and ``revision`` say where.
+        parts: folders of components, and how the names of their weight files begin (:data:`DIFFUSERS` or
+            :data:`TRANSFORMERS`). Taken as published, in float16 where there is nothing else.
+        more: patterns of further files.
+    """
+    patterns = [
+        pattern
+        for part, stem in parts.items()
+        for pattern in (f"{part}/*.json", f"{part}/{stem}.safetensors", f"{part}/{stem}-*.safetensors")
+    ]
+    folder, is_local = locate(settings, [*patterns, *more])
+    if not is_local:
+        lacking = {part: stem for part, stem in parts.items() if not any((folder / part).glob(f"{stem}*.safetensors"))}
+        if lacking:
+            folder = download(settings, [f"{part}/{stem}.fp16*.safetensors" for part, stem in lacking.items()])
+    return folder, is_local
 
 
 def read_config(folder: Path, classes: str | set[str], key: str = "_class_name") -> dict[str, Any]:
@@ -127,7 +153,7 @@ def assemble(
 def weight_files(folder: Path, stem: str = DIFFUSERS) -> list[Path]:
     """The safetensors files of a folder, whole or in shards; every shard that its index names must be there."""
     # Beside the weights there may be variants of lower precision, which have one more part in their name.
-    indices = sorted(folder.glob(f"{stem}*.safetensors.index.json"), key=lambda path: path.name.count("."))
+    indices = sorted(folder.glob(f"{stem}*.safetensors.index*.json"), key=lambda path: path.name.count("."))
     whole = folder / f"{stem}.safetensors"
     if whole.is_file() and not (folder / f"{stem}.safetensors.index.json").is_file():
         return [whole]
@@ -143,7 +169,9 @@ def weight_files(folder: Path, stem: str = DIFFUSERS) -> list[Path]:
     files = sorted(folder.glob(f"{stem}*.safetensors"))
     if not files:
         raise CheckpointError(f"{folder} is half there: it has no {stem}*.safetensors. {listing(folder)}")
-    return files
+    variants = [_SHARD.sub("", file.name) for file in files]
+    best = min(variants, key=lambda name: (name != stem, name != f"{stem}.fp16", name))
+    return [file for file, variant in zip(files, variants, strict=True) if variant == best]
 
 
 def read_pickle(file: Path) -> Tensors:

@@ -49,6 +49,14 @@ class DiffusionPrior(FrozenPrior):
     def transform(self, noisy: Tensor, latents: Tensor) -> Tensor:
         """Noisy latents ``[B, T, z, h, w]`` to the tap's maps ``[B, T, C, h', w']``; ``latents`` are the clean ones."""
 
+    def transform_rows(self, noisy: Tensor, latents: Tensor, rows: Sequence[range]) -> Tensor:
+        """As :meth:`transform`, told which steps of the clip each row holds, for what depends on more than latents."""
+        return self.transform(noisy, latents)
+
+    def places(self, count: int) -> list[range]:
+        """The windows that ``count`` steps are attended in, where they see each other."""
+        return windows(count, self.settings.window or count, self.settings.overlap if self.settings.window else 0)
+
     def noise_level(self) -> NoiseLevel:
         """The timestep that the denoiser is given, and the share of noise."""
         return noise_level(self.settings.timestep, self.settings.shift)
@@ -56,6 +64,11 @@ class DiffusionPrior(FrozenPrior):
     def noised(self, latents: Tensor, noise: Tensor) -> Tensor:
         """Clean latents and noise of one shape to noisy latents; float32."""
         return add_noise(latents, noise, self.noise_level().sigma)
+
+    @property
+    def pixel_dtype(self) -> torch.dtype:
+        """What pixels are given to the VAE in: the compute dtype, unless it needs them finer."""
+        return self.dtype
 
     @property
     def tokens_per_frame(self) -> int:
@@ -100,7 +113,7 @@ class DiffusionPrior(FrozenPrior):
             count, latents = frames.shape[0], []
             for start in range(0, count, self._frames_per_encoding()):
                 chunk = frames[start : start + self._frames_per_encoding()]
-                latents.append(self.frame_latents((self.pixels(chunk) * 2 - 1).to(self.dtype)).float())
+                latents.append(self.frame_latents((self.pixels(chunk) * 2 - 1).to(self.pixel_dtype)).float())
                 self.report("VAE", start + chunk.shape[0], count)
             return torch.cat(latents)
 
@@ -136,7 +149,7 @@ class DiffusionPrior(FrozenPrior):
         # The VAE takes 1 + stride * k frames and would drop the rest.
         missing = -(count - 1) % self.time_stride
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
-        latents = self.video_latents((self.pixels(frames) * 2 - 1).to(self.dtype)).float()
+        latents = self.video_latents((self.pixels(frames) * 2 - 1).to(self.pixel_dtype)).float()
         self.report("VAE", count, count)
         return latents
 
@@ -145,17 +158,17 @@ class DiffusionPrior(FrozenPrior):
         parts = []
         for start in range(0, count, size):
             part = slice(start, start + size)
-            parts.append(self.transform(noisy[part, None], latents[part, None])[:, 0])
+            rows = [range(i, i + 1) for i in range(start, min(start + size, count))]
+            parts.append(self.transform_rows(noisy[part, None], latents[part, None], rows)[:, 0])
             self.report("denoiser", min(start + size, count), count)
         return torch.cat(parts)
 
     def _jointly(self, noisy: Tensor, latents: Tensor) -> Tensor:
-        count = noisy.shape[0]
-        places = windows(count, self.settings.window or count, self.settings.overlap if self.settings.window else 0)
+        count, places = noisy.shape[0], self.places(noisy.shape[0])
         parts = []
         for place in places:
             part = slice(place.start, place.stop)
-            parts.append(self.transform(noisy[None, part], latents[None, part])[0])
+            parts.append(self.transform_rows(noisy[None, part], latents[None, part], [place])[0])
             self.report("denoiser", place.stop, count)
         return average(parts, places)
 

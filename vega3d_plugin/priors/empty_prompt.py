@@ -52,7 +52,7 @@ def empty_prompt(folder: Path, *, text_dim: int, progress: bool = True) -> Tenso
             return _read_beside(path, text_dim)
 
     files, problems = find_text_encoder(folder)
-    kept = _checkpoint_cache(folder)
+    kept = checkpoint_cache(folder)
     if files is None:
         context = _from_cache(kept)
         if context is None:
@@ -91,7 +91,7 @@ def save_empty_prompt(context: Tensor, folder: Path) -> Path:
     path = Path(folder) / SAVED_NAME
     checked = _checked(context, "The tensor to be saved", None)
     try:
-        _write(checked, path)
+        write_tensors({_TENSOR: checked}, path)
     except OSError as error:
         raise PromptError(f"{path} cannot be written: {error}. Give a folder that can be written.") from error
     return path
@@ -103,7 +103,7 @@ def save_empty_prompt(context: Tensor, folder: Path) -> Path:
 def _read_beside(path: Path, text_dim: int) -> Tensor:
     try:
         found: Any = (
-            _load_safetensors(path)
+            load_safetensors(path)
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
@@ -125,7 +125,8 @@ def _read_beside(path: Path, text_dim: int) -> Tensor:
     return _checked(tensor, str(path), text_dim)
 
 
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a small file, in memory of their own."""
     from safetensors.torch import load
 
     # From memory, not mapped: the file may be replaced while the tensor is in use.
@@ -160,7 +161,8 @@ def _checked(context: object, source: str, text_dim: int | None) -> Tensor:
 # The cache
 
 
-def _cache_root() -> Path | None:
+def cache_root() -> Path | None:
+    """Where computed prompts are kept; None for a user without a home folder."""
     own, shared = os.environ.get("VEGA3D_CACHE"), os.environ.get("XDG_CACHE_HOME")
     try:
         root = Path(own).expanduser() if own else (Path(shared) if shared else Path.home() / ".cache") / "vega3d"
@@ -170,7 +172,7 @@ def _cache_root() -> Path | None:
 
 
 def _encoder_cache(files: TextEncoderFiles) -> Path | None:
-    root = _cache_root()
+    root = cache_root()
     if root is None:
         return None
     identity = hashlib.sha256(_CACHE_FORMAT.encode())
@@ -178,27 +180,31 @@ def _encoder_cache(files: TextEncoderFiles) -> Path | None:
         for path in files.settings:
             identity.update(f"\0{path.relative_to(files.folder).as_posix()}\0".encode())
             identity.update(hashlib.sha256(path.read_bytes()).digest())
-        _add_weights(identity, files.folder, files.weights)
+        add_weights(identity, files.folder, files.weights)
     except OSError:  # loading the file says what is wrong with it
         return None
     return root / f"encoder-{identity.hexdigest()[:32]}.safetensors"
 
 
-def _checkpoint_cache(folder: Path) -> Path | None:
-    """The place that remembers what was computed for this very transformer in this very folder."""
-    root = _cache_root()
-    weights = [*folder.glob("transformer/*.safetensors"), *folder.glob("diffusion_pytorch_model*.safetensors")]
+def checkpoint_cache(folder: Path, kind: str = "") -> Path | None:
+    """The place that remembers what was computed for this very transformer in this very folder.
+
+    ``kind`` tells prompts of other pipelines apart.
+    """
+    root = cache_root()
+    places = ("transformer/*.safetensors", "unet/*.safetensors", "diffusion_pytorch_model*.safetensors")
+    weights = [file for place in places for file in folder.glob(place)]
     if root is None or not weights:
         return None
-    identity = hashlib.sha256(f"{_CACHE_FORMAT}\0{folder.resolve()}".encode())
+    identity = hashlib.sha256(f"{_CACHE_FORMAT}\0{folder.resolve()}{kind}".encode())
     try:
-        _add_weights(identity, folder, weights)
+        add_weights(identity, folder, weights)
     except OSError:  # the transformer's own loader says what is wrong with it
         return None
     return root / f"checkpoint-{identity.hexdigest()[:32]}.safetensors"
 
 
-def _add_weights(identity: Any, folder: Path, weights: Iterable[Path]) -> None:
+def add_weights(identity: Any, folder: Path, weights: Iterable[Path]) -> None:
     """Add names, sizes and both ends of large files: cheap, and another training's last weights differ."""
     for path in sorted(weights):
         size = path.stat().st_size
@@ -213,7 +219,7 @@ def _from_cache(path: Path | None) -> Tensor | None:
     if path is None:
         return None
     try:
-        return _checked(_load_safetensors(path)[_TENSOR], str(path), None)
+        return _checked(load_safetensors(path)[_TENSOR], str(path), None)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:
@@ -226,13 +232,13 @@ def _to_cache(context: Tensor, path: Path | None) -> str | None:
     if path is None:
         return "there is no cache folder"
     try:
-        _write(context, path)
+        write_tensors({_TENSOR: context}, path)
     except OSError as error:
         return str(error)
     return None
 
 
-def _write(context: Tensor, path: Path) -> None:
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write beside the target and rename, so that nobody ever reads half a file."""
     from safetensors.torch import save
 
@@ -240,7 +246,7 @@ def _write(context: Tensor, path: Path) -> None:
     handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as opened:
-            opened.write(save({_TENSOR: context}))
+            opened.write(save(tensors))
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

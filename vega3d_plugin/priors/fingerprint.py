@@ -23,5 +23,5 @@ def fingerprint(modules: Mapping[str, nn.Module], tensors: Mapping[str, torch.Te
     for name in sorted(named):
         tensor = named[name].detach().to(torch.bfloat16).cpu().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.view(torch.uint8).numpy().data)
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -14,9 +14,9 @@ TRAIN_TIMESTEPS = 1000
 
 
 class NoiseLevel(NamedTuple):
-    """Attributes: ``tau``, the timestep that the transformer is given; ``sigma``, the share of noise."""
+    """Attributes: ``tau``, the timestep that the denoiser is given; ``sigma``, the share of noise."""
 
-    tau: int
+    tau: float
     sigma: float
 
 

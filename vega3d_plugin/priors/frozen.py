@@ -192,7 +192,6 @@ class FrozenPrior(Prior):
     def repeated_parts(self) -> list[nn.Module]:
         """The blocks that ``compile`` is applied to, one by one: they share one compiled graph."""
         names = {name for model in self.models.values() for name in getattr(model, "_repeated_blocks", None) or ()}
-        names.add("FoldedBlock")
         return [m for model in self.models.values() for m in model.modules() if type(m).__name__ in names]
 
     # Frames
@@ -240,7 +239,7 @@ def checked_size(settings: PriorSettings, stride: int) -> tuple[int, int]:
     if height % stride or width % stride:
         nearest = tuple(max(stride, math.floor(side / stride + 0.5) * stride) for side in (height, width))
         raise PriorError(
-            f"Prior {settings.name!r} needs a size divisible by {stride} (VAE stride times patch size), "
+            f"Prior {settings.name!r} needs a size divisible by {stride} (pixels per feature), "
             f"got {height}x{width}. The nearest is {nearest[0]}x{nearest[1]}."
         )
     return height, width

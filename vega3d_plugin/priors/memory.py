@@ -47,7 +47,9 @@ def _advice(prior: FrozenPrior) -> str:
     if s.context == "frame":
         ways.append(f"chunk_frames=1 (it is {s.chunk_frames or f'set by max_tokens={s.max_tokens}'})")
     else:
-        ways.append(f"a smaller window (it is {s.window}), or chunk_frames=1 for the VAE")
+        ways.append(f"a smaller window (it is {s.window})")
+        if s.context == "views" and "vae" in prior.models:
+            ways.append("chunk_frames=1 for the VAE")
     ways.append(f"a smaller size (it is {prior.size[0]}x{prior.size[1]})")
     if prior.dtype == torch.float32 and prior.device.type != "cpu":
         ways.append("dtype='bfloat16'")

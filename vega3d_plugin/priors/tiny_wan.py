@@ -71,5 +71,6 @@ SPECS = (
         defaults={"tap": 2, "size": (96, 160), "window": 21, "overlap": 4},
         options=NoOptions,
         licence="none: random weights",
+        kind=WanPrior,
     ),
 )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..config import NoOptions, PriorSettings
 from .base import Prior, PriorSpec
-from .diffusion import ALL_CONTEXTS, DiffusionPrior
+from .diffusion import ALL_CONTEXTS
 from .fast import Reduction
 from .fast.linears import CONVOLVED_LINEARS
 from .fast.modulation import FOLDED_MODULATION
@@ -25,11 +25,12 @@ from .fast.prompt import COLLAPSED_PROMPT, FOLDED_PROMPT_OUTPUT
 from .fast.self_attention import FUSED_QKV
 from .fast.single_frame_vae import SINGLE_FRAME_VAE, SINGLE_PASS_NORMS, SingleFrameConv
 from .frozen import Reload
+from .video_transformer import VideoTransformerPrior, per_channel
 
 TEXT_LENGTH = 512
 
 
-class WanPrior(DiffusionPrior):
+class WanPrior(VideoTransformerPrior):
     """Features of a Wan transformer.
 
     Args:
@@ -64,27 +65,17 @@ class WanPrior(DiffusionPrior):
     ) -> None:
         config: Any = transformer.config
         vae_config: Any = vae.config
-        self.patch_size: tuple[int, int, int] = tuple(config.patch_size)
-        stride = int(getattr(vae_config, "scale_factor_spatial", 8) or 8) * self.patch_size[1]
-        self.time_stride = int(getattr(vae_config, "scale_factor_temporal", 4) or 4)
         super().__init__(
-            {"transformer": transformer, "vae": vae},
+            transformer,
+            vae,
+            {"context": context},
             settings,
             feature_dim=config.num_attention_heads * config.attention_head_dim,
-            stride=stride,
-            tensors={"context": context},
+            patch_size=config.patch_size[1],
+            vae_stride=vae_config.get("scale_factor_spatial") or 8,
+            time_stride=vae_config.get("scale_factor_temporal") or 4,
             reload=reload,
         )
-
-    @property
-    def transformer(self) -> Any:
-        """diffusers' transformer, cut after the tap."""
-        return self.models["transformer"]
-
-    @property
-    def vae(self) -> Any:
-        """diffusers' VAE, without its decoder."""
-        return self.models["vae"]
 
     @property
     def context(self) -> Tensor:
@@ -104,65 +95,36 @@ class WanPrior(DiffusionPrior):
 
     # VAE
 
-    def frame_latents(self, pixels: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` in [-1, 1] to normalised latents ``[B, z, h, w]``."""
-        return self._normalised(self._moments(pixels[:, :, None]))[:, :, 0]
-
-    def video_latents(self, pixels: Tensor) -> Tensor:
-        """``[1 + 4k, 3, H, W]`` in [-1, 1] to normalised latents ``[1 + k, z, h, w]``."""
-        return self._normalised(self.vae.encode(pixels.transpose(0, 1)[None]).latent_dist.mode())[0].transpose(0, 1)
-
-    def _moments(self, pixels: Tensor) -> Tensor:
+    def _encoded(self, video: Tensor) -> Tensor:
         vae = self.vae
-        if not isinstance(vae.encoder.conv_in, SingleFrameConv) or vae.use_tiling:
-            mean: Tensor = vae.encode(pixels).latent_dist.mode()
-            return mean
+        is_reduced = isinstance(vae.encoder.conv_in, SingleFrameConv)
+        if video.shape[2] > 1 or not is_reduced or vae.use_tiling:
+            return super()._encoded(video)
         if vae.config.patch_size is not None:
             from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
 
-            pixels = patchify(pixels, patch_size=vae.config.patch_size)
+            video = patchify(video, patch_size=vae.config.patch_size)
         # Not by way of `encode`, which copies every activation in case another frame follows.
-        moments: Tensor = vae.quant_conv(vae.encoder(pixels))
-        return moments.chunk(2, dim=1)[0]
+        moments: Tensor = vae.quant_conv(vae.encoder(video))
+        return self.normalised(moments.chunk(2, dim=1)[0].float())
 
-    def _normalised(self, mean: Tensor) -> Tensor:
+    def normalised(self, mean: Tensor) -> Tensor:
+        """``[B, z, T, h, w]`` to zero mean and unit variance."""
         config = self.vae.config
-        mean = mean.float()
-        shape = (1, -1, 1, 1, 1)
-        offset = mean.new_tensor(config.latents_mean).view(shape)
-        scale = mean.new_tensor(config.latents_std).view(shape)
-        return (mean - offset) / scale
+        return (mean - per_channel(config.latents_mean, mean)) / per_channel(config.latents_std, mean)
 
     # Transformer
 
-    def transform(self, noisy: Tensor, latents: Tensor) -> Tensor:
-        """``[B, T, z, h, w]`` to ``[B, T, C, h / 2, w / 2]``."""
-        return self.as_maps(self._tapped(noisy), noisy)
-
-    def as_maps(self, tokens: Tensor, noisy: Tensor) -> Tensor:
-        """Tokens ``[B, L, C]`` of noisy latents ``[B, T, z, h, w]`` to ``[B, T, C, h / 2, w / 2]``."""
-        _, steps, _, height, width = noisy.shape
-        p_t, p_h, p_w = self.patch_size
-        grid = (steps // p_t, height // p_h, width // p_w)
-        maps: Tensor = tokens.unflatten(1, grid)
-        return maps.movedim(-1, 2)
-
-    def _tapped(self, noisy: Tensor, **control: Tensor) -> Tensor:
-        """What enters the output norm: the last block's output, with the hint that VACE adds behind it."""
+    def run(self, noisy: Tensor, **inputs: Tensor) -> None:
+        """``[B, z, T, h, w]`` through all blocks that are there; VACE's hints are added behind them."""
         batch = noisy.shape[0]
-        kept: list[Tensor] = []
-        hook = self.transformer.norm_out.register_forward_pre_hook(lambda module, args: kept.append(args[0]))
-        try:
-            self.transformer(
-                hidden_states=noisy.transpose(1, 2).to(self.dtype),
-                timestep=torch.full((batch,), self.noise_level().tau, dtype=torch.long, device=noisy.device),
-                encoder_hidden_states=self._prompt().expand(batch, -1, -1),
-                return_dict=False,
-                **control,
-            )
-        finally:
-            hook.remove()
-        return kept[0].to(self.dtype)
+        self.transformer(
+            hidden_states=noisy,
+            timestep=torch.full((batch,), self.noise_level().tau, dtype=torch.long, device=noisy.device),
+            encoder_hidden_states=self._prompt().expand(batch, -1, -1),
+            return_dict=False,
+            **inputs,
+        )
 
     def _prompt(self) -> Tensor:
         context = self.context.to(self.device, self.dtype)
@@ -174,6 +136,10 @@ class WanPrior(DiffusionPrior):
         return padded
 
     # What the reductions ask for
+
+    def repeated_parts(self) -> list[nn.Module]:
+        """All transformer blocks."""
+        return self.blocks()
 
     def blocks(self) -> list[Any]:
         """All transformer blocks, VACE's included."""
@@ -229,6 +195,8 @@ SPECS = (
         options=NoOptions,
         prompt=_prompt,
         licence="Apache 2.0",
+        parameters=1.1,
+        kind=WanPrior,
     ),
     PriorSpec(
         "wan2.1-t2v-14b",
@@ -242,5 +210,7 @@ SPECS = (
         options=NoOptions,
         prompt=_prompt,
         licence="Apache 2.0",
+        parameters=10,
+        kind=WanPrior,
     ),
 )

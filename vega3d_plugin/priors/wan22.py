@@ -12,7 +12,7 @@ from ..config import NoOptions, PriorSettings
 from ..errors import PriorError
 from .base import Prior, PriorSpec
 from .diffusion import ALL_CONTEXTS
-from .wan import WINDOW
+from .wan import WINDOW, WanPrior
 from .wan_checkpoint import Variant, load_prompt, load_variant
 
 #: Timestep at which the A14B changes from one expert to the other (its ``boundary_ratio`` of 0.875).
@@ -59,7 +59,9 @@ SPECS = (
         defaults={"tap": 20, "size": (704, 1280), "window": 31, "overlap": 4},
         options=NoOptions,
         prompt=_prompt_5b,
+        kind=WanPrior,
         licence="Apache 2.0",
+        parameters=3.7,
     ),
     PriorSpec(
         "wan2.2-a14b",
@@ -71,6 +73,8 @@ SPECS = (
         defaults={"tap": 27, "size": (480, 832), **WINDOW},
         options=NoOptions,
         prompt=_prompt_a14b,
+        kind=WanPrior,
         licence="Apache 2.0",
+        parameters=10,
     ),
 )

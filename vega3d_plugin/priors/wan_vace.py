@@ -100,7 +100,7 @@ class WanVacePrior(WanPrior):
     def grey(self, latents: Tensor) -> Tensor:
         """Latents ``[1, 1, z, h, w]`` of a frame of zeros, computed once."""
         if self._grey is None or self._grey.shape[-2:] != latents.shape[-2:]:
-            ratio = self.stride // self.patch_size[1]
+            ratio = self.stride // self.patch_size
             height, width = (side * ratio for side in latents.shape[-2:])
             pixels = torch.zeros(1, 3, height, width, dtype=self.dtype, device=self.device)
             self._grey = self.frame_latents(pixels)[:, None]
@@ -108,7 +108,7 @@ class WanVacePrior(WanPrior):
 
     def _controlled(self, noisy: Tensor, control: Tensor) -> Tensor:
         scale = torch.full((len(self.transformer.config.vace_layers),), self.vace.context_scale)
-        return self._tapped(
+        return self.tapped(
             noisy,
             control_hidden_states=control.transpose(1, 2).to(self.dtype),
             control_hidden_states_scale=scale.to(self.device, self.dtype),
@@ -145,7 +145,9 @@ SPECS = (
         presets=RELEASED,
         options=VaceOptions,
         prompt=_prompt,
+        kind=WanVacePrior,
         licence="Apache 2.0",
+        parameters=1.6,
     ),
     PriorSpec(
         "wan2.1-vace-14b",
@@ -158,6 +160,8 @@ SPECS = (
         presets=RELEASED,
         options=VaceOptions,
         prompt=_prompt,
+        kind=WanVacePrior,
         licence="Apache 2.0",
+        parameters=12,
     ),
 )
