@@ -79,6 +79,11 @@ def run_script(*args: str, **environment: str) -> subprocess.CompletedProcess[st
     return subprocess.run([SCRIPT, *args], capture_output=True, text=True, timeout=120, env=variables)
 
 
+def verbs() -> set[str]:
+    groups = {str(group.name) for group in app.registered_groups}
+    return groups | {command.callback.__name__ for command in app.registered_commands if command.callback}
+
+
 # Help.
 
 
@@ -86,21 +91,19 @@ def test_help_teaches() -> None:
     result = run("--help")
     assert result.exit_code == 0
     assert "a frozen video generator's sense of space" in result.stdout
-    for command in app.registered_commands:
-        assert command.callback is not None
-        assert f"│ {command.callback.__name__} " in result.stdout
+    for verb in verbs():
+        assert f"│ {verb} " in result.stdout
     assert max(len(line) for line in result.stdout.splitlines()) <= 80
     # Without arguments it is the same.
     assert run().output.strip() == result.stdout.strip()
 
 
 def test_the_examples_of_the_help_name_verbs_that_exist() -> None:
-    verbs = {command.callback.__name__ for command in app.registered_commands if command.callback}
     used = {line.split()[1] for line in HELP.splitlines() if line.startswith("  vega3d ")}
-    assert used == verbs
+    assert used == verbs()
 
 
-@pytest.mark.parametrize("verb", ["demo", "doctor", "ls", "info"])
+@pytest.mark.parametrize("verb", ["demo", "doctor", "ls", "info", "prior"])
 def test_every_verb_explains_itself(verb: str) -> None:
     result = run(verb, "--help")
     assert result.exit_code == 0
@@ -181,9 +184,39 @@ def test_priors_tell_what_a_user_has_to_choose() -> None:
     assert (wan["feature_dim"], wan["tap"], wan["contexts"]) == (1536, 20, ["frame", "views", "video"])
     assert wan["source"] == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
     assert rows["tiny-wan"]["source"] == ""
+    assert (wan["licence"], wan["presets"], wan["options"]) == ("Apache 2.0", ["released"], [])
+    assert wan["parameters"] == vega3d.plugin_manager().priors.get("wan2.1-t2v-1.3b").parameters
+
+
+@pytest.mark.parametrize("width", [50, 80, 120])
+def test_a_table_of_many_priors_is_whole_at_every_width(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setattr(output.out, "width", width)
     shown = run("ls", "priors").stdout
-    assert "Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in shown
-    assert "1536" in shown
+    assert max(len(line) for line in shown.splitlines()) <= width
+    rows = run_json("ls", "priors")
+    for row, following in zip(rows, [*rows[1:], {"name": "dim:"}], strict=True):
+        entry = shown.partition(f"\n{row['name']} ")[2].partition(f"\n{following['name']} ")[0]
+        flat = " ".join(entry.split())
+        assert row["summary"] in flat
+        assert f"licence: {row['licence']}" in flat
+        assert row["source"] in entry
+        assert str(row["feature_dim"] or "-") in flat
+        assert ", ".join(row["contexts"]) in flat
+        if width == 120:
+            assert entry.count("\n") <= 3
+    header = shown.splitlines()[1]
+    assert ("contexts" in header, "weights" in header) == (width > 50, width == 120)
+
+
+def test_a_long_name_of_a_prior_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = vega3d.PriorSpec("somebody-elses-prior-with-a-very-long-name-indeed", print, "a prior")
+    monkeypatch.setitem(vega3d.plugin_manager().priors._things, spec.name, spec)
+    monkeypatch.setitem(vega3d.plugin_manager().priors._plugins, spec.name, "somebody")
+    for width in (60, 80, 120):
+        monkeypatch.setattr(output.out, "width", width)
+        shown = run("ls", "priors").stdout
+        assert f"\n{spec.name} " in shown
+        assert max(len(line) for line in shown.splitlines()) <= width
 
 
 def test_fusers_tell_whether_they_can_start_as_identity() -> None:

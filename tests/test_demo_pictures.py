@@ -149,6 +149,25 @@ def test_missing_directions_are_grey_not_noise():
     assert feature_rgb(features[:, :1]).shape == (3, 9, 11, 3)
 
 
+def test_a_sample_of_the_tokens_tells_the_directions_of_many(monkeypatch):
+    _, features = planted(300, (4, 20, 25))
+    expected = feature_rgb(features).reshape(-1, 3).T
+    # With fewer and with more tokens than channels.
+    for enough in (250, 299):
+        monkeypatch.setattr(pictures, "_ENOUGH", enough)
+        for seen, wanted in zip(feature_rgb(features).reshape(-1, 3).T, expected, strict=True):
+            # The largest value, which fixes the sign, may be another one.
+            assert abs(np.corrcoef(seen, wanted)[0, 1]) > 0.98
+
+
+def test_labels_can_be_given(frames, tmp_path, monkeypatch):
+    texts = printed(monkeypatch)
+    labels = ["a.png", "b.png", "c.png", "d.png"]
+    feature_picture(frames, np.ones((2, 5, 3, 4)), tmp_path / "features.png", labels=labels)
+    assert {"a.png", "c.png"} <= set(texts)
+    assert not {"b.png", "frame 0"} & set(texts)
+
+
 def test_feature_picture_shows_the_colours_below(frames, tmp_path):
     features = np.random.default_rng(0).normal(size=(2, 6, 3, 4))
     feature_picture(frames, features, tmp_path / "new" / "features.png")

@@ -14,6 +14,7 @@ from .doctor import doctor
 from .info import info
 from .ls import ls
 from .output import err, out
+from .prior import prior
 
 # Lines are kept by some versions of typer and joined by others, save in a paragraph that begins with \b; so are those
 # of the verbs' docstrings. Short ones look right either way.
@@ -30,6 +31,9 @@ there is, checks that it works on your host, and looks into what was trained.
                                          does it work on this host?
   vega3d ls priors                       or: hosts, fusers, plugins, recipes
   vega3d info outputs/checkpoint-500     what a saved branch holds
+  vega3d prior info wan2.1-t2v-1.3b      what a prior is, before loading it
+  vega3d prior features kitchen.mp4 --prior tiny-wan
+                                         what it sees in a video, as a picture
 """
 
 app = typer.Typer(
@@ -68,3 +72,4 @@ app.command()(demo)
 app.command()(doctor)
 app.command()(ls)
 app.command()(info)
+app.add_typer(prior, name="prior")

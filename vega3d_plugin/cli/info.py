@@ -15,7 +15,7 @@ from ..checkpoint import Saved, read_saved
 from ..config import FusionSettings
 from ..errors import Vega3dError
 from ..scalars import Scalar, learned_scalars
-from .output import GAP, out, print_json, print_table, table
+from .output import GAP, out, print_json, print_pairs, print_table, table
 
 
 def info(
@@ -39,7 +39,7 @@ def info(
     count = sum(t.numel() for t in saved.tensors.values())
     out.print(Text(saved.where, style="bold"), soft_wrap=True)
     out.print()
-    _pairs(
+    print_pairs(
         {
             "host": f"{host.get('name')}, hidden size {host.get('hidden_size')}",
             "prior": f"{prior.get('name')}, features of size {prior.get('feature_dim')}",
@@ -52,7 +52,7 @@ def info(
     )
     if scalars:
         out.print("\n[bold]Learned scalars[/]")
-        _pairs({scalar.name: _value(scalar) for scalar in scalars})
+        print_pairs({scalar.name: _value(scalar) for scalar in scalars})
     out.print("\n[bold]Settings[/]")
     text = yaml.safe_dump(record["settings"], sort_keys=False, default_flow_style=None)
     out.print(Padding(Syntax(text.rstrip(), "yaml", theme="ansi_dark", background_color="default"), (0, 0, 0, GAP)))
@@ -76,13 +76,6 @@ def _value(scalar: Scalar) -> str:
     if scalar.value == scalar.start:
         return f"{scalar.value:.6g}, as at the start: not trained"
     return f"{scalar.value:.6g}, started at {scalar.start:g}"
-
-
-def _pairs(values: dict[str, Any]) -> None:
-    grid = Table.grid(padding=(0, GAP))
-    for name, value in values.items():
-        grid.add_row(Text(f"{' ' * GAP}{name}", style="dim"), Text(str(value)))
-    out.print(grid)
 
 
 def _tensors(saved: Saved) -> Table:

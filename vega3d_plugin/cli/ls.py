@@ -9,15 +9,20 @@ from enum import Enum
 from typing import Annotated, Any
 
 import typer
+from rich.console import Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from ..environment import plugin_states
 from ..plugins import plugin_manager
 from ..recipes import list_recipes
-from .output import listed, print_json, print_table, stacked, table
+from .output import GAP, listed, out, print_json, print_table, stacked, table
 
 Row = dict[str, Any]
+
+#: Width of all contexts in one line.
+CONTEXTS = len("frame, views, video")
 
 
 class Kind(str, Enum):
@@ -74,6 +79,10 @@ def _priors() -> list[Row]:
             "tap": spec.defaults.get("tap"),
             "contexts": list(spec.contexts),
             "source": spec.source,
+            "licence": spec.licence,
+            "parameters": spec.parameters,
+            "presets": list(spec.presets),
+            "options": None if spec.options is None else list(spec.options.model_fields),
             "summary": spec.summary,
             "plugin": plugin_manager().priors.plugin_of(spec.name),
         }
@@ -82,17 +91,39 @@ def _priors() -> list[Row]:
 
 
 def _priors_table(rows: list[Row]) -> Table:
-    made = table("prior", "dim", "tap", "contexts", "what it is", title="Priors", whole=["prior"])
+    """Each prior's numbers in columns, and below them, across all columns, what it is: sentences need the width."""
+    names = max((len(row["name"]) for row in rows), default=0)
+    sources = max((len(_source(row)) for row in rows), default=0)
+
+    def line(name: str, dim: str, tap: str, contexts: str) -> str:
+        return (" " * GAP).join([name.ljust(names), dim.rjust(4), tap.rjust(3), contexts.ljust(CONTEXTS)])
+
+    header = line("prior", "dim", "tap", "contexts")
+    in_columns = len(header) <= out.width
+    with_source = len(header) + GAP + sources <= out.width
+    made = table(header + " " * GAP + "weights" if with_source else header if in_columns else "prior", title="Priors")
     for row in rows:
-        source = row["source"] or "nothing to download"
-        made.add_row(
-            row["name"],
-            _or_dash(row["feature_dim"]),
-            _or_dash(row["tap"]),
-            "\n".join(row["contexts"]),
-            stacked(row["summary"], source),
-        )
+        dim, tap, contexts = str(_or_dash(row["feature_dim"])), str(_or_dash(row["tap"])), ", ".join(row["contexts"])
+        licence = f" (licence: {row['licence']})" if row["licence"] else ""
+        if in_columns:
+            first = Text(line(row["name"], dim, tap, contexts))
+            first.append(" " * GAP + _source(row) if with_source else "")
+        else:
+            first = Text(row["name"])
+        below = stacked(row["summary"], _source(row) + licence)
+        if with_source:
+            below = Text.assemble(row["summary"], (licence, "dim"))
+        elif not in_columns:
+            below = stacked(f"dim {dim}, tap {tap}, {contexts}", row["summary"], _source(row) + licence)
+        first.stylize("bold", 0, len(row["name"]))
+        made.add_row(Group(first, Padding(below, (0, 0, 0, GAP))))
+    made.caption = "dim: channels of a feature; `vega3d prior info NAME` tells all"
+    made.caption_justify = "left"
     return made
+
+
+def _source(row: Row) -> str:
+    return row["source"] or "nothing to download"
 
 
 def _fusers() -> list[Row]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -11,6 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from ..warnings import Vega3dWarning
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -45,6 +49,29 @@ def table(*columns: str, title: str = "", whole: Sequence[str] = ()) -> Table:
     for column in columns:
         made.add_column(column, no_wrap=column in whole, overflow="fold")
     return made
+
+
+@contextmanager
+def yellow_warnings() -> Iterator[None]:
+    """Show each of this library's warnings as one line on stderr, once; others' would bury them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", Vega3dWarning)
+        try:
+            yield
+        finally:
+            for message in dict.fromkeys(str(warning.message) for warning in caught):
+                err.print(Text(f"Warning: {message}", style="yellow"), soft_wrap=True)
+
+
+def print_pairs(values: Mapping[str, Any]) -> None:
+    """Names and what they stand for, in two columns."""
+    grid = Table.grid(padding=(0, GAP))
+    grid.add_column()
+    grid.add_column(overflow="fold")
+    for name, value in values.items():
+        grid.add_row(Text(f"{' ' * GAP}{name}", style="dim"), value if isinstance(value, Text) else Text(str(value)))
+    out.print(grid)
 
 
 def print_table(made: Table) -> None:

@@ -32,6 +32,7 @@ _OPACITY = 0.6
 _WIDEST = 1320  # width of the frames on a sheet together, pixels; more frames go on below
 _SMALLEST, _LARGEST = 160, 320  # width of a frame on the sheet, pixels
 _GAP = 8
+_ENOUGH = 2048  # tokens that tell the main directions, where channels and tokens are many
 _INK, _PAPER, _FAINT = (25, 25, 25), (255, 255, 255), (110, 110, 110)
 
 
@@ -84,7 +85,8 @@ def feature_rgb(features: NDArray[np.floating[Any]]) -> Pixels:
 
     The principal components are those of all tokens of the clip together, so a colour means the same in every frame.
     Each is scaled from its 1st to its 99th percentile; its sign is fixed by its largest value being positive. A
-    direction in which nothing varies is grey (128).
+    direction in which nothing varies is grey (128). Where there are more than 2048 channels and as many tokens, 2048
+    tokens spread evenly tell the directions.
 
     Args:
         features: float [t, C, h, w], finite.
@@ -114,6 +116,7 @@ def feature_picture(
     path: str | Path,
     title: str = "Features: first three principal components",
     first_frames: Sequence[int] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> None:
     """Draw a PNG contact sheet: frames above, the colours of :func:`feature_rgb` below.
 
@@ -124,6 +127,7 @@ def feature_picture(
         title: the line at the top.
         first_frames: for each of the t feature maps, the index of the frame to show; by default the first of the
             T / t frames it covers.
+        labels: for each of the T frames, what is written above it; by default its index.
 
     Raises:
         FramesError: wrong shapes or values, or T is no multiple of t and ``first_frames`` is not given.
@@ -134,17 +138,23 @@ def feature_picture(
     size = _cell(frames)
     plain = [_resized(frames[i], size, Image.Resampling.LANCZOS) for i in shown]
     below = [_resized(colour, size, Image.Resampling.NEAREST) for colour in colours]
-    _save(_sheet(title, [f"frame {i}" for i in shown], plain, below, footer=0), path)
+    names = [labels[i] if labels else f"frame {i}" for i in shown]
+    _save(_sheet(title, names, plain, below, footer=0), path)
 
 
 def _main_scores(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
     """Centred tokens [N, C] along their three main directions, [N, 3], at any scale; zero where there are fewer."""
+    few = tokens
+    if min(tokens.shape) > _ENOUGH:
+        few = tokens[np.linspace(0, len(tokens) - 1, _ENOUGH).round().astype(int)]
     # The SVD of the smaller product has the same directions as that of the tokens, at a fraction of the time.
-    tall = tokens.shape[0] >= tokens.shape[1]
-    product = tokens.T @ tokens if tall else tokens @ tokens.T
+    tall = few.shape[0] >= few.shape[1]
+    product = few.T @ few if tall else few @ few.T
     vectors, squares, _ = np.linalg.svd(product, hermitian=True)
     vectors, squares = vectors[:, :3], squares[:3]
-    scores = tokens @ vectors if tall else vectors
+    if not tall and few is not tokens:
+        vectors = few.T @ vectors
+    scores = tokens @ vectors if tall or few is not tokens else vectors
     # What is left of a missing direction is rounding noise; scaling it up would paint a pattern.
     scores = scores * (squares > 1e-12 * max(float(squares[0]), 1e-300))
     return np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))

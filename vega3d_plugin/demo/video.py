@@ -75,6 +75,11 @@ def read_video(path: str | Path, count: int | None = None) -> NDArray[np.uint8]:
         VideoError: no such file, not a video, a broken file, no video stream or no frames.
         FramesError: ``count`` is below 1.
     """
+    return sample_video(path, count)[0]
+
+
+def sample_video(path: str | Path, count: int | None = None) -> tuple[NDArray[np.uint8], list[int]]:
+    """As :func:`read_video`, with the places of the frames in the video, from 0."""
     path = Path(path)
     if count is not None and count < 1:
         raise FramesError(f"{count} frames of {path} were asked for: ask for at least 1, or for None to get all.")
@@ -88,7 +93,7 @@ def read_video(path: str | Path, count: int | None = None) -> NDArray[np.uint8]:
         kept = {i: _pixels(f) for i, f in enumerate(_decode(path, f"Reading {path.name}")) if i in wanted}
     if not kept:
         raise VideoError(f"{path} holds no frames: its video stream is empty. Record or export it again.")
-    return np.stack([kept[i] for i in indices])
+    return np.stack([kept[i] for i in indices]), indices
 
 
 def _decode(path: Path, doing: str) -> Iterator[Any]:

@@ -1,0 +1,140 @@
+"""Frames of what a user names on the command line: a video, a folder of images, or one image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..clips import uniform_indices
+from ..config import PriorSettings
+from ..demo.video import sample_video
+from ..errors import FramesError, VideoError, near_misses
+from ..priors.frames import resize_crop, resize_stretch
+
+Pixels = NDArray[np.uint8]
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames and where they come from.
+
+    Attributes:
+        pictures: uint8 ``[H, W, 3]`` RGB each; images may differ in size.
+        indices: their places in the video, or among the images in order.
+        names: of the images; empty for a video.
+    """
+
+    pictures: Sequence[Pixels]
+    indices: list[int]
+    names: list[str]
+
+    @property
+    def labels(self) -> list[str]:
+        """What to call each frame."""
+        return self.names or [f"frame {index}" for index in self.indices]
+
+
+def read_frames(path: Path, count: int) -> Frames:
+    """At most ``count`` frames, spread evenly, both ends included; a short video is not stretched.
+
+    Images of a folder come in the order of their names, in which numbers count by their value.
+
+    Raises:
+        VideoError: nothing there (with near misses), no video, no images, or a damaged file.
+    """
+    if path.is_dir():
+        images = sorted(find_images(path), key=lambda image: (_by_number(image), image.name))
+        if not images:
+            raise VideoError(_no_images(path))
+        indices = _spread(len(images), count)
+        chosen = [images[i] for i in indices]
+        return Frames([_image(image) for image in chosen], indices, [image.name for image in chosen])
+    if not path.exists():
+        raise VideoError(_missing(path))
+    if path.suffix.lower() in IMAGES:
+        return Frames([_image(path)], [0], [path.name])
+    pictures, indices = sample_video(path, count)
+    once = [i for i, index in enumerate(indices) if index not in indices[:i]]
+    return Frames([pictures[i] for i in once], [indices[i] for i in once], [])
+
+
+def find_images(folder: Path) -> list[Path]:
+    """The images in a folder, by their suffix; hidden files are left out."""
+    return [
+        entry
+        for entry in folder.iterdir()
+        if entry.suffix.lower() in IMAGES and not entry.name.startswith(".") and entry.is_file()
+    ]
+
+
+def as_clip(frames: Frames, settings: PriorSettings) -> Tensor:
+    """Frames as a prior takes them: ``[T, 3, H, W]`` in [0, 1], float32.
+
+    Images of different sizes are brought to the prior's size first, each as the prior would do it.
+
+    Raises:
+        FramesError: images of different sizes, and a prior without a size.
+    """
+    tensors = [torch.from_numpy(picture).permute(2, 0, 1).float() / 255 for picture in frames.pictures]
+    odd = next((i for i, tensor in enumerate(tensors) if tensor.shape != tensors[0].shape), None)
+    if odd is not None:
+        if settings.size is None:
+            sizes = [f"{frames.labels[i]} is {tensors[i].shape[2]}x{tensors[i].shape[1]}" for i in (0, odd)]
+            raise FramesError(f"The images differ in size: {' and '.join(sizes)}. Bring them to one size first.")
+        tensors = [resized(tensor[None], settings)[0] for tensor in tensors]
+    return torch.stack(tensors)
+
+
+def resized(clip: Tensor, settings: PriorSettings) -> Tensor:
+    """``[T, 3, H, W]`` as the prior sees it: at its size, cropped or stretched; as it is where it has none."""
+    if settings.size is None:
+        return clip
+    return (resize_crop if settings.resize == "crop" else resize_stretch)(clip, settings.size)
+
+
+def as_pixels(clip: Tensor) -> Pixels:
+    """``[T, 3, H, W]`` in [0, 1] to uint8 ``[T, H, W, 3]``."""
+    pixels: Pixels = (clip.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return pixels
+
+
+def _spread(total: int, count: int) -> list[int]:
+    return uniform_indices(total, min(total, count))
+
+
+def _image(path: Path) -> Pixels:
+    try:
+        with Image.open(path) as image:
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise VideoError(f"{path} cannot be read: it is not an image, or damaged ({error}).") from error
+
+
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def _missing(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"{path} does not exist, nor does the folder {folder}. Check the path."
+    hint = near_misses(path.name, sorted(entry.name for entry in folder.iterdir()))
+    return f"{path} does not exist.{hint or ' Check the path.'}"
+
+
+def _no_images(folder: Path) -> str:
+    found = sorted(entry.name for entry in folder.iterdir())
+    some = f"found {len(found)} others, such as {found[0]}" if found else "it is empty"
+    return (
+        f"{folder} has no images ({', '.join(IMAGES)}): {some}. Give a folder of images, or the path of a video file."
+    )
