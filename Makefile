@@ -32,6 +32,7 @@ test-classic: $(CLASSIC)/.done
 
 bench: $(MODERN)/.done
 	env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/patch_overhead.py
+	env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/prior_throughput.py
 
 $(MODERN)/.done: pyproject.toml requirements/modern.txt
 	$(PYTHON) -m venv $(MODERN)

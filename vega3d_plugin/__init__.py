@@ -3,7 +3,7 @@
 from . import errors
 from .alignment import align
 from .branch import GenerativeBranch
-from .clips import Clip, PixelStatistics, TokenGrid
+from .clips import Clip, PixelStatistics, TokenGrid, clip_key
 from .config import BranchSettings, FusionSettings, PriorSettings, ProjectorSettings
 from .controls import disabled, record_gates, zeroed
 from .errors import Vega3dError
@@ -14,6 +14,7 @@ from .matching import list_hosts
 from .patching import Handle, get_handle, is_patched, patch, unpatch
 from .plugins import plugin_manager
 from .priors import Prior, PriorSpec, list_priors, load_prior
+from .priors.function import CallablePrior
 from .projectors import build_projector
 from .record import library_version as _library_version
 from .saving import load_pretrained, save_pretrained
@@ -24,6 +25,7 @@ __version__ = _library_version()
 
 __all__ = [
     "BranchSettings",
+    "CallablePrior",
     "Clip",
     "FeatureStore",
     "Fuser",
@@ -44,6 +46,7 @@ __all__ = [
     "align",
     "build_fuser",
     "build_projector",
+    "clip_key",
     "disabled",
     "errors",
     "get_handle",

@@ -25,6 +25,9 @@ from .memory import explain_out_of_memory
 
 log = logging.getLogger("vega3d")
 
+# On a CPU a forward of this many tokens keeps all cores busy.
+_CPU_TOKENS = 2048
+
 Reload = Callable[[PriorSettings], Prior]
 
 
@@ -203,7 +206,13 @@ class FrozenPrior(Prior):
 
     def chunk(self, tokens_per_frame: int) -> int:
         """Frames per forward, where every frame is on its own: within ``chunk_frames`` or ``max_tokens``."""
-        return self.settings.chunk_frames or max(1, self.settings.max_tokens // max(1, tokens_per_frame))
+        if self.settings.chunk_frames is not None:
+            return self.settings.chunk_frames
+        tokens = self.settings.max_tokens
+        if self.device.type == "cpu":
+            # More at once only leave the cache.
+            tokens = min(tokens, _CPU_TOKENS)
+        return max(1, tokens // max(1, tokens_per_frame))
 
     def report(self, stage: str, done: int, total: int) -> None:
         """Tell whoever listens how far it is."""

@@ -7,7 +7,7 @@ A function that can be imported is named by its import string, in Python or in Y
 
 Anything else (a lambda, a closure, a module with weights) is wrapped::
 
-    vega3d.patch(model, prior=CallablePrior(encoder, feature_dim=384))
+    vega3d.patch(model, prior=vega3d.CallablePrior(encoder, feature_dim=384))
 
 Importing a function runs its module's code. So a target is imported only on the user's word: the function itself, or
 ``trust: true``. The word holds for the process and is no part of the settings, so it is never saved; a saved branch
@@ -37,7 +37,7 @@ from .frames import resize_crop, resize_stretch
 #: ``[T, 3, H, W]`` in [0, 1] to ``[T', C, h, w]``.
 Function = Callable[[Tensor], Tensor]
 
-WRAP = "Wrap it: vega3d.patch(model, prior=vega3d_plugin.priors.function.CallablePrior(function, feature_dim))"
+WRAP = "Wrap it: vega3d.patch(model, prior=vega3d.CallablePrior(function, feature_dim))"
 #: Frames that a function without a known feature dim is tried with.
 TRIAL = (224, 224)
 _trusted: set[str] = set()

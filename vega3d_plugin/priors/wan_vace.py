@@ -68,6 +68,11 @@ class WanVacePrior(WanPrior):
             self._grey = None
         super().prepare(device)
 
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens that one frame costs the denoiser, its reference included."""
+        return super().tokens_per_frame * (1 if self.vace.reference == "none" else 2)
+
     def features(self, latents: Tensor, noise: Tensor | None = None) -> Tensor:
         """Normalised latents ``[T', z, h, w]`` to the tap's maps ``[T', C, h', w']``; the first is the reference."""
         self._first = latents[0]

@@ -1,0 +1,41 @@
+"""The pages that are made from the code are up to date."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+import vega3d
+from vega3d_plugin.priors.wan import WanPrior
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return (DOCS / "priors.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_priors_is_that_of_the_code(page: str) -> None:
+    spec = importlib.util.spec_from_file_location("refresh", DOCS / "refresh.py")
+    assert spec is not None
+    assert spec.loader is not None
+    refresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(refresh)
+    assert refresh.refreshed(page) == page, "run python docs/refresh.py"
+
+
+def test_every_builtin_prior_is_in_it(page: str) -> None:
+    priors = vega3d.plugin_manager().priors
+    own = [name for name in vega3d.list_priors() if priors.plugin_of(name) == "builtin_priors"]
+    assert len(own) > 30
+    for name in own:
+        assert f"| `{name}` |" in page, name
+
+
+def test_the_pieces_of_the_fast_path_are_those_of_the_code(page: str) -> None:
+    section = page.partition("## The fast path")[2].partition("##")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == {r.name for r in WanPrior.reductions}
