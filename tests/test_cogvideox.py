@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import edit
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from toys import t5
@@ -51,10 +52,6 @@ def load(toy: Toy, folder: Path, **settings: Any) -> CogVideoXPrior:
 
 def frames(count: int) -> Tensor:
     return torch.rand(count, 3, 32, 48, generator=torch.Generator().manual_seed(count))
-
-
-def edit(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 @torch.no_grad()

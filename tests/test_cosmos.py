@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import copy_of, edit
 from goldens import error
 from safetensors.torch import load_file, save_file
 from small_wan import apart, close
@@ -49,14 +49,6 @@ def prior(toy: Toy, folder: Path, **settings: Any) -> CosmosPrior:
     loaded = toy.load(folder, **settings)
     assert isinstance(loaded, CosmosPrior)
     return loaded
-
-
-def copy_of(folder: Path, where: Path) -> Path:
-    return Path(shutil.copytree(folder, where / "copy"))
-
-
-def edit(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def padded(embeds: Tensor) -> Tensor:
@@ -171,7 +163,8 @@ def test_steps_beyond_the_statistics_have_the_last_ones(folders: Callable[[Toy],
     expected = [(raw[0, :, i, 0, 0] - table[:, min(i, 1)]) / (1 + table[:, min(i, 1)]) for i in range(3)]
     torch.testing.assert_close(p.normalised(raw)[0, :, :, 0, 0], torch.stack(expected, dim=1))
     assert p.fingerprint != prior(PREDICT1, folders(PREDICT1), context="video").fingerprint
-    edit(own / "vae" / "config.json", latents_mean=None, latents_std=None)
+    config = own / "vae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "latents_mean": None, "latents_std": None}))
     assert torch.equal(prior(PREDICT1, own).normalised(raw), raw)
 
 

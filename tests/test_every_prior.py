@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import copy_of
 from small_wan import apart, frames
 from torch import Tensor
 from toys import Toy, all_toys
@@ -192,12 +193,6 @@ def test_progress_is_told(load: Load) -> None:
     assert all(done == total for done, total in last.values()), last
 
 
-def _copy(folder: Path, to: Path) -> Path:
-    import shutil
-
-    return Path(shutil.copytree(folder, to / "copy"))
-
-
 def test_half_a_checkpoint_names_what_is_missing(
     toy: Toy, folders: Callable[[Toy], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +200,7 @@ def test_half_a_checkpoint_names_what_is_missing(
     folder = folders(toy)
     files = [f.relative_to(folder) for f in folder.rglob("*.safetensors") if f.name != "empty_prompt.safetensors"]
     for index, file in enumerate(sorted(files)):
-        copied = _copy(folder, tmp_path / str(index))
+        copied = copy_of(folder, tmp_path / str(index))
         (copied / file).unlink()
         with pytest.raises(CheckpointError, match=r"half there|has no|missing|expected"):
             toy.load(copied)
@@ -216,7 +211,7 @@ def test_weights_of_another_family_are_refused(toy: Toy, folders: Callable[[Toy]
     configs = [f.relative_to(folder) for f in folder.rglob("config.json")]
     named = [f for f in configs if "_class_name" in json.loads((folder / f).read_text())]
     for index, file in enumerate(sorted(named)):
-        copied = _copy(folder, tmp_path / str(index))
+        copied = copy_of(folder, tmp_path / str(index))
         config = json.loads((copied / file).read_text())
         (copied / file).write_text(json.dumps({**config, "_class_name": "SomethingElse"}))
         with pytest.raises(CheckpointError, match=rf"SomethingElse.*expected.*{config['_class_name']}"):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from checkpoints import copy_of, edit
 from goldens import error
 from safetensors.torch import load_file, save_file
 from small_wan import apart, close
@@ -37,14 +37,6 @@ def prior(folder: Path, **settings: Any) -> HunyuanVideoPrior:
     loaded = TOY.load(folder, **settings)
     assert isinstance(loaded, HunyuanVideoPrior)
     return loaded
-
-
-def copy_of(folder: Path, where: Path) -> Path:
-    return Path(shutil.copytree(folder, where / "copy"))
-
-
-def edit(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def prompt_of(folder: Path) -> dict[str, Tensor]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from checkpoints import copy_of, edit
 from goldens import error
 from safetensors.torch import load_file, save_file
 from small_wan import apart, close
@@ -36,14 +36,6 @@ def prior(folder: Path, **settings: Any) -> MochiPrior:
     loaded = TOY.load(folder, **settings)
     assert isinstance(loaded, MochiPrior)
     return loaded
-
-
-def copy_of(folder: Path, where: Path) -> Path:
-    return Path(shutil.copytree(folder, where / "copy"))
-
-
-def edit(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def whole_model(folder: Path, latents: Tensor, timestep: float, prompt: dict[str, Tensor]) -> list[Tensor]:

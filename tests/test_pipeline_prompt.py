@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import cut
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from toys.t5 import TEXT_DIM, write_t5
@@ -274,12 +275,6 @@ def test_from_the_hub_only_what_is_needed_and_only_once(folder: Path, monkeypatc
 
 
 # What can be wrong
-
-
-def cut(path: Path) -> None:
-    data = path.read_bytes()
-    path.unlink()
-    path.write_bytes(data[:-100])
 
 
 def change_index(folder: Path, **values: Any) -> None:

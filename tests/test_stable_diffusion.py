@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import copy_of, edit, rewrite
 from safetensors.torch import load_file, save_file
 from small_wan import apart, close, frames
 from torch import Tensor
@@ -40,18 +41,6 @@ def load(folder: Path, **settings: Any) -> StableDiffusionPrior:
     prior = vega3d.load_prior("sd2.1", pretrained=folder, **{"size": SIZE, **settings})
     assert isinstance(prior, StableDiffusionPrior)
     return prior
-
-
-def copy_of(folder: Path, to: Path) -> Path:
-    return Path(shutil.copytree(folder, to / "copy"))
-
-
-def edit(file: Path, **values: Any) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-
-
-def rewrite(file: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-    save_file({k: v.clone() for k, v in change(load_file(file)).items()}, file)
 
 
 def reference(folder: Path, clip: Tensor, timestep: int, seed: int = 0) -> dict[str, Tensor]:

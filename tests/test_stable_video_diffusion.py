@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import copy_of, edit, rewrite
 from safetensors.torch import load_file, save_file
 from small_wan import apart, close, frames
 from torch import Tensor
@@ -39,18 +40,6 @@ def load(folder: Path, **settings: Any) -> StableVideoDiffusionPrior:
     prior = vega3d.load_prior("svd", pretrained=folder, **{"size": SIZE, **settings})
     assert isinstance(prior, StableVideoDiffusionPrior)
     return prior
-
-
-def copy_of(folder: Path, to: Path) -> Path:
-    return Path(shutil.copytree(folder, to / "copy"))
-
-
-def edit(file: Path, **values: Any) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-
-
-def rewrite(file: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-    save_file({k: v.clone() for k, v in change(load_file(file)).items()}, file)
 
 
 def reference(

@@ -12,9 +12,9 @@ from typing import Any
 import goldens
 import pytest
 import torch
+from checkpoints import copy_of, cut, edit, rewrite
 from safetensors.torch import load_file, save_file
 from small_wan import MAP, SIZE, apart, close, frames, tiny
-from torch import Tensor
 
 import vega3d
 from vega3d_plugin.errors import CheckpointError, PriorError, PromptError
@@ -55,22 +55,6 @@ def original_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def copy_of(folder: Path, where: Path) -> Path:
-    return Path(shutil.copytree(folder, where / "copy"))
-
-
-def rewrite(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-    """Another file of the same name: the old one may still be mapped into memory."""
-    tensors = {key: value.clone() for key, value in load_file(path).items()}
-    path.unlink()
-    save_file(change(tensors), path)
-
-
-def edit(path: Path, **values: Any) -> None:
-    config = {**json.loads(path.read_text()), **values}
-    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
-
-
 def split(path: Path) -> list[str]:
     tensors = {key: value.clone() for key, value in load_file(path).items()}
     path.unlink()
@@ -81,12 +65,6 @@ def split(path: Path) -> list[str]:
     index = {"metadata": {}, "weight_map": {key: names[i % 3] for i, key in enumerate(keys)}}
     path.with_name(f"{path.name}.index.json").write_text(json.dumps(index))
     return names
-
-
-def cut(path: Path) -> None:
-    data = path.read_bytes()
-    path.unlink()
-    path.write_bytes(data[:-100])
 
 
 def test_both_layouts_of_one_checkpoint_give_the_same(original_folder: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from .diffusion import ALL_CONTEXTS
 from .flow_matching import NoiseLevel
 from .frozen import Reload, resolved_tap
 from .pipeline_prompt import pipeline_prompt, prompt_tensor
-from .video_transformer import VideoTransformerPrior
+from .video_transformer import VideoTransformerPrior, load_encoder, number_of
 
 WEIGHT_PATTERNS = ["transformer/*", "vae/*", "scheduler/*", "empty_prompt.safetensors"]
 TEXT_PATTERNS = ["text_encoder/*", "tokenizer/*", "model_index.json"]
@@ -172,13 +172,7 @@ def load_cogvideox(settings: PriorSettings) -> Prior:
         lambda: CogVideoXTransformer3DModel.from_config({**config, "num_layers": tap + 1}),
         wanted=until("transformer_blocks", tap),
     )
-
-    def build() -> Any:
-        vae = AutoencoderKLCogVideoX.from_config(vae_config)
-        vae.decoder = vae.post_quant_conv = None
-        return vae
-
-    vae = load_component(folder / "vae", build, wanted=lambda key: not key.startswith(("decoder.", "post_quant_conv.")))
+    vae = load_encoder(folder / "vae", lambda: AutoencoderKLCogVideoX.from_config(vae_config))
     settings = settings.model_copy(update={"tap": tap})
     return CogVideoXPrior(transformer, vae, prompt[PROMPT], alphas, settings, reload=load_cogvideox)
 
@@ -192,8 +186,7 @@ def load_prompt(settings: PriorSettings) -> dict[str, Tensor]:
 def _transformer_config(folder: Path) -> dict[str, Any]:
     config = read_config(folder / "transformer", "CogVideoXTransformer3DModel")
     file = folder / "transformer" / "config.json"
-    if not isinstance(config.get("num_layers"), int):
-        raise CheckpointError(f"{file} lacks num_layers.")
+    number_of(config, "num_layers", file)
     if config.get("ofs_embed_dim") or config.get("in_channels", 16) != config.get("out_channels", 16):
         raise CheckpointError(f"{file} is of an image-to-video CogVideoX; this prior needs text-to-video weights.")
     return config

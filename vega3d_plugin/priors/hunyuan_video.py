@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import Float, PriorSettings, Settings
-from ..errors import CheckpointError, PromptError
+from ..errors import CheckpointError
 from .base import Prior, PriorSpec
 from .checkpoint import Tensors, load_component, locate, read_config, until
 from .diffusion import ALL_CONTEXTS
@@ -172,10 +172,8 @@ def _vae(folder: Path) -> Any:
 def _prompt_of(folder: Path, is_local: bool, settings: PriorSettings, config: dict[str, Any]) -> Tensors:
     found = pipeline_prompt(folder, settings, is_local, "HunyuanVideoPipeline", _encoded_prompt, TEXT_PATTERNS)
     embeds = prompt_tensor(found, EMBEDS, int(config["text_embed_dim"]))
-    mask = prompt_mask(found, MASK, embeds.shape[1])
-    if not bool(mask.any()):
-        # The transformer averages over the tokens that count.
-        raise PromptError(f"The empty prompt's {MASK} leaves out every token. Export the empty prompt again.")
+    # The transformer averages over the tokens that count.
+    mask = prompt_mask(found, MASK, embeds.shape[1], needs_text=True)
     pooled = prompt_tensor(found, POOLED, int(config["pooled_projection_dim"]), lengths={1})
     embeds, mask = without_padding(embeds, mask)
     return {EMBEDS: embeds, MASK: mask, POOLED: pooled[:, 0]}

@@ -16,14 +16,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import PriorSettings, Settings
-from ..errors import CheckpointError, PromptError
+from ..errors import CheckpointError
 from .base import Prior, PriorSpec
 from .checkpoint import load_component, locate, read_config, until
 from .diffusion import ALL_CONTEXTS
 from .flow_matching import TRAIN_TIMESTEPS, NoiseLevel
 from .frozen import Reload, resolved_tap
 from .pipeline_prompt import pipeline_prompt, prompt_tensor
-from .video_transformer import VideoTransformerPrior, per_channel
+from .video_transformer import VideoTransformerPrior, load_encoder, number_of, per_channel, prompt_mask
 
 WEIGHT_PATTERNS = ["transformer/*", "vae/*", "empty_prompt.safetensors"]
 TEXT_PATTERNS = ["text_encoder/*", "tokenizer/*", "model_index.json"]
@@ -137,13 +137,7 @@ def load_ltx_video(settings: PriorSettings) -> Prior:
         lambda: LTXVideoTransformer3DModel.from_config({**config, "num_layers": tap + 1}),
         wanted=until("transformer_blocks", tap),
     )
-
-    def build() -> Any:
-        vae = AutoencoderKLLTXVideo.from_config(vae_config)
-        vae.decoder = None
-        return vae
-
-    vae = load_component(folder / "vae", build, wanted=lambda key: not key.startswith("decoder."))
+    vae = load_encoder(folder / "vae", lambda: AutoencoderKLLTXVideo.from_config(vae_config))
     settings = settings.model_copy(update={"tap": tap})
     return LTXVideoPrior(transformer, vae, prompt[PROMPT], prompt[MASK], settings, reload=load_ltx_video)
 
@@ -157,8 +151,7 @@ def load_prompt(settings: PriorSettings) -> dict[str, Tensor]:
 def _transformer_config(folder: Path) -> dict[str, Any]:
     config = read_config(folder / "transformer", "LTXVideoTransformer3DModel")
     file = folder / "transformer" / "config.json"
-    if not isinstance(config.get("num_layers"), int):
-        raise CheckpointError(f"{file} lacks num_layers.")
+    number_of(config, "num_layers", file)
     if config.get("patch_size", 1) != 1 or config.get("patch_size_t", 1) != 1:
         raise CheckpointError(f"{file} has patches of several latents; this prior knows one token per latent.")
     return config
@@ -171,13 +164,7 @@ def _prompt_of(folder: Path, settings: PriorSettings, is_local: bool, config: Ma
 
     tensors = pipeline_prompt(folder, settings, is_local, "LTXPipeline", encode, TEXT_PATTERNS)
     embeds = prompt_tensor(tensors, PROMPT, int(config.get("caption_channels", 4096)))
-    mask = tensors.get(MASK)
-    if mask is None or mask.numel() != embeds.shape[1] or not bool(mask.bool().any()):
-        raise PromptError(
-            f"The empty prompt needs a {MASK} [1, {embeds.shape[1]}] that is not zero throughout, found "
-            f"{'none' if mask is None else list(mask.shape)}. Export it again with `vega3d prior export-prompt`."
-        )
-    return {PROMPT: embeds, MASK: mask.bool().reshape(1, -1)}
+    return {PROMPT: embeds, MASK: prompt_mask(tensors, MASK, embeds.shape[1], needs_text=True)}
 
 
 SPECS = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -19,13 +19,12 @@ from ..config import PriorSettings, Settings
 from ..errors import CheckpointError, PromptError
 from .base import Prior, PriorSpec
 from .checkpoint import DIFFUSERS, expect, locate_parts, read_config, read_json
-from .diffusion import DiffusionPrior
 from .empty_prompt import SAVED_NAME
 from .flow_matching import NoiseLevel
 from .frozen import Reload
 from .pipeline_prompt import pipeline_prompt, prompt_tensor
 from .umt5 import brief
-from .unet import Stage, check_channels, load_unet, stage
+from .unet import Stage, UNetPrior, check_channels, load_unet, stage
 from .vae import load_vae, vae_stride
 
 #: The file that the released code exports the empty prompt to.
@@ -50,7 +49,7 @@ class StableDiffusionOptions(Settings):
     tiling: Annotated[bool, Field(strict=True)] = False
 
 
-class StableDiffusionPrior(DiffusionPrior):
+class StableDiffusionPrior(UNetPrior):
     """Features of a Stable Diffusion UNet.
 
     Args:
@@ -68,7 +67,6 @@ class StableDiffusionPrior(DiffusionPrior):
     """
 
     family = "stable-diffusion"
-    identity: ClassVar[tuple[str, ...]] = ("timestep", "tap", "size", "resize", "context", "seed")
 
     def __init__(
         self,
@@ -93,21 +91,6 @@ class StableDiffusionPrior(DiffusionPrior):
         )
         if StableDiffusionOptions.parse(settings.options).tiling:
             self.vae.enable_tiling()
-
-    @property
-    def unet(self) -> Any:
-        """diffusers' UNet, cut behind the tap."""
-        return self.models["unet"]
-
-    @property
-    def vae(self) -> Any:
-        """diffusers' VAE, without its decoder."""
-        return self.models["vae"]
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """Latent pixels of a frame, which the first blocks attend across."""
-        return (self.size[0] // self.vae_stride) * (self.size[1] // self.vae_stride)
 
     @property
     def alpha(self) -> float:

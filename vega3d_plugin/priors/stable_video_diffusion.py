@@ -12,7 +12,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,9 @@ from ..config import Float, Int, PriorSettings, Settings
 from ..errors import CheckpointError, PriorError
 from .base import Prior, PriorSpec
 from .checkpoint import DIFFUSERS, TRANSFORMERS, expect, load_component, locate_parts, read_config, read_json
-from .diffusion import DiffusionPrior
 from .flow_matching import NoiseLevel, draw_noise
 from .frozen import Reload
-from .unet import Stage, check_channels, load_unet, stage
+from .unet import Stage, UNetPrior, check_channels, load_unet, stage
 from .vae import load_vae, vae_stride
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -58,7 +57,7 @@ class SvdOptions(Settings):
     augmentation: Annotated[Float, Field(ge=0)] = 0.02
 
 
-class StableVideoDiffusionPrior(DiffusionPrior):
+class StableVideoDiffusionPrior(UNetPrior):
     """Features of a Stable Video Diffusion UNet.
 
     Contexts: ``views``: chunks of ``window`` frames that attend to each other. ``frame``: every frame is a chunk.
@@ -79,7 +78,6 @@ class StableVideoDiffusionPrior(DiffusionPrior):
     """
 
     family = "stable-video-diffusion"
-    identity: ClassVar[tuple[str, ...]] = ("timestep", "tap", "size", "resize", "context", "seed")
 
     def __init__(
         self,
@@ -106,21 +104,6 @@ class StableVideoDiffusionPrior(DiffusionPrior):
             stride=self.vae_stride * until.divisor,
             reload=reload,
         )
-
-    @property
-    def unet(self) -> Any:
-        """diffusers' UNet, cut behind the tap."""
-        return self.models["unet"]
-
-    @property
-    def vae(self) -> Any:
-        """diffusers' VAE, without its decoder."""
-        return self.models["vae"]
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """Latent pixels of a frame, which the first blocks attend across."""
-        return (self.size[0] // self.vae_stride) * (self.size[1] // self.vae_stride)
 
     @property
     def scale(self) -> float:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from ..config import PriorSettings
 from ..errors import CheckpointError
 from .checkpoint import load_component
+from .diffusion import DiffusionPrior
 from .frozen import resolved_tap
 
 
@@ -94,3 +95,26 @@ class Through(nn.Module):
 def _stages(config: Mapping[str, Any]) -> list[str]:
     count = len(config["block_out_channels"])
     return [*(f"down_blocks.{i}" for i in range(count)), "mid_block", *(f"up_blocks.{i}" for i in range(count))]
+
+
+class UNetPrior(DiffusionPrior):
+    """What priors of a UNet share: models ``unet`` and ``vae``; ``vae_stride`` is set before the base is."""
+
+    identity: ClassVar[tuple[str, ...]] = ("timestep", "tap", "size", "resize", "context", "seed")
+    #: Pixels per latent pixel, in height and width.
+    vae_stride: int
+
+    @property
+    def unet(self) -> Any:
+        """diffusers' UNet, cut behind the tap."""
+        return self.models["unet"]
+
+    @property
+    def vae(self) -> Any:
+        """diffusers' VAE, without its decoder."""
+        return self.models["vae"]
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Latent pixels of a frame, which the first blocks attend across."""
+        return (self.size[0] // self.vae_stride) * (self.size[1] // self.vae_stride)

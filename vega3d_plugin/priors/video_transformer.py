@@ -160,11 +160,12 @@ def load_encoder(folder: Path, build: Callable[[], Any]) -> Any:
     )
 
 
-def prompt_mask(tensors: Mapping[str, Tensor], name: str, tokens: int) -> Tensor:
+def prompt_mask(tensors: Mapping[str, Tensor], name: str, tokens: int, needs_text: bool = False) -> Tensor:
     """The mask ``[1, tokens]`` that belongs to an embedding, boolean: True for tokens that count.
 
     Raises:
-        PromptError: none of that name, or of another shape.
+        PromptError: none of that name, or of another shape; or one that leaves out every token, where at least one is
+            needed (``needs_text``).
     """
     mask = tensors.get(name)
     mask = mask[None] if mask is not None and mask.ndim == 1 else mask
@@ -174,6 +175,8 @@ def prompt_mask(tensors: Mapping[str, Tensor], name: str, tokens: int) -> Tensor
             f"The empty prompt needs a mask {name} of shape [1, {tokens}], found {found} among "
             f"{', '.join(sorted(tensors))}. Export the empty prompt again."
         )
+    if needs_text and not bool(mask.any()):
+        raise PromptError(f"The empty prompt's {name} leaves out every token. Export the empty prompt again.")
     return mask.bool()
 
 
