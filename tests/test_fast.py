@@ -213,9 +213,19 @@ def test_fused_projections_are_views_of_one_matrix() -> None:
     from diffusers.models.transformers.transformer_wan import WanAttention
 
     attn = WanAttention(dim=24, heads=2, dim_head=12, cross_attention_dim_head=None)
-    fused = FusedSelfAttention(attn).projection.weight
+    projection = FusedSelfAttention(attn).projection
+    assert projection is not None
+    fused = projection.weight
     for part in (attn.to_q, attn.to_k, attn.to_v):
         assert part.weight.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr()
+
+
+def test_offload_leaves_nothing_on_the_device(folder: Callable[[str], Path]) -> None:
+    prior = load(TOYS["wan2.1"], folder("wan2.1"), offload=True)
+    expected = load(TOYS["wan2.1"], folder("wan2.1"))(frames(1))
+    for _ in range(2):
+        assert error(prior(frames(1)), expected) < 1e-6
+        assert all(block.attn1.processor.projection is None for block in prior.blocks())
 
 
 def test_equal_keys_are_one_key_with_the_logarithm_of_their_number() -> None:

@@ -157,6 +157,8 @@ class FrozenPrior(Prior):
             finally:
                 self._busy = False
                 if self.settings.offload:
+                    for reduction in chosen(self.reductions, self.settings.fast, self.settings.name):
+                        reduction.release(self)
                     self._move(torch.device("cpu"))
 
     def prepare(self, device: torch.device) -> None:

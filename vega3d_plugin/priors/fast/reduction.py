@@ -20,11 +20,13 @@ class Reduction:
         why: why it is exact and where it holds, one or two sentences.
         apply: puts it in place in a prior whose models are on their device and in their dtype; called again after
             every move, so it must do no harm the second time.
+        release: lets go of what it holds on the device, before the models leave it; ``apply`` comes again.
     """
 
     name: str
     why: str
     apply: Callable[[Any], None]
+    release: Callable[[Any], None] = lambda prior: None
 
 
 def chosen(reductions: Sequence[Reduction], fast: bool | Sequence[str], prior: str) -> list[Reduction]:

@@ -32,11 +32,15 @@ class FusedSelfAttention:
         with torch.device("meta"):
             linear = nn.Linear(weight.shape[1], weight.shape[0])
         linear.weight, linear.bias = (nn.Parameter(t, requires_grad=False) for t in (weight, bias))
-        self.projection = ConvolvedLinear(linear) if isinstance(attn.to_q, ConvolvedLinear) else linear
+        #: None once released: the three are then on their own again.
+        self.projection: nn.Module | None = (
+            ConvolvedLinear(linear) if isinstance(attn.to_q, ConvolvedLinear) else linear
+        )
 
     def __call__(self, attn: Any, hidden_states: Tensor, *rest: Any, rotary_emb: Any = None, **__: Any) -> Tensor:
         """``[B, L, width]`` to ``[B, L, width]``."""
         rotary = rotary_emb if rotary_emb is not None else rest[-1]
+        assert self.projection is not None
         query, key, value = self.projection(hidden_states).chunk(3, dim=-1)
         shape = (attn.heads, -1)
         query = rotate(attn.norm_q(query).unflatten(2, shape), *rotary)
@@ -65,9 +69,17 @@ def _apply(prior: Any) -> None:
             block.attn1.set_processor(FusedSelfAttention(block.attn1))
 
 
+def _release(prior: Any) -> None:
+    # The processor is no submodule, so its matrix would stay where it is when the three move away from under it.
+    for block in prior.blocks():
+        if isinstance(block.attn1.processor, FusedSelfAttention):
+            block.attn1.processor.projection = None
+
+
 FUSED_QKV = Reduction(
     "fused_qkv",
     "Queries, keys and values are one matrix product of the same input, and their rotation one complex product. "
     "Holds in every context.",
     _apply,
+    _release,
 )
