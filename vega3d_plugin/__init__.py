@@ -18,7 +18,7 @@ from .priors.function import CallablePrior
 from .projectors import build_projector
 from .record import library_version as _library_version
 from .saving import load_pretrained, save_pretrained
-from .seams import HostAdapter, Seam
+from .seams import HostAdapter, Seam, SeamPoint
 from .warnings import Vega3dWarning
 
 __version__ = _library_version()
@@ -39,6 +39,7 @@ __all__ = [
     "PriorSpec",
     "ProjectorSettings",
     "Seam",
+    "SeamPoint",
     "TokenGrid",
     "Vega3dError",
     "Vega3dWarning",

@@ -16,6 +16,7 @@ from .config import BranchSettings
 from .errors import AlignmentError, FramesError, FrozenBranchError, PriorError
 from .features.store import FeatureStore, dtype_key
 from .fusers.build import build_fuser
+from .history import History
 from .priors.base import Prior
 from .projectors import build_projector, parameter_dtype, project
 from .record import RECORD_BYTES, encode_record, make_record
@@ -69,6 +70,11 @@ class GenerativeBranch(nn.Module):
         #: Calls of the seam since the host's forward last ended.
         self.fired = 0
         self.samples: ImageSamples | None = None
+        #: What the reader noted of a call on its way to the seam, and whether it outlasts the next fusion.
+        self.notes: Any = None
+        self.notes_last = False
+        #: Earlier observations of a policy, see :mod:`~vega3d_plugin.history`.
+        self.history = History(settings.history)
         #: Receives one gate map per clip while ``vega3d.record_gates`` is open.
         self.gates: list[Tensor] | None = None
 
@@ -96,6 +102,7 @@ class GenerativeBranch(nn.Module):
             return tokens
         self._check_tokens(tokens, clips)
         self._check_trainable()
+        clips = self.history.extend(clips, keep=not (self.training or torch.is_grad_enabled()))
         dtype = parameter_dtype(self) or tokens.dtype
         fused = []
         start = 0
@@ -121,9 +128,9 @@ class GenerativeBranch(nn.Module):
         maps = []
         for clip in clips:
             features = self.features(clip).to(device)
-            patches = TokenGrid(clip.grid.t, clip.grid.h * merge, clip.grid.w * merge)
+            patches = TokenGrid(clip.past + clip.grid.t, clip.grid.h * merge, clip.grid.w * merge)
             spans = self.prior.spans(clip.frames.shape[0], features.shape[0])
-            maps.append(align(features, patches, space=self.settings.space, spans=spans))
+            maps.append(align(features, patches, space=self.settings.space, spans=spans)[clip.past :])
         generative = project(self.projector, torch.cat(maps).to(dtype))
         return generative * 0 if self.zeroed else generative
 

@@ -65,11 +65,14 @@ class Clip:
         frames: ``[T, 3, H, W]`` in [0, 1], float.
         grid: the host's token grid for these frames; ``grid.t`` may differ from ``T``.
         kind: ``image`` (one frame), ``video`` (frames in time) or ``scene`` (several images of one place).
+        past: how many of the frames, at the beginning, the host has no tokens of: the prior sees them all the same,
+            and ``grid`` is that of the others.
     """
 
     frames: Tensor
     grid: TokenGrid
     kind: Literal["image", "video", "scene"] = "video"
+    past: int = 0
 
     @property
     def key(self) -> str:

@@ -213,6 +213,8 @@ class BranchSettings(Settings):
         space: alignment in space, ``bilinear`` (released Qwen branch) or ``adaptive_avg`` (released LLaVA branch).
         images: ``separate``: every image is a clip of its own, as released; ``scene``: the images of one sample that
             have one size are the views of one clip. Matters for a prior with context ``views`` or ``video``.
+        history: observations, the current one included, that a policy's clip holds while it acts (not in training):
+            1 is none before. Call ``vega3d.get_handle(model).reset()`` when an episode starts.
     """
 
     prior: PriorSettings = Field(default_factory=lambda: PriorSettings())
@@ -220,6 +222,7 @@ class BranchSettings(Settings):
     projector: ProjectorSettings = Field(default_factory=lambda: ProjectorSettings())
     space: Literal["bilinear", "adaptive_avg"] = "bilinear"
     images: Literal["separate", "scene"] = "separate"
+    history: Positive = 1
 
 
 def _known_name(kind: str, name: str, known: tuple[str, ...] | list[str]) -> str:

@@ -1,20 +1,23 @@
 """The callables that ``patch`` hangs on a host's modules.
 
-All are picklable and hold strings only: they look the branch up at call time, so copies of a model use their own.
+All are picklable and look the branch up at call time, so copies of a model use their own. Hooks hold strings only; a
+method's replacement also holds the module it lives in, which copies along with it.
 """
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .branch import active_branch
+from .branch import GenerativeBranch, active_branch
 from .errors import HostError
-from .seams import SeamCall
+from .seams import NotingReader, SeamCall
 from .warnings import Vega3dWarning
 
 CHILD = "vega3d"
@@ -22,17 +25,6 @@ CHILD = "vega3d"
 
 class SeamMissedWarning(Vega3dWarning):
     """Images reached the host without passing the seam, so they were not fused."""
-
-
-def fuse_at_seam(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-    """Forward hook of the seam's module: replace the visual tokens of its output."""
-    child: nn.Module = module.vega3d  # type: ignore[assignment]
-    branch = active_branch(child)
-    reader = branch.seam.reader
-    call = SeamCall(module, args, kwargs, output, branch.samples, branch.settings.images == "scene")
-    tokens, clips = reader.read(call)
-    # Through the child, not the branch, so that PEFT's and FSDP's own wrappers take part.
-    return reader.write(output, child(tokens, clips))
 
 
 class BranchHook:
@@ -50,6 +42,109 @@ class BranchHook:
         return module.get_submodule(self.path)
 
 
+class FuseForward(BranchHook):
+    """Forward hook of a point of the seam: replace the visual tokens in the module's output."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        """See the class."""
+        return _fuse(self.child(module), module, args, kwargs, output)
+
+
+class NoteForward(BranchHook):
+    """Forward pre-hook of a point of the seam: note the pixels for a later point."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """See the class."""
+        branch = active_branch(self.child(module))
+        branch.notes, branch.notes_last = _note(branch, module, args, kwargs), False
+
+
+class MethodReplacement:
+    """Stands in for a method in the dictionary of one instance.
+
+    Args:
+        owner: the module; reached again through its copy when it is copied or unpickled.
+        method: name of the method, which its class has.
+        path: dotted path from ``owner`` to the branch.
+    """
+
+    def __init__(self, owner: nn.Module, method: str, path: str) -> None:
+        self.owner, self.method, self.path = owner, method, path
+        self.__name__, self.__doc__ = method, inspect.getdoc(getattr(type(owner), method))
+
+    @property
+    def original(self) -> Any:
+        """The class's own method, bound."""
+        return getattr(type(self.owner), self.method).__get__(self.owner)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of the method; hosts look at it."""
+        return inspect.signature(self.original)
+
+    def child(self) -> nn.Module:
+        """The submodule ``vega3d``: the branch or PEFT's wrapper of it."""
+        return self.owner.get_submodule(self.path)
+
+
+class FuseMethod(MethodReplacement):
+    """Replaces the visual tokens in a method's result."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method and fuse."""
+        output = self.original(*args, **kwargs)
+        return _fuse(self.child(), self.owner, args, kwargs, output, self.method)
+
+
+class NoteMethod(MethodReplacement):
+    """Notes the pixels among a method's arguments, for the points that it reaches on its way."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Note and call the method."""
+        branch = active_branch(self.child())
+        with _noted(branch, _note(branch, self.owner, args, kwargs, self.method)):
+            return self.original(*args, **kwargs)
+
+
+def _fuse(
+    child: nn.Module,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    output: Any,
+    method: str = "",
+) -> Any:
+    branch = active_branch(child)
+    reader = branch.seam.reader
+    scenes = branch.settings.images == "scene"
+    tokens, clips = reader.read(SeamCall(module, args, kwargs, output, branch.samples, scenes, method, branch.notes))
+    if not branch.notes_last:
+        # Pixels of one forward must not be taken for those of the next, nor be kept in memory until then.
+        branch.notes = None
+    # Through the child, not the branch, so that PEFT's and FSDP's own wrappers take part.
+    return reader.write(output, child(tokens, clips))
+
+
+def _note(
+    branch: GenerativeBranch, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str = ""
+) -> Any:
+    reader = branch.seam.reader
+    if not isinstance(reader, NotingReader):
+        raise HostError(f"Host {branch.host!r} has a point that notes, but {type(reader).__name__} has no `note`.")
+    scenes = branch.settings.images == "scene"
+    return reader.note(SeamCall(module, args, kwargs, None, branch.samples, scenes, method))
+
+
+@contextmanager
+def _noted(branch: GenerativeBranch, notes: Any) -> Iterator[None]:
+    before = branch.notes, branch.notes_last
+    branch.notes, branch.notes_last = notes, True
+    try:
+        yield
+    finally:
+        branch.notes, branch.notes_last = before
+
+
 class BeforeForward(BranchHook):
     """Forward pre-hook: forget a call that was broken off, and note which images belong to which sample."""
 
@@ -60,7 +155,7 @@ class BeforeForward(BranchHook):
         if branch.seam.reader.visual_input(arguments) is None:
             # Left from a forward that raised, or from images encoded on their own: taken for this call's, a batch
             # without images would leave the branch out of the graph.
-            branch.fired = 0
+            branch.fired, branch.notes = 0, None
         if branch.settings.images != "scene":
             return
         branch.samples = branch.seam.reader.image_samples(module, arguments)
@@ -81,13 +176,13 @@ class AfterForward(BranchHook):
         """See the class."""
         child = self.child(module)
         branch = active_branch(child)
-        fired, branch.fired, branch.samples = branch.fired, 0, None
+        fired, branch.fired, branch.samples, branch.notes = branch.fired, 0, None, None
         if fired:
             return None
         source = branch.seam.reader.visual_input(_named(args, kwargs))
         if source is not None:
             warnings.warn(
-                f"Host {branch.host!r} received {source!r} in this call, but {branch.seam.path!r} was not called, so "
+                f"Host {branch.host!r} received {source!r} in this call, but {_fusing(branch)} was not called, so "
                 "the branch did not see these images. If they were encoded beforehand by this patched model, they are "
                 "fused already; otherwise pass pixels.",
                 SeamMissedWarning,
@@ -96,6 +191,11 @@ class AfterForward(BranchHook):
         if module.training and torch.is_grad_enabled() and branch.enabled:
             return _keep_in_graph(output, child(None))
         return None
+
+
+def _fusing(branch: GenerativeBranch) -> str:
+    """The points that fuse, for a message."""
+    return " or ".join(repr(str(point)) for point in branch.seam.points if point.role == "fuse")
 
 
 def _keep_in_graph(output: Any, zero: Tensor) -> Any:
@@ -125,4 +225,15 @@ def _distinct_prompts(arguments: Mapping[str, Any]) -> int:
     return 0 if ids is None else int(torch.unique(ids, dim=0).shape[0])
 
 
-__all__ = ["CHILD", "AfterForward", "BeforeForward", "SeamMissedWarning", "fuse_at_seam"]
+__all__ = [
+    "CHILD",
+    "AfterForward",
+    "BeforeForward",
+    "BranchHook",
+    "FuseForward",
+    "FuseMethod",
+    "MethodReplacement",
+    "NoteForward",
+    "NoteMethod",
+    "SeamMissedWarning",
+]

@@ -15,12 +15,22 @@ from .branch import GenerativeBranch, active_branch
 from .config import BranchSettings, FusionSettings, PriorSettings, ProjectorSettings
 from .errors import CompiledModelError, HostError, MetaModelError, PatchError
 from .features.store import FeatureStore
-from .hooks import CHILD, AfterForward, BeforeForward, BranchHook, fuse_at_seam
+from .hooks import (
+    CHILD,
+    AfterForward,
+    BeforeForward,
+    BranchHook,
+    FuseForward,
+    FuseMethod,
+    MethodReplacement,
+    NoteForward,
+    NoteMethod,
+)
 from .peft_support import base_model, forget_module, is_peft_model, save_with_adapter
 from .plugins import plugin_manager
 from .priors.base import Prior
 from .priors.load import load_prior, resolve
-from .seams import HostAdapter, Seam
+from .seams import HostAdapter, Seam, SeamPoint
 
 log = logging.getLogger("vega3d")
 
@@ -70,6 +80,10 @@ class Handle:
         self.branch.trainable = True
         self.branch.requires_grad_(True)
 
+    def reset(self) -> None:
+        """Forget earlier observations (``history``): call it when an episode starts."""
+        self.branch.history.reset()
+
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.parameters())
         s = self.settings
@@ -88,6 +102,7 @@ def patch(
     init: str = "identity",
     projector: str | ProjectorSettings | Mapping[str, Any] | None = None,
     images: str | None = None,
+    history: int | None = None,
     config: BranchSettings | Mapping[str, Any] | str | Path | None = None,
     processor: Any = None,
     store: FeatureStore | str | Path | None = None,
@@ -106,6 +121,7 @@ def patch(
             ``released``: as the released code starts.
         projector: ``mlp`` (default), ``avg`` or ``mlp2x_gelu``, or its settings.
         images: ``separate`` (default) or ``scene``, see :class:`~vega3d_plugin.config.BranchSettings`.
+        history: for policies, observations that a clip holds while the policy acts, see there.
         config: all of these settings at once, or a YAML or JSON file; other arguments that are not at their default
             override it.
         processor: the host's processor; its pixel statistics are then used instead of the family's known ones.
@@ -122,13 +138,13 @@ def patch(
         SettingsError, UnknownNameError, PriorError, StoreError: see there. On any error the model is as it was.
     """
     base = base_model(_plain(model))
-    settings = _settings(prior, pretrained, fusion, init, projector, images, config, prior_settings)
+    settings = _settings(prior, pretrained, fusion, init, projector, images, history, config, prior_settings)
     if is_patched(base):
         _check_same(base, settings, prior)
         log.info("The model is already patched with these settings; nothing was changed.")
         return model
     adapter = find_host(base, host)
-    seam = _checked_seam(adapter, base, processor)
+    seam = _checked_seam(adapter, base, processor, settings)
     loaded = prior if isinstance(prior, Prior) else load_prior(settings.prior)
     if loaded.settings is not None:
         settings = settings.model_copy(update={"prior": loaded.settings})
@@ -140,7 +156,7 @@ def patch(
     # Parameters made in inference mode could never be trained.
     with torch.inference_mode(False):
         branch = GenerativeBranch(settings, loaded, seam, adapter.name, store)
-        branch.to(**_placement(seam_module))
+        branch.to(**_placement(base.get_submodule(seam.like) if seam.like else seam_module))
     branch.train(seam_module.training)
     hook = plugin_manager().hook
     hook.vega3d_before_patch(model=model, settings=settings)
@@ -209,6 +225,7 @@ def _settings(
     init: str,
     projector: str | ProjectorSettings | Mapping[str, Any] | None,
     images: str | None,
+    history: int | None,
     config: BranchSettings | Mapping[str, Any] | str | Path | None,
     prior_settings: dict[str, Any],
 ) -> BranchSettings:
@@ -243,6 +260,8 @@ def _settings(
         values["projector"] = {"name": projector} if isinstance(projector, str) else projector
     if images is not None:
         values["images"] = images
+    if history is not None:
+        values["history"] = history
     settings = BranchSettings.parse(values)
     if isinstance(prior, Prior):
         described = prior.settings or PriorSettings.model_construct(name=type(prior).__name__)
@@ -275,21 +294,51 @@ def _refuse_compiled(model: nn.Module) -> None:
             )
 
 
-def _checked_seam(adapter: HostAdapter, base: nn.Module, processor: Any) -> Seam:
+def _checked_seam(adapter: HostAdapter, base: nn.Module, processor: Any, settings: BranchSettings) -> Seam:
     """Everything that could go wrong with the model, checked before it is touched."""
     seams = adapter.seams(base, processor)
     if len(seams) != 1:
         raise HostError(f"Adapter {adapter.name!r} gave {len(seams)} seams for {type(base).__name__}, expected one.")
     seam = seams[0]
     module = base.get_submodule(seam.path)
-    if any(parameter.is_meta for parameter in module.parameters()):
+    like = base.get_submodule(seam.like) if seam.like else module
+    if any(parameter.is_meta for parameter in like.parameters()):
         raise MetaModelError(
-            f"{seam.path!r} has no weights yet: its parameters lie on the meta device. Load the weights first; with "
-            "device_map, keep this module off disk and CPU offload."
+            f"{seam.like or seam.path!r} has no weights yet: its parameters lie on the meta device. Load the weights "
+            "first; with device_map, keep this module off disk and CPU offload."
         )
     if CHILD in dict(module.named_children()):
         raise HostError(f"{seam.path!r} already has a submodule {CHILD!r} that is no branch.")
+    if type(module).forward is nn.Sequential.forward:
+        raise HostError(
+            f"Adapter {adapter.name!r} gives the branch a home in {seam.path!r}, a {type(module).__name__}, which "
+            "would run it as one more layer."
+        )
+    for point in seam.points:
+        _check_point(adapter, base, seam, point)
+    if settings.history > 1 and not seam.policy:
+        raise HostError(
+            f"history={settings.history} is for policies, which act on one observation after the other; host "
+            f"{adapter.name!r} is none. Give it a video instead, or leave history at 1."
+        )
     return seam
+
+
+def _check_point(adapter: HostAdapter, base: nn.Module, seam: Seam, point: SeamPoint) -> None:
+    if not f"{seam.path}.".startswith(f"{point.path}." if point.path else ""):
+        raise HostError(
+            f"Adapter {adapter.name!r} has a point at {point.path!r}, from which the branch in {seam.path!r} cannot be "
+            "reached: a point must be the branch's home or a module above it."
+        )
+    owner = base.get_submodule(point.path)
+    where = f"{type(owner).__name__} at {point.path!r}" if point.path else type(owner).__name__
+    if point.method and not callable(getattr(type(owner), point.method, None)):
+        raise HostError(f"Host {adapter.name!r} expects the method {point.method!r}, not found on {where}.")
+    if point.method in owner.__dict__:
+        raise HostError(
+            f"Host {adapter.name!r}: {point.method!r} of {where} was already replaced in this instance, by "
+            f"{owner.__dict__[point.method]!r}. Undo that first, or patch before it is done."
+        )
 
 
 def _placement(module: nn.Module) -> dict[str, Any]:
@@ -308,11 +357,24 @@ def _attach(model: nn.Module, base: nn.Module, branch: GenerativeBranch) -> None
     module.add_module(CHILD, branch)
     if is_peft_model(model):
         save_with_adapter(model, module, CHILD)
-    path = f"{seam.path}.{CHILD}"
-    from_entry = path[len(seam.entry) + 1 :] if seam.entry else path
-    module.register_forward_hook(fuse_at_seam, with_kwargs=True)
-    entry.register_forward_pre_hook(BeforeForward(from_entry), with_kwargs=True)
-    entry.register_forward_hook(AfterForward(from_entry), with_kwargs=True)
+    # First, so that a note taken of the same forward comes after the old ones are forgotten.
+    entry.register_forward_pre_hook(BeforeForward(_below(seam.entry, seam)), with_kwargs=True)
+    for point in seam.points:
+        owner, path = base.get_submodule(point.path), _below(point.path, seam)
+        if point.method:
+            replacement = FuseMethod if point.role == "fuse" else NoteMethod
+            owner.__dict__[point.method] = replacement(owner, point.method, path)
+        elif point.role == "fuse":
+            owner.register_forward_hook(FuseForward(path), with_kwargs=True)
+        else:
+            owner.register_forward_pre_hook(NoteForward(path), with_kwargs=True)
+    entry.register_forward_hook(AfterForward(_below(seam.entry, seam)), with_kwargs=True)
+
+
+def _below(path: str, seam: Seam) -> str:
+    """The branch's path as seen from a module above it."""
+    child = f"{seam.path}.{CHILD}" if seam.path else CHILD
+    return child[len(path) + 1 :] if path else child
 
 
 def _detach(model: nn.Module, base: nn.Module) -> None:
@@ -321,9 +383,11 @@ def _detach(model: nn.Module, base: nn.Module) -> None:
             (module._forward_hooks, module._forward_hooks_with_kwargs),
             (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
         ):
-            for key in [k for k, hook in table[0].items() if hook is fuse_at_seam or isinstance(hook, BranchHook)]:
+            for key in [k for k, hook in table[0].items() if isinstance(hook, BranchHook)]:
                 del table[0][key]
                 table[1].pop(key, None)
+        for name in [n for n, value in module.__dict__.items() if isinstance(value, MethodReplacement)]:
+            del module.__dict__[name]
     for module in list(base.modules()):
         child = module._modules.get(CHILD)
         if child is not None and _is_branch(child):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -24,15 +24,17 @@ class SeamInput(NamedTuple):
 
 
 class SeamCall(NamedTuple):
-    """One call of the seam's module, as a forward hook sees it.
+    """One call at a point of the seam.
 
     Attributes:
-        module: the seam's module.
-        args: its positional arguments.
+        module: the point's module.
+        args: positional arguments of the call.
         kwargs: its keyword arguments.
-        output: what it returned.
+        output: what it returned; None while a note is taken, which is before the call.
         samples: images per sample of the batch, in order, where the host told (``Seam.entry`` ran first), else None.
         as_scenes: True when the images of one sample are to be the views of one clip.
+        method: name of the method that was called; empty for the module's forward.
+        notes: what :meth:`NotingReader.note` returned last, while it is valid, else None.
     """
 
     module: nn.Module
@@ -41,6 +43,8 @@ class SeamCall(NamedTuple):
     output: Any
     samples: ImageSamples | None
     as_scenes: bool
+    method: str = ""
+    notes: Any = None
 
 
 class ImageSamples(NamedTuple):
@@ -78,18 +82,54 @@ class SeamReader(Protocol):
         ...
 
 
+@runtime_checkable
+class NotingReader(Protocol):
+    """A reader whose seam has points with the role ``note``: hosts whose pixels are not among the seam's arguments."""
+
+    def note(self, call: SeamCall) -> Any:
+        """What :meth:`SeamReader.read` will need to know of this call, which is about to be made.
+
+        The notes of a method are valid until it returns, those of a forward until tokens have been fused or the
+        host's forward ends. None for a call without pixels.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SeamPoint:
+    """A place where the branch steps in.
+
+    Attributes:
+        path: dotted path of a module: the home of the branch or a module above it (empty: the model itself).
+        method: the method whose result holds the tokens, or whose arguments are noted; empty: the module's forward.
+        role: ``fuse``: replace tokens in the result; ``note``: note the arguments for a later point.
+    """
+
+    path: str
+    method: str = ""
+    role: Literal["fuse", "note"] = "fuse"
+
+    def __str__(self) -> str:
+        return ".".join(part for part in (self.path, self.method) if part) or "forward"
+
+
 @dataclass(frozen=True)
 class Seam:
     """The one place in a host where its visual tokens, in the LLM's hidden size, can be replaced.
 
     Attributes:
-        path: dotted path of the module whose output holds the tokens.
+        path: dotted path of the branch's home: the module that gets the submodule ``vega3d``. It must have a forward
+            of its own: a ``Sequential`` would run the branch as one more layer.
         entry: dotted path of the module whose forward receives the pixels (empty: the model itself).
         hidden_size: size ``D`` of the tokens.
         merge: patches per token and axis, for the projectors that merge.
         statistics: with which the host normalised its pixels.
         statistics_source: where the statistics come from: ``processor`` or ``family``.
         reader: reads and writes the tokens.
+        points: where the branch steps in; default: after the forward of ``path``.
+        like: dotted path of the module whose device and dtype the branch takes; default: ``path``.
+        policy: True when the host acts on one observation after the other, so that earlier ones can be kept
+            (``BranchSettings.history``).
     """
 
     path: str
@@ -99,6 +139,13 @@ class Seam:
     statistics: PixelStatistics
     statistics_source: str
     reader: SeamReader
+    points: tuple[SeamPoint, ...] = ()
+    like: str = ""
+    policy: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.points:
+            object.__setattr__(self, "points", (SeamPoint(self.path),))
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..clips import uniform_indices
+from ..clips import Clip, uniform_indices
 from ..controls import record_gates
 from ..errors import SettingsError
 from ..patching import get_handle, patch, unpatch
-from ..peft_support import base_model
+from ..probe import watching
 from ..saving import load_pretrained, save_pretrained
-from ..seams import SeamCall
 from .host import DemoHost, real_host, tiny_host
 from .pictures import feature_picture, gate_overlay
 from .questions import ask
@@ -214,21 +213,11 @@ def _pictures(
     )
 
 
-def _clips(model: nn.Module, batch: dict[str, Any]) -> Iterator[Any]:
+def _clips(model: nn.Module, batch: dict[str, Any]) -> list[Clip]:
     """The clips that the seam sees in one forward."""
-    handle = get_handle(model)
-    seen: list[Any] = []
-
-    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        call = SeamCall(module, args, kwargs, output, None, handle.settings.images == "scene")
-        seen.extend(handle.seam.reader.read(call).clips)
-
-    hook = base_model(model).get_submodule(handle.seam.path).register_forward_hook(look, with_kwargs=True)
-    try:
+    with watching(model) as records:
         logits_of(model, batch)
-    finally:
-        hook.remove()
-    return iter(seen)
+    return [clip for record in records for clip in record.clips]
 
 
 def _counts(report: Report, model: nn.Module) -> None:
