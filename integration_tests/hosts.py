@@ -1,73 +1,25 @@
-"""The hosts that the promises are tested on. Adding a host is adding a row."""
+"""All rows, and what tests do with a host."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import importlib
 from typing import Any
 
-import numpy as np
 import torch
+from rows import Batch, Host
 from torch import Tensor, nn
 
 import vega3d
-from vega3d_qwen_vl.tiny import available_families, tiny_model, tiny_processor
 
+#: Modules of ``rows``, one per adapter or source of hosts.
+MODULES = ("qwen_vl",)
 PROJECTOR = {"name": "mlp", "hidden_dim": 64}
-Batch = dict[str, Any]
+HOSTS: list[Host] = [row for module in MODULES for row in importlib.import_module(f"rows.{module}").ROWS]
 
 
-@dataclass(frozen=True)
-class Host:
-    """One row.
-
-    Attributes:
-        name: for test ids.
-        build: makes a fresh model; equal on every call.
-        batch: makes inputs with images and video.
-        video_batch: inputs with video only.
-        text_batch: inputs without any.
-        seam: path of the module that is patched.
-        linear: a linear of the language model that LoRA usually targets.
-    """
-
-    name: str
-    build: Callable[[], nn.Module]
-    batch: Callable[[], Batch]
-    video_batch: Callable[[], Batch]
-    text_batch: Callable[[], Batch]
-    linear: str = "q_proj"
-
-
-def _qwen_batch(family: str, images: int = 2, video: bool = True) -> Batch:
-    from PIL import Image
-
-    processor = tiny_processor(family)
-    rng = np.random.default_rng(0)
-    sizes = [(64, 96), (96, 64), (64, 64)]
-    pictures = [Image.fromarray(rng.integers(0, 255, (*sizes[i], 3), dtype=np.uint8)) for i in range(images)]
-    content: list[dict[str, str]] = [{"type": "image"} for _ in pictures]
-    media: dict[str, Any] = {"images": pictures} if pictures else {}
-    if video:
-        content.append({"type": "video"})
-        frames = rng.integers(0, 255, (5, 3, 64, 96), dtype=np.uint8)
-        media["videos"] = [torch.from_numpy(frames)]
-    content.append({"type": "text", "text": "Left or right?"})
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return dict(processor(text=[text], return_tensors="pt", **media))
-
-
-def _qwen(family: str) -> Host:
-    return Host(
-        family,
-        build=lambda: tiny_model(family),
-        batch=lambda: _qwen_batch(family),
-        video_batch=lambda: _qwen_batch(family, images=0),
-        text_batch=lambda: _qwen_batch(family, images=0, video=False),
-    )
-
-
-HOSTS = [_qwen(family) for family in available_families()]
+def named(name: str) -> Host:
+    """The row of that name."""
+    return next(host for host in HOSTS if host.name == name)
 
 
 def patch(model: nn.Module, **settings: Any) -> nn.Module:
@@ -83,14 +35,19 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
     return out
 
 
+def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+    """The host's own loss, with the prompt as its labels."""
+    out: Tensor = model(**batch, labels=batch["input_ids"].clone()).loss
+    return out
+
+
 def train(model: nn.Module, batch: Batch, steps: int = 3, lr: float = 1e-2) -> list[float]:
     """A few optimiser steps on all parameters that train; the losses."""
-    labels = batch["input_ids"].clone()
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
     losses = []
     model.train()
     for _ in range(steps):
-        loss = model(**batch, labels=labels).loss
+        loss = loss_of(model, batch)
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -103,3 +60,6 @@ def freeze_host(model: nn.Module) -> None:
     """Leave the branch alone to train."""
     model.requires_grad_(False)
     vega3d.get_handle(model).unfreeze()
+
+
+__all__ = ["HOSTS", "PROJECTOR", "Batch", "Host", "freeze_host", "logits", "loss_of", "named", "patch", "train"]

@@ -16,7 +16,7 @@ from torch import nn
 import vega3d
 from vega3d_plugin import errors
 
-QWEN = next(host for host in hosts.HOSTS if host.name == "qwen2_5_vl")
+QWEN = hosts.named("qwen2_5_vl")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hosts import Host, logits, patch
+from rows.qwen_vl import ROWS, qwen_batch
 from torch import Tensor, nn
 
 import vega3d
@@ -16,7 +17,7 @@ from vega3d_plugin import errors
 from vega3d_qwen_vl.tiny import tiny_processor
 
 
-@pytest.fixture(params=hosts.HOSTS, ids=lambda host: host.name)
+@pytest.fixture(params=ROWS, ids=lambda host: host.name)
 def host(request: pytest.FixtureRequest) -> Host:
     return request.param
 
@@ -135,7 +136,7 @@ def test_scenes_in_generate(host: Host) -> None:
 @pytest.mark.parametrize("context", ["frame", "views", "video"])
 def test_every_context_and_projector_fits_the_grid(host: Host, context: str) -> None:
     # A single image is no video.
-    batch = host.video_batch() if context == "video" else host.batch()
+    batch = qwen_batch(host.name, images=0) if context == "video" else host.batch()
     for projector in ("mlp", "avg", "mlp2x_gelu"):
         model = host.build()
         before = logits(model, batch)
@@ -145,7 +146,7 @@ def test_every_context_and_projector_fits_the_grid(host: Host, context: str) -> 
 
 @pytest.mark.parametrize("fusion", vega3d.list_fusers())
 def test_every_fusion_runs_and_trains(fusion: str) -> None:
-    host = hosts.HOSTS[0]
+    host = ROWS[0]
     batch = host.batch()
     model = patch(host.build(), fusion={"name": fusion, "init": "released", "num_heads": 4})
     model.train()
@@ -178,7 +179,7 @@ class Causal(vega3d.Prior):
 
 
 def test_the_priors_own_spans_are_used_in_time() -> None:
-    model = vega3d.patch(hosts.HOSTS[0].build(), Causal(), projector=hosts.PROJECTOR)
+    model = vega3d.patch(ROWS[0].build(), Causal(), projector=hosts.PROJECTOR)
     branch = vega3d.get_handle(model).branch
     clip = vega3d.Clip(torch.rand(6, 3, 56, 84), vega3d.TokenGrid(3, 2, 3))
     patches = vega3d.TokenGrid(3, 4, 6)
@@ -194,7 +195,7 @@ def test_the_priors_own_spans_are_used_in_time() -> None:
 def test_features_have_one_layout_wherever_they_come_from(tmp_path) -> None:
     clip = vega3d.Clip(torch.rand(2, 3, 56, 84), vega3d.TokenGrid(1, 2, 3))
     for store in (None, tmp_path, tmp_path):
-        model = vega3d.patch(hosts.HOSTS[0].build(), Watching(), projector=hosts.PROJECTOR, store=store)
+        model = vega3d.patch(ROWS[0].build(), Watching(), projector=hosts.PROJECTOR, store=store)
         for _ in range(2):
             features = vega3d.get_handle(model).branch.features(clip)
             assert features.is_contiguous(memory_format=torch.channels_last)

@@ -26,9 +26,9 @@ def start(rank: int, folder: str) -> None:
 
 def ddp_worker(rank: int, folder: str) -> None:
     start(rank, folder)
-    from hosts import HOSTS, PROJECTOR
+    from hosts import PROJECTOR, named
 
-    host = next(h for h in HOSTS if h.name == "qwen2_5_vl")
+    host = named("qwen2_5_vl")
     torch.manual_seed(0)
     model = vega3d.patch(host.build(), "tiny-wan", projector=PROJECTOR)
     model.requires_grad_(False)
@@ -49,11 +49,11 @@ def ddp_worker(rank: int, folder: str) -> None:
 
 def fsdp_worker(rank: int, folder: str) -> None:
     start(rank, folder)
-    from hosts import HOSTS, PROJECTOR, freeze_host
+    from hosts import PROJECTOR, freeze_host, named
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.fsdp import fully_shard
 
-    host = next(h for h in HOSTS if h.name == "qwen2_5_vl")
+    host = named("qwen2_5_vl")
     torch.manual_seed(0)
     model = vega3d.patch(host.build(), "tiny-wan", projector=PROJECTOR, init="released")
     freeze_host(model)

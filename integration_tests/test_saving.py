@@ -16,7 +16,7 @@ from hosts import logits, patch
 import vega3d
 from vega3d_plugin import errors
 
-QWEN = next(host for host in hosts.HOSTS if host.name == "qwen2_5_vl")
+QWEN = hosts.named("qwen2_5_vl")
 
 
 def test_what_is_written_down(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 import vega3d
 
-QWEN = next(host for host in hosts.HOSTS if host.name == "qwen2_5_vl")
+QWEN = hosts.named("qwen2_5_vl")
 
 
 class Rows(torch.utils.data.Dataset):
