@@ -17,6 +17,7 @@ from .priors import Prior, PriorSpec, list_priors, load_prior
 from .priors.function import CallablePrior
 from .projectors import build_projector
 from .record import library_version as _library_version
+from .released import load_released
 from .saving import load_pretrained, save_pretrained
 from .seams import HostAdapter, Seam, SeamPoint
 from .warnings import Vega3dWarning
@@ -58,6 +59,7 @@ __all__ = [
     "list_priors",
     "load_pretrained",
     "load_prior",
+    "load_released",
     "patch",
     "plugin_manager",
     "record_gates",

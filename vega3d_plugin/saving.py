@@ -31,6 +31,7 @@ def save_pretrained(
     repo_id: str | None = None,
     private: bool | None = None,
     token: str | None = None,
+    card: bool = True,
 ) -> Path:
     """Write the branch of a patched model: ``vega3d_config.json``, ``vega3d.safetensors`` and a model card.
 
@@ -42,6 +43,7 @@ def save_pretrained(
         push_to_hub: upload the folder too.
         repo_id: on the hub; default: the folder's name.
         private, token: for the hub.
+        card: False: no model card, as in a folder that holds a host's own checkpoint too.
 
     Returns:
         The folder.
@@ -50,19 +52,10 @@ def save_pretrained(
         PatchError: the model is not patched.
         SavedBranchError: the parameters are partitioned over processes and not gathered.
     """
-    from safetensors.torch import save_file
-
     branch = get_handle(model).branch
     folder = Path(folder)
     tensors = {name: _whole(name, tensor) for name, tensor in branch.state_dict().items() if name != "record"}
-    record = make_record(branch)
-    metadata = {"format": "pt", "library": f"vega3d-plugin {record['library_version']}"}
-    card = model_card(record, sum(t.numel() for t in tensors.values()))
-    text = json.dumps(record, indent=2) + "\n"
-    write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata=metadata))
-    write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
-    if not (folder / "README.md").exists():
-        write_atomically(folder / "README.md", lambda path: path.write_text(card, encoding="utf-8"))
+    write_branch(folder, make_record(branch), tensors, card=card)
     if push_to_hub:
         from huggingface_hub import HfApi
 
@@ -70,6 +63,19 @@ def save_pretrained(
         target = api.create_repo(repo_id or folder.resolve().name, private=private, exist_ok=True).repo_id
         api.upload_folder(repo_id=target, folder_path=folder, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, "README.md"])
     return folder
+
+
+def write_branch(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor], *, card: bool = True) -> None:
+    """Write a branch's files, each whole or not at all: settings, weights, and a model card where there is none."""
+    from safetensors.torch import save_file
+
+    metadata = {"format": "pt", "library": f"vega3d-plugin {record['library_version']}"}
+    about = model_card(record, sum(t.numel() for t in tensors.values()))
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(dict(tensors), path, metadata=metadata))
+    write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    if card and not (folder / "README.md").exists():
+        write_atomically(folder / "README.md", lambda path: path.write_text(about, encoding="utf-8"))
 
 
 def load_pretrained(
@@ -120,7 +126,7 @@ def load_pretrained(
     try:
         branch = get_handle(base).branch
         _check_fingerprint(branch, record, allow_prior, saved)
-        _load(branch, saved)
+        load_tensors(branch, saved)
     except BaseException:
         if fresh:
             unpatch(model)
@@ -178,7 +184,10 @@ def _check_fingerprint(
 ) -> None:
     recorded, found = record["prior"], branch.prior.fingerprint
     name = branch.settings.prior.name
-    if recorded.get("fingerprint") != found and allow_prior != name:
+    if recorded.get("fingerprint") is None:
+        # Converted from a checkpoint that does not record the prior's weights.
+        return
+    if recorded["fingerprint"] != found and allow_prior != name:
         raise SavedBranchError(
             f"{saved.where} was trained with the prior {recorded.get('name')!r} from {recorded.get('source')!r} with "
             f"fingerprint {recorded.get('fingerprint')}; this one, from {branch.settings.prior.pretrained!r}, has "
@@ -186,7 +195,12 @@ def _check_fingerprint(
         )
 
 
-def _load(branch: GenerativeBranch, saved: Saved) -> None:
+def load_tensors(branch: GenerativeBranch, saved: Saved) -> None:
+    """Copy a saved branch's tensors into a branch. Strict.
+
+    Raises:
+        SavedBranchError: lists what is missing, surplus or of another shape.
+    """
     expected = {name: tensor for name, tensor in branch.state_dict().items() if name != "record"}
     problems = [f"missing: {name} {list(t.shape)}" for name, t in expected.items() if name not in saved.tensors]
     problems += [f"not part of this branch: {name}" for name in saved.tensors if name not in expected]

@@ -1,0 +1,78 @@
+"""``vega3d convert``: a checkpoint of the released code as files of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from ..checkpoint import CONFIG_FILE
+from ..released import convert_released
+from .output import out, print_json, print_pairs, yellow_warnings
+from .targets import OutputError
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder, file of weights, or hub id.")],
+    target: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write to.")],
+    prior: Annotated[str | None, typer.Option(help="A prior, when config.json names none; `vega3d ls priors`.")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="Folder or hub id of the prior's weights, recorded.")] = None,
+    fingerprint: Annotated[
+        bool, typer.Option(help="Load the prior, so that its fingerprint is recorded and checked from then on.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace a branch that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Convert the branch of a checkpoint of the released VEGA-3D code.
+
+    SRC is such a checkpoint of Qwen2.5-VL or LLaVA-Video: safetensors or
+    pytorch_model.bin, whole or in shards, mm_projector.bin, or
+    non_lora_trainables.bin. The host is neither built nor written.
+
+    \b
+    Afterwards, in Python:
+      vega3d.load_pretrained(model, DIR)
+    or, with the language model's weights of SRC too:
+      vega3d.load_released(model, SRC)
+    """
+    if not force and (target / CONFIG_FILE).exists():
+        raise OutputError(f"{target} holds a branch already. Pass --force to replace it, or another --out.")
+    if target.is_file():
+        raise OutputError(f"{target} is a file; the path of a folder is expected.")
+    with yellow_warnings():
+        released = convert_released(
+            source, target, prior=prior, pretrained=pretrained, fingerprint=fingerprint, revision=revision
+        )
+    if as_json:
+        print_json(
+            {
+                "source": released.where,
+                "out": str(target),
+                "host": released.layout.host,
+                "hidden_size": released.inferred.hidden_size,
+                "settings": released.inferred.settings,
+                "tensors": {name: list(tensor.shape) for name, tensor in released.tensors.items()},
+                "host_weights": len(released.host_weights),
+                "tower_weights": len(released.skipped),
+                "assumed": released.inferred.notes,
+            }
+        )
+        return
+    out.print(Text(f"{target}", style="bold"), soft_wrap=True)
+    settings = released.inferred.settings
+    chosen = settings.get("prior", {})
+    print_pairs(
+        {
+            "host": f"{released.layout.host}, hidden size {released.inferred.hidden_size}",
+            "prior": prior or chosen.get("name"),
+            "fusion": settings["fusion"]["name"],
+            "projector": f"{settings['projector']['name']}, width {settings['projector']['hidden_dim']}",
+            "written": f"{len(released.tensors)} tensors",
+            "left": f"{len(released.host_weights)} weights of the host, {len(released.skipped)} of the frozen tower",
+            **({"assumed": "; ".join(released.inferred.notes)} if released.inferred.notes else {}),
+        }
+    )
+    out.print("[dim]`vega3d info` shows all settings.[/]")
