@@ -53,16 +53,16 @@ def read_frames(path: Path, count: int) -> Frames:
         VideoError: nothing there (with near misses), no video, no images, or a damaged file.
     """
     if path.is_dir():
-        images = sorted(find_images(path), key=lambda image: (_by_number(image), image.name))
+        images = in_order(find_images(path))
         if not images:
             raise VideoError(_no_images(path))
         indices = _spread(len(images), count)
         chosen = [images[i] for i in indices]
-        return Frames([_image(image) for image in chosen], indices, [image.name for image in chosen])
+        return Frames([read_image(image) for image in chosen], indices, [image.name for image in chosen])
     if not path.exists():
         raise VideoError(_missing(path))
     if path.suffix.lower() in IMAGES:
-        return Frames([_image(path)], [0], [path.name])
+        return Frames([read_image(path)], [0], [path.name])
     pictures, indices = sample_video(path, count)
     once = [i for i, index in enumerate(indices) if index not in indices[:i]]
     return Frames([pictures[i] for i in once], [indices[i] for i in once], [])
@@ -75,6 +75,20 @@ def find_images(folder: Path) -> list[Path]:
         for entry in folder.iterdir()
         if entry.suffix.lower() in IMAGES and not entry.name.startswith(".") and entry.is_file()
     ]
+
+
+def in_order(images: Sequence[Path]) -> list[Path]:
+    """Sorted by name, in which numbers count by their value."""
+    return sorted(images, key=lambda image: (_by_number(image), image.name))
+
+
+def read_image(path: Path) -> Pixels:
+    """An image as uint8 ``[H, W, 3]`` RGB, upright. Raises :class:`VideoError` when it is none, or damaged."""
+    try:
+        with Image.open(path) as image:
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise VideoError(f"{path} cannot be read: it is not an image, or damaged ({error}).") from error
 
 
 def as_clip(frames: Frames, settings: PriorSettings) -> Tensor:
@@ -110,14 +124,6 @@ def as_pixels(clip: Tensor) -> Pixels:
 
 def _spread(total: int, count: int) -> list[int]:
     return uniform_indices(total, min(total, count))
-
-
-def _image(path: Path) -> Pixels:
-    try:
-        with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{path} cannot be read: it is not an image, or damaged ({error}).") from error
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:

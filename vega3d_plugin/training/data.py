@@ -1,0 +1,160 @@
+"""The data set and the collator, for HF Trainer, TRL's SFTTrainer or a loop of your own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .conversation import read_conversation
+from .encoding import IGNORED, Encoded, Encoder, stack_media
+from .errors import BadRowsError, BadRowWarning, RowError
+from .rows import Rows
+from .settings import DataSettings
+
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """Attributes: ``name``: file and row number, from 1; ``reason``: what is wrong with it."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+@dataclass
+class ConversationData(Dataset[Encoded]):
+    """Rows of files, encoded when they are asked for; nothing is held in memory, so workers may copy it.
+
+    Attributes:
+        rows: of the files.
+        encoder: with the host's processor.
+        usable: which rows are used, from :meth:`check`; default: all.
+        report: a file that receives a line for every row that turns out bad only when its pictures are read.
+    """
+
+    rows: Rows
+    encoder: Encoder
+    usable: Sequence[int] | None = None
+    report: Path | None = None
+
+    @property
+    def settings(self) -> DataSettings:
+        """How rows are read."""
+        return self.encoder.settings
+
+    def __len__(self) -> int:
+        return len(self.rows) if self.usable is None else len(self.usable)
+
+    def __getitem__(self, index: int) -> Encoded:
+        """One encoded row.
+
+        Raises:
+            BadRowsError: it cannot be used, and ``skip_bad_rows`` is off; or none can.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        for step in range(len(self)):
+            place = (index + step) % len(self)
+            number = place if self.usable is None else self.usable[place]
+            try:
+                return self.encoder(self.rows[number], self._root(number))
+            except RowError as error:
+                bad = BadRow(self.rows.name(number), str(error))
+                if not self.settings.skip_bad_rows:
+                    raise BadRowsError(f"{bad}. Mend it, or pass --skip-bad-rows.") from error
+                self._note(bad)
+        raise BadRowsError(f"None of the {len(self)} rows can be used.")
+
+    def check(self, progress: Callable[[Sequence[int]], Any] = iter) -> list[BadRow]:
+        """Look at every row without opening its pictures, and keep the usable ones.
+
+        Args:
+            progress: wraps the numbers of the rows, such as ``tqdm``.
+
+        Returns:
+            The rows that are left out, with ``skip_bad_rows``.
+
+        Raises:
+            BadRowsError: there are bad rows and ``skip_bad_rows`` is off, or there are no others.
+        """
+        bad, good = [], []
+        for number in progress(range(len(self.rows))):
+            try:
+                read_conversation(self.rows[number], self.settings, self._root(number))
+                good.append(number)
+            except RowError as error:
+                bad.append(BadRow(self.rows.name(number), str(error)))
+        if bad and not (self.settings.skip_bad_rows and good):
+            advice = "" if self.settings.skip_bad_rows else " Mend them, or pass --skip-bad-rows to leave them out."
+            raise BadRowsError(f"{_counted(bad, len(self.rows))}:\n{list_rows(bad)}\n{advice.strip()}".rstrip())
+        self.usable = good if bad else None
+        return bad
+
+    def _root(self, number: int) -> Path:
+        root = self.settings.media_root
+        return self.rows.file_of(number).parent if root is None else Path(root).expanduser()
+
+    def _note(self, bad: BadRow) -> None:
+        warnings.warn(f"{bad}. The next row took its place.", BadRowWarning, stacklevel=3)
+        if self.report is not None:
+            # One short write to the end of a file is whole, whichever process makes it.
+            with self.report.open("a", encoding="utf-8") as file:
+                file.write(f"{bad}\n")
+
+
+class Collator:
+    """Makes a batch of encoded rows, or of rows as they are in the data; images and videos alike.
+
+    Tokens are padded on the right, labels with -100, and the pictures of all samples lie one after the other, as
+    Qwen-VL and LLaVA take them. Usable as ``data_collator`` of any trainer.
+
+    Args:
+        encoder: encodes rows that are not yet encoded; its tokenizer says what to pad with.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        tokenizer = encoder.processor.tokenizer
+        pad = tokenizer.pad_token_id
+        self.pad = {"input_ids": tokenizer.eos_token_id if pad is None else pad, "labels": IGNORED}
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """``[B, L]`` for tokens; for pictures what the host takes, all samples' along the first axis.
+
+        Raises:
+            RowError: a row cannot be used, or the pictures do not fit into one batch.
+        """
+        parts = [dict(s) if "input_ids" in s else self.encoder(s) for s in samples]
+        longest = max(part["input_ids"].shape[1] for part in parts)
+        batch: dict[str, Tensor] = {}
+        along = {k for part in parts for k, v in part.items() if v.shape == part["input_ids"].shape}
+        for key in dict.fromkeys(key for part in parts for key in part):
+            if key in along:
+                rows = [part[key] if key in part else torch.zeros_like(part["input_ids"]) for part in parts]
+                value = self.pad.get(key, 0)
+                rows = [torch.nn.functional.pad(row, (0, longest - row.shape[1]), value=value) for row in rows]
+                batch[key] = torch.cat(rows)
+            else:
+                batch[key] = stack_media(key, [part[key] for part in parts if key in part])
+        return batch
+
+
+def list_rows(bad: Sequence[BadRow], shown: int = SHOWN) -> str:
+    """The first bad rows, one a line."""
+    more = [f"  ... and {len(bad) - shown} more"] if len(bad) > shown else []
+    return "\n".join([f"  {row}" for row in bad[:shown]] + more)
+
+
+def _counted(bad: Sequence[BadRow], total: int) -> str:
+    return f"{len(bad)} of {total} rows cannot be used" if len(bad) != 1 else f"1 of {total} rows cannot be used"
