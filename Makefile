@@ -39,9 +39,10 @@ $(MODERN)/.done: pyproject.toml requirements/modern.txt
 	$(MODERN)/bin/pip install -q -r requirements/modern.txt -e '.[dev,qwen]'
 	touch $@
 
-$(CLASSIC)/.done: pyproject.toml requirements/classic.txt
+$(CLASSIC)/.done: pyproject.toml requirements/classic.txt requirements/classic-unpinned.txt
 	$(PYTHON) -m venv $(CLASSIC)
 	$(CLASSIC)/bin/pip install -q -r requirements/classic.txt -e '.[test,qwen]'
+	$(CLASSIC)/bin/pip install -q --no-deps -r requirements/classic-unpinned.txt
 	touch $@
 
 clean:

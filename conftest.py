@@ -29,3 +29,15 @@ def _tiny_wan_is_meant():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RandomWeightsWarning)
         yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly which of the hosts' own repositories were not there to be run against."""
+    from host_sources import REPOSITORIES, missing_sources
+
+    for name in missing_sources():
+        terminalreporter.write_line(
+            f"NOT RUN: tests against the real {name} ({REPOSITORIES[name]}). Set VEGA3D_HOST_SOURCES to a folder that "
+            "holds a checkout of that name; their doubles were run.",
+            yellow=True,
+        )

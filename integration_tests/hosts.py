@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import vega3d
 
 #: Modules of ``rows``, one per adapter or source of hosts.
-MODULES = ("qwen_vl",)
+MODULES = ("qwen_vl", "llava_package")
 PROJECTOR = {"name": "mlp", "hidden_dim": 64}
 HOSTS: list[Host] = [row for module in MODULES for row in importlib.import_module(f"rows.{module}").ROWS]
 
@@ -26,6 +26,17 @@ def patch(model: nn.Module, **settings: Any) -> nn.Module:
     """Patch with the tiny prior and a small projector; new weights are equal on every call."""
     torch.manual_seed(0)
     return vega3d.patch(model, "tiny-wan", **{"projector": PROJECTOR, **settings})
+
+
+def in_dtype(batch: Batch, dtype: torch.dtype) -> Batch:
+    """The batch with its floating-point tensors in another dtype; LLaVA and OpenVLA leave that to their users."""
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, list):
+            return [cast(item) for item in value]
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return {key: cast(value) for key, value in batch.items()}
 
 
 def logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -62,4 +73,6 @@ def freeze_host(model: nn.Module) -> None:
     vega3d.get_handle(model).unfreeze()
 
 
-__all__ = ["HOSTS", "PROJECTOR", "Batch", "Host", "freeze_host", "logits", "loss_of", "named", "patch", "train"]
+__all__ = [
+    "HOSTS", "PROJECTOR", "Batch", "Host", "freeze_host", "in_dtype", "logits", "loss_of", "named", "patch", "train",
+]  # fmt: skip

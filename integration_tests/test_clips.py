@@ -11,6 +11,7 @@ import torch
 from hosts import Host, logits, patch
 from rows.qwen_vl import ROWS, qwen_batch
 from torch import Tensor, nn
+from watching import Watching
 
 import vega3d
 from vega3d_plugin import errors
@@ -20,19 +21,6 @@ from vega3d_qwen_vl.tiny import tiny_processor
 @pytest.fixture(params=ROWS, ids=lambda host: host.name)
 def host(request: pytest.FixtureRequest) -> Host:
     return request.param
-
-
-class Watching(vega3d.Prior):
-    """Keeps the clips that it is shown; its features are the frames' own colours."""
-
-    feature_dim, fingerprint = 3, "watching"
-
-    def __init__(self) -> None:
-        self.seen: list[Tensor] = []
-
-    def __call__(self, frames: Tensor) -> Tensor:
-        self.seen.append(frames)
-        return torch.nn.functional.adaptive_avg_pool2d(frames, (4, 6))
 
 
 def watch(host: Host, **settings: Any) -> tuple[nn.Module, Watching]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import hosts
 import pytest
 import torch
-from hosts import Host, freeze_host, logits, loss_of, train
+from hosts import Host, freeze_host, in_dtype, logits, loss_of, train
 from torch import nn
 
 import vega3d
@@ -215,7 +215,7 @@ def test_the_hosts_own_checkpoint_only_gains_keys(host: Host, tmp_path: Path) ->
     plain, patched = (keys_of(tmp_path / name) for name in ("plain", "patched"))
     assert plain < patched
     assert all(".vega3d." in key for key in patched - plain)
-    again = type(model).from_pretrained(tmp_path / "patched").eval()
+    again = host.load(type(model), tmp_path / "patched")
     assert torch.equal(logits(again, batch), before)
     # Such a checkpoint is enough by itself: it holds the branch with its settings.
     vega3d.load_pretrained(again, tmp_path / "patched", **host.options)
@@ -233,7 +233,7 @@ def keys_of(folder: Path) -> set[str]:
 
 
 def test_half_precision(host: Host) -> None:
-    model, batch = host.build().bfloat16(), host.batch()
+    model, batch = host.build().bfloat16(), in_dtype(host.batch(), torch.bfloat16)
     before = logits(model, batch)
     patch(host, model)
     handle = vega3d.get_handle(model)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+ADAPTERS = sorted(path.parent.name for path in (ROOT / "adapters").glob("*/plugin.py"))
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 
 def test_every_module_of_the_tree_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
-    trees = {"vega3d_plugin": "vega3d_plugin", "adapters/vega3d_qwen_vl": "vega3d_qwen_vl", "recipes": "vega3d_recipes"}
+    trees = {"vega3d_plugin": "vega3d_plugin", "recipes": "vega3d_recipes"}
+    trees |= {f"adapters/{name}": name for name in ADAPTERS}
     expected = {"vega3d.py"}
     for folder, package in trees.items():
         for pattern in ("*.py", "*.yaml", "py.typed"):
@@ -40,14 +42,15 @@ def test_every_module_of_the_tree_is_in_the_wheel(wheel: zipfile.ZipFile) -> Non
 def test_nothing_else_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
     tops = {top for top in tops if not top.endswith(".dist-info")}
-    assert tops == {"vega3d.py", "vega3d_plugin", "vega3d_qwen_vl", "vega3d_recipes"}
+    assert tops == {"vega3d.py", "vega3d_plugin", "vega3d_recipes", *ADAPTERS}
 
 
 def test_entry_points_and_licence(wheel: zipfile.ZipFile) -> None:
     (name,) = [n for n in wheel.namelist() if n.endswith("entry_points.txt")]
     text = wheel.read(name).decode()
     assert "vega3d = vega3d_plugin.cli:main" in text
-    assert "qwen_vl = vega3d_qwen_vl:plugin" in text
+    for name in ADAPTERS:
+        assert f"{name.removeprefix('vega3d_')} = {name}:plugin" in text
     (metadata,) = [n for n in wheel.namelist() if n.endswith("METADATA")]
     assert "License-Expression: Apache-2.0" in wheel.read(metadata).decode()
     assert any(n.endswith("licenses/LICENSE") for n in wheel.namelist())

@@ -73,6 +73,8 @@ class GenerativeBranch(nn.Module):
         #: What the reader noted of a call on its way to the seam, and whether it outlasts the next fusion.
         self.notes: Any = None
         self.notes_last = False
+        #: Which noted pixels no point has fused, to be said when the host's forward ends.
+        self.left_out = ""
         #: Earlier observations of a policy, see :mod:`~vega3d_plugin.history`.
         self.history = History(settings.history)
         #: Receives one gate map per clip while ``vega3d.record_gates`` is open.

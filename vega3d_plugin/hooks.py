@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .branch import GenerativeBranch, active_branch
 from .errors import HostError
-from .seams import NotingReader, SeamCall
+from .seams import CheckingReader, NotingReader, SeamCall
 from .warnings import Vega3dWarning
 
 CHILD = "vega3d"
@@ -102,8 +102,14 @@ class NoteMethod(MethodReplacement):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Note and call the method."""
         branch = active_branch(self.child())
-        with _noted(branch, _note(branch, self.owner, args, kwargs, self.method)):
-            return self.original(*args, **kwargs)
+        notes = _note(branch, self.owner, args, kwargs, self.method)
+        with _noted(branch, notes):
+            output = self.original(*args, **kwargs)
+        reader = branch.seam.reader
+        if notes is not None and isinstance(reader, CheckingReader):
+            # Said when the forward ends, which `generate` calls later.
+            branch.left_out = reader.missed(notes)
+        return output
 
 
 def _fuse(
@@ -117,12 +123,15 @@ def _fuse(
     branch = active_branch(child)
     reader = branch.seam.reader
     scenes = branch.settings.images == "scene"
-    tokens, clips = reader.read(SeamCall(module, args, kwargs, output, branch.samples, scenes, method, branch.notes))
+    found = reader.read(SeamCall(module, args, kwargs, output, branch.samples, scenes, method, branch.notes))
+    if found is None:
+        return output
     if not branch.notes_last:
         # Pixels of one forward must not be taken for those of the next, nor be kept in memory until then.
         branch.notes = None
     # Through the child, not the branch, so that PEFT's and FSDP's own wrappers take part.
-    return reader.write(output, child(tokens, clips))
+    fused = child(found.tokens, found.clips)
+    return reader.write(output, fused) if found.put_back is None else found.put_back(fused)
 
 
 def _note(
@@ -177,20 +186,26 @@ class AfterForward(BranchHook):
         child = self.child(module)
         branch = active_branch(child)
         fired, branch.fired, branch.samples, branch.notes = branch.fired, 0, None, None
+        left_out, branch.left_out = branch.left_out, ""
+        source = branch.seam.reader.visual_input(_named(args, kwargs))
+        if left_out:
+            received = f"received {source!r}" if source else "encoded images"
+            _warn(f"Host {branch.host!r} {received}, but the branch did not see {left_out}")
         if fired:
             return None
-        source = branch.seam.reader.visual_input(_named(args, kwargs))
-        if source is not None:
-            warnings.warn(
+        if source is not None and not left_out:
+            _warn(
                 f"Host {branch.host!r} received {source!r} in this call, but {_fusing(branch)} was not called, so "
                 "the branch did not see these images. If they were encoded beforehand by this patched model, they are "
-                "fused already; otherwise pass pixels.",
-                SeamMissedWarning,
-                stacklevel=2,
+                "fused already; otherwise pass pixels."
             )
         if module.training and torch.is_grad_enabled() and branch.enabled:
             return _keep_in_graph(output, child(None))
         return None
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, SeamMissedWarning, stacklevel=3)
 
 
 def _fusing(branch: GenerativeBranch) -> str:

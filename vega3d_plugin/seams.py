@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -17,10 +17,12 @@ class SeamInput(NamedTuple):
     Attributes:
         tokens: ``[L, D]``, the visual tokens of all clips, one after the other, each in raster order (t, h, w).
         clips: the clips, in the order of the tokens; their grids have ``L`` tokens together.
+        put_back: makes the call's result from the fused tokens; default: :meth:`SeamReader.write`.
     """
 
     tokens: Tensor
     clips: list[Clip]
+    put_back: Callable[[Tensor], Any] | None = None
 
 
 class SeamCall(NamedTuple):
@@ -65,8 +67,8 @@ class SeamReader(Protocol):
     Must be picklable and hold no reference to a model, so that copies of a patched model work.
     """
 
-    def read(self, call: SeamCall) -> SeamInput:
-        """Tokens and clips of one call."""
+    def read(self, call: SeamCall) -> SeamInput | None:
+        """Tokens and clips of one call; None when there is nothing to fuse in it."""
         ...
 
     def write(self, output: Any, tokens: Tensor) -> Any:
@@ -92,6 +94,15 @@ class NotingReader(Protocol):
         The notes of a method are valid until it returns, those of a forward until tokens have been fused or the
         host's forward ends. None for a call without pixels.
         """
+        ...
+
+
+@runtime_checkable
+class CheckingReader(Protocol):
+    """A noting reader that can tell what was left out. Asked when a method that was noted returns."""
+
+    def missed(self, notes: Any) -> str:
+        """Which of the noted pixels no point has fused, and why that may be; empty when all were."""
         ...
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ Batch = dict[str, Any]
 def _generate(model: nn.Module, batch: Batch, **options: Any) -> Tensor:
     out: Tensor = model.generate(**batch, **options)  # type: ignore[operator]
     return out
+
+
+def _load(model_class: Any, folder: Path) -> nn.Module:
+    model: nn.Module = model_class.from_pretrained(folder).eval()
+    return model
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Host:
         grids: token grids (t, h, w) of the clips of ``batch``, in the order in which the seam sees them.
         visual: argument of the model's forward that carries the images of ``batch``.
         generate: answers a batch; ``max_new_tokens`` and ``num_beams`` are passed on.
+        load: makes a model of that class from a folder that ``save_pretrained`` wrote.
         linear: a linear of the language model that LoRA usually targets.
         options: for ``vega3d.patch``: an adapter that must be named, a processor.
         limits: tests of the promises that this host fails by itself, unpatched too, each with the reason. They are
@@ -44,6 +51,7 @@ class Host:
     grids: tuple[tuple[int, int, int], ...]
     visual: str = "pixel_values"
     generate: Callable[..., Tensor] = _generate
+    load: Callable[[Any, Path], nn.Module] = _load
     linear: str = "q_proj"
     options: Mapping[str, Any] = field(default_factory=dict)
     limits: Mapping[str, str] = field(default_factory=dict)
