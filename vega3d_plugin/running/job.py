@@ -1,0 +1,79 @@
+"""The whole job: read the recipe, wrap, run the script, put everything back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..recipes import branch_settings, read_recipe
+from .around import explain, wrapped
+from .optimizers import nothing_built
+from .script import Command, RunError, run_command
+from .session import Session
+
+#: Shows names and purposes of what is wrapped.
+Shown = Callable[[list[tuple[str, str]]], None]
+
+
+def make_session(recipe: str | Path, say: Callable[[str], None], store: Path | None = None) -> Session:
+    """A session with the settings of a recipe.
+
+    Args:
+        recipe: name or file.
+        say: takes one line for the user.
+        store: folder of features.
+
+    Raises:
+        UnknownNameError, SettingsError: see :func:`~vega3d_plugin.recipes.read_recipe`.
+    """
+    settings = read_recipe(recipe)
+    branch = branch_settings(settings)
+    part: Any = getattr(getattr(settings, "tune", None), "branch", None)
+    return Session(
+        adapter=settings.host.adapter,
+        settings=branch,
+        store=store,
+        branch_lr=getattr(part, "learning_rate", None),
+        frozen=getattr(part, "mode", "full") == "frozen",
+        seed=getattr(settings.train, "seed", 0),
+        say=say,
+    )
+
+
+def run(session: Session, command: Command | None, show: Shown | None = None) -> None:
+    """Run a script with the branch in the hosts that it builds.
+
+    Args:
+        session: of this run; one for each.
+        command: what to run; None: nothing, for ``show`` alone.
+        show: called with all that is wrapped, before the script begins.
+
+    Raises:
+        RunError: the script ended, but built no host.
+        SystemExit and whatever else the script raises.
+    """
+    with wrapped(session):
+        if show is not None:
+            show(explain(session))
+        if command is None:
+            return
+        try:
+            run_command(command)
+        except SystemExit as end:
+            if end.code in (None, 0):
+                _check(session, command)
+            raise
+    _check(session, command)
+
+
+def _check(session: Session, command: Command) -> None:
+    """After a script that ended well: did the branch take part?"""
+    if not session.hosts:
+        raise RunError(f"{command} ended, but {nothing_built(session)}")
+    new = [host for host in session.hosts if not host.restored]
+    if new and not session.steps and not any(host.restored for host in session.hosts):
+        session.tell(
+            "note: nothing was trained or restored, so the branch is a new one"
+            + (", and the results are the host's own." if session.settings.fusion.init == "identity" else ".")
+        )

@@ -1,0 +1,224 @@
+"""One ``vega3d run``: which hosts were built, and what was done with their branches."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..branch import GenerativeBranch
+from ..config import BranchSettings
+from ..errors import PatchError, SavedBranchError
+from ..features.store import FeatureStore
+from ..hooks import CHILD
+from ..patching import get_handle, is_patched, patch
+from ..peft_support import is_peft_model
+from ..plugins import plugin_manager
+from ..priors.base import Prior
+from ..saving import load_pretrained, save_pretrained
+from .restoring import folder_with_branch, holds_branch, host_processor, reload_renamed
+from .wraps import Wraps
+
+
+@dataclass
+class Host:
+    """A host that was built while the session ran.
+
+    Attributes:
+        ref: the model.
+        name: its class.
+        source: where it came from.
+        restored: where its branch came from; empty when it is new.
+    """
+
+    ref: weakref.ref[nn.Module]
+    name: str
+    source: str
+    restored: str = ""
+
+
+@dataclass
+class Session:
+    """What holds for one run of a script.
+
+    Attributes:
+        adapter: hosts of this adapter get the branch; others are left alone.
+        settings: of the branch.
+        store: features already computed.
+        branch_lr: learning rate of the branch, in parameter groups of its own; None: that of the groups the script
+            puts it in.
+        frozen: the branch stays as it is: for the host's training with a branch that is done.
+        seed: of a new branch's weights.
+        say: takes one line for the user.
+    """
+
+    adapter: str
+    settings: BranchSettings
+    store: FeatureStore | str | Path | None = None
+    branch_lr: float | None = None
+    frozen: bool = False
+    seed: int = 0
+    say: Callable[[str], None] = print
+    hosts: list[Host] = field(default_factory=list)
+    #: Classes built by ``from_pretrained`` that got no branch, for messages.
+    others: dict[str, None] = field(default_factory=dict)
+    #: Folders that a branch was written to.
+    written: dict[str, None] = field(default_factory=dict)
+    steps: int = 0
+    #: Loaded once; every host of the run shares it.
+    prior: Prior | None = None
+
+    def __post_init__(self) -> None:
+        self.wraps = Wraps()
+        self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self.checked: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._depth = threading.local()
+
+    @contextmanager
+    def outermost(self, what: str) -> Iterator[bool]:
+        """True for the outermost of nested calls: a ``from_pretrained`` inside another builds only a part."""
+        depth = getattr(self._depth, what, 0)
+        setattr(self._depth, what, depth + 1)
+        try:
+            yield depth == 0
+        finally:
+            setattr(self._depth, what, depth)
+
+    def inside(self, what: str) -> bool:
+        """True while a call that :meth:`outermost` counts is running in this thread."""
+        return getattr(self._depth, what, 0) > 0
+
+    # Hosts.
+
+    def built(self, model: nn.Module, source: Any, options: Mapping[str, Any]) -> None:
+        """Give a model that ``from_pretrained`` has built its branch: that of its folder, or a new one."""
+        if plugin_manager().hook.vega3d_match_host(model=model) != self.adapter:
+            self.others[type(model).__name__] = None
+            return
+        saved = next(filter(None, (folder_with_branch(place, options) for place in _places(source, options))), None)
+        processor = host_processor(model, source)
+        with torch.random.fork_rng(devices=[]):
+            # Equal on all ranks and in every run, and the script's own random numbers stay what they were.
+            torch.manual_seed(self.seed)
+            patch(
+                model, *([] if self.prior is None else [self.prior]), config=self.settings, processor=processor,
+                store=self.store, host=self.adapter,
+            )  # fmt: skip
+        self.prior = get_handle(model).prior
+        self.store = get_handle(model).branch.store
+        if self.frozen:
+            get_handle(model).freeze()
+        host = Host(weakref.ref(model), type(model).__name__, str(source))
+        self.hosts.append(host)
+        if saved is not None:
+            self.restore(model, saved)
+        else:
+            self.tell(f"{host.name} from {source} has a new branch: {get_handle(model)}")
+
+    def restore(self, model: nn.Module, folder: Path) -> None:
+        """Load the branch of a folder into a host that has one with the recipe's settings.
+
+        Raises:
+            SavedBranchError, PatchError: it is another recipe's.
+        """
+        try:
+            load_pretrained(model, folder, prior=get_handle(model).prior, host=self.adapter)
+        except PatchError as error:
+            raise SavedBranchError(
+                f"{folder} holds a branch of another recipe. {error} Run with the recipe it was trained with."
+            ) from error
+        for host in self.hosts_in(model):
+            host.restored = str(folder)
+            self.tell(f"{host.name} from {host.source} has the branch of {folder}")
+
+    def resumed(self, model: nn.Module, folder: Path) -> None:
+        """After a trainer has read a checkpoint back: see to it that the branch is that of the checkpoint."""
+        for host in self.hosts_in(model):
+            inner = host.ref()
+            if inner is None or not holds_branch(folder):
+                continue
+            if not is_peft_model(model) and reload_renamed(inner, folder, lambda: self.outermost("build")):
+                self.tell(f"{host.name}: its weights have other names in {folder}, and were read by these")
+            self.restore(model, folder)
+
+    def hosts_in(self, module: nn.Module | None) -> list[Host]:
+        """The hosts of this session that are in a module: itself, or inside PEFT, DDP and other wrappers."""
+        if module is None:
+            return []
+        inside = {id(part) for part in module.modules()}
+        return [host for host in self.hosts if id(host.ref()) in inside]
+
+    def branches(self) -> Iterator[tuple[Host, nn.Module, GenerativeBranch]]:
+        """Hosts that are alive, with the branch that is active."""
+        for host in self.hosts:
+            model = host.ref()
+            if model is not None and is_patched(model):
+                yield host, model, get_handle(model).branch
+
+    # Training.
+
+    def keep_trainable(self, module: nn.Module | None) -> None:
+        """Undo what froze the branches in ``module``, unless ``handle.freeze()`` did it."""
+        for host in self.hosts_in(module):
+            model = host.ref()
+            if model is not None and is_patched(model):
+                unfreeze(get_handle(model).branch)
+
+    # Saving.
+
+    def write(self, model: nn.Module, folder: str | Path, state: Mapping[str, Any] | None = None) -> None:
+        """Write the branch of ``model`` beside what the script saved in ``folder``, from the first process alone.
+
+        Raises:
+            SavedBranchError: its parameters are sharded, and what the script saved does not hold it.
+        """
+        if not is_patched(model) or rank() != 0:
+            return
+        branch = get_handle(model).branch
+        if any(hasattr(p, "full_tensor") or hasattr(p, "ds_numel") for p in branch.parameters()):
+            # To gather takes all processes, and they may not all be here; the trainer has gathered for its own file.
+            if state is None or not any(f".{CHILD}." in f".{name}" for name in state):
+                raise SavedBranchError(
+                    f"The branch is sharded over processes and is not part of what was saved in {folder}. Save the "
+                    "full state dictionary: model.save_pretrained(folder, state_dict=full)."
+                )
+            return
+        save_pretrained(model, folder, card=False)
+        if str(folder) not in self.written:
+            self.tell(f"the branch is in {folder}, too")
+        self.written[str(folder)] = None
+
+    def tell(self, line: str) -> None:
+        """One line for the user, from the first process alone."""
+        if rank() == 0:
+            self.say(line)
+
+
+def unfreeze(branch: GenerativeBranch) -> None:
+    """Let the branch train, unless its handle was told to freeze it."""
+    if branch.trainable:
+        branch.requires_grad_(True)
+
+
+def rank() -> int:
+    """This process among those of the run; 0 when there is one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return int(os.environ.get("RANK", "0"))
+
+
+def _places(source: Any, options: Mapping[str, Any]) -> list[Any]:
+    """Where a model's trained branch may be: its PEFT adapter first, which may be given instead of the model."""
+    adapter = options.get("adapter_kwargs", {}).get("_adapter_model_path")
+    return [place for place in (adapter, source) if place is not None]
+
+
+__all__ = ["Host", "Session", "rank", "unfreeze"]
