@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hosts
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,6 +14,8 @@ import torch.multiprocessing as mp
 import vega3d
 
 TIMEOUT = 60
+# One host for each kind of seam.
+DDP = ("qwen2_5_vl", "llava_double", "openvla_double", "llava_onevision")
 
 
 def start(rank: int, folder: str) -> None:
@@ -24,11 +27,11 @@ def start(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2, timeout=timedelta(seconds=TIMEOUT))
 
 
-def ddp_worker(rank: int, folder: str) -> None:
+def ddp_worker(rank: int, folder: str, name: str) -> None:
     start(rank, folder)
     from hosts import PROJECTOR, named
 
-    host = named("qwen2_5_vl")
+    host = named(name)
     torch.manual_seed(0)
     model = vega3d.patch(host.build(), "tiny-wan", projector=PROJECTOR)
     model.requires_grad_(False)
@@ -72,8 +75,8 @@ def fsdp_worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def run(worker, folder: Path) -> None:
-    mp.spawn(worker, args=(str(folder),), nprocs=2, join=True)
+def run(worker, folder: Path, *given: str) -> None:
+    mp.spawn(worker, args=(str(folder), *given), nprocs=2, join=True)
 
 
 @pytest.fixture(autouse=True)
@@ -82,8 +85,9 @@ def _children_find_our_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent / "tests")]))
 
 
-def test_ddp_with_a_rank_without_images(tmp_path: Path) -> None:
-    run(ddp_worker, tmp_path)
+@pytest.mark.parametrize("name", [host.name for host in hosts.HOSTS if host.name in DDP])
+def test_ddp_with_a_rank_without_images(tmp_path: Path, name: str) -> None:
+    run(ddp_worker, tmp_path, name)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert torch.equal(first, second)
 
