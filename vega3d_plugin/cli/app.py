@@ -9,12 +9,17 @@ import typer
 
 from ..plugins import plugin_manager
 from ..record import library_version
+from .ablate import ablate
+from .convert import convert
 from .demo import demo
 from .doctor import doctor
 from .info import info
 from .ls import ls
 from .output import err, out
 from .prior import prior
+from .recipes import recipes
+from .run import CONTEXT as RUN
+from .run import run
 
 # Lines are kept by some versions of typer and joined by others, save in a paragraph that begins with \b; so are those
 # of the verbs' docstrings. Short ones look right either way.
@@ -31,7 +36,11 @@ there is, checks that it works on your host, and looks into what was trained.
                                          does it work on this host?
   vega3d ls priors                       or: hosts, fusers, plugins, recipes
   vega3d info outputs/checkpoint-500     what a saved branch holds
+  vega3d convert released --out branch   a released checkpoint as a branch
+  vega3d ablate MODEL --data mine.json   does the branch help, on your data?
+  vega3d run --recipe R -- train.py ARGS  a host's own script, with the branch
   vega3d prior info wan2.1-t2v-1.3b      what a prior is, before loading it
+  vega3d recipes show qwen_vl/smoke      settings of an experiment
   vega3d prior features kitchen.mp4 --prior tiny-wan
                                          what it sees in a video, as a picture
 """
@@ -72,4 +81,8 @@ app.command()(demo)
 app.command()(doctor)
 app.command()(ls)
 app.command()(info)
+app.command()(convert)
+app.command()(ablate)
+app.command(context_settings=RUN)(run)
 app.add_typer(prior, name="prior")
+app.add_typer(recipes, name="recipes")
