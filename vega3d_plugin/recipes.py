@@ -1,19 +1,43 @@
-"""Recipes: the settings of whole experiments, as YAML files that come with the library."""
+"""Recipes: the settings of whole experiments, as YAML files that come with the library or are the user's own."""
 
 from __future__ import annotations
 
 import importlib
-import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import AfterValidator, Field, create_model, field_validator
-
-from .config import BranchSettings, Float, Positive, Settings, _known_name
+from .config import BranchSettings
 from .errors import SettingsError, UnknownNameError
-from .plugins import plugin_manager
+from .lora_targets import LoraTargetError, check_lora_targets
+from .recipe_checks import check
+from .recipe_layers import Layers, gather
+from .recipe_problems import Place, Problem, RecipeError
+from .recipe_schema import TINY, HostSettings, RecipeSettings
+from .training.settings import DataSettings, TrainSettings, TuneSettings
+
+__all__ = [
+    "TINY",
+    "DataSettings",
+    "Examined",
+    "HostSettings",
+    "LoraTargetError",
+    "Place",
+    "Problem",
+    "Recipe",
+    "RecipeError",
+    "RecipeSettings",
+    "TrainSettings",
+    "TuneSettings",
+    "branch_settings",
+    "check_lora_targets",
+    "examine_recipe",
+    "find_recipe",
+    "list_recipes",
+    "read_recipe",
+    "recipe_path",
+]
 
 PACKAGE = "vega3d_recipes"
 
@@ -33,58 +57,25 @@ class Recipe:
     summary: str
 
 
-class HostSettings(Settings):
-    """Which host, and what its processor is given.
+@dataclass(frozen=True)
+class Examined:
+    """What was found in a recipe, right or wrong.
 
     Attributes:
-        adapter: a registered host, ``vega3d ls hosts``.
-        model: hub id or folder.
-        dtype: of the host's weights.
-        min_pixels, max_pixels: area of an image after the processor's resizing.
+        path: the recipe's file.
+        files: that file and all it extends.
+        values: as written in these files and the overrides, merged; defaults are not filled in.
+        settings: None when there is a mistake.
+        problems: every mistake.
+        unset: variables of the environment that are needed but not set, with their descriptions. No mistake here.
     """
 
-    adapter: str
-    model: str
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    min_pixels: Positive | None = None
-    max_pixels: Positive | None = None
-
-    @field_validator("adapter")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return _known_name("host", name, plugin_manager().hosts.names())
-
-
-class TrainSettings(Settings):
-    """The numbers of a training run, for any trainer.
-
-    Attributes:
-        learning_rate, schedule, warmup_ratio, weight_decay: of the optimiser; the ratio is of all steps.
-        epochs: passes over the data.
-        batch_size: samples per optimiser step, over all processes and accumulation steps.
-        max_length: of a sample, in tokens.
-    """
-
-    learning_rate: Annotated[Float, Field(gt=0)]
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup_ratio: Annotated[Float, Field(ge=0, lt=1)] = 0.0
-    weight_decay: Annotated[Float, Field(ge=0)] = 0.0
-    epochs: Positive = 1
-    batch_size: Positive
-    max_length: Positive | None = None
-
-
-class RecipeSettings(BranchSettings):
-    """All settings of a recipe: those of the branch, and the rest of the experiment.
-
-    Attributes:
-        host, train: see there.
-        lora: arguments of ``peft.LoraConfig``; None to train without.
-    """
-
-    host: HostSettings
-    lora: dict[str, Any] | None = None
-    train: TrainSettings | None = None
+    path: Path
+    files: tuple[Path, ...]
+    values: dict[str, Any]
+    settings: RecipeSettings | None
+    problems: tuple[Problem, ...]
+    unset: dict[str, str]
 
 
 def list_recipes() -> list[Recipe]:
@@ -111,66 +102,87 @@ def find_recipe(name: str) -> Recipe:
     return recipe
 
 
-def read_recipe(recipe: Recipe | str | Path) -> RecipeSettings:
-    """Read and check a recipe.
-
-    Args:
-        recipe: a recipe, its name, or the path of a YAML file of your own.
+def recipe_path(recipe: Recipe | str | Path) -> Path:
+    """The file of a recipe: an existing path, or the name of one that comes with the library.
 
     Raises:
         UnknownNameError: no such recipe and no such file.
-        SettingsError: lists every setting that is wrong, with its path; those of ``lora`` are checked against the
-            installed PEFT.
     """
+    if isinstance(recipe, Recipe):
+        return recipe.path
     if isinstance(recipe, str) and not Path(recipe).is_file():
-        recipe = find_recipe(recipe)
-    path = recipe.path if isinstance(recipe, Recipe) else Path(recipe)
-    _strict().read(path)
-    settings = RecipeSettings.read(path)
-    if settings.lora is not None:
-        _try_lora(settings.lora, path)
+        return find_recipe(recipe).path
+    return Path(recipe)
+
+
+def read_recipe(
+    recipe: Recipe | str | Path, overrides: Sequence[str] = (), *, blocks: Collection[str] | None = None
+) -> RecipeSettings:
+    """Read and check a recipe.
+
+    A recipe may name another one as ``extends``: a recipe's name or a path relative to its own file. Its own settings
+    are then merged into that one's: mappings setting by setting, all else replaced. Numbers are those of YAML 1.2, so
+    ``1e-4`` is one. ``${NAME}`` in a text stands for a variable of the environment that ``env`` declares;
+    ``${RECIPE_DIR}`` for the folder of the file it is written in.
+
+    Args:
+        recipe: a recipe, its name, or the path of a YAML file of your own.
+        overrides: such as ``prior.tap=16``, ``train.learning_rate=1e-4``, ``lora=null``; each replaces the setting it
+            names, a whole block too.
+        blocks: blocks that will be used, such as ``("prior",)``: only there must the variables of the environment be
+            set. Default: everywhere.
+
+    Raises:
+        UnknownNameError: no such recipe and no such file.
+        RecipeError: lists every mistake with file, line and setting; those of ``lora`` are found by the installed
+            PEFT's signature.
+    """
+    layers = _gathered(recipe, overrides, blocks)
+    settings = check(layers)
+    if settings is None:
+        raise RecipeError(layers.path, layers.problems)
     return settings
 
 
-def branch_settings(recipe: Recipe | str | Path | RecipeSettings) -> BranchSettings:
-    """The part of a recipe that ``vega3d.patch(model, config=...)`` takes. Raises as :func:`read_recipe` does."""
-    settings = recipe if isinstance(recipe, RecipeSettings) else read_recipe(recipe)
-    given = settings.model_dump(include=set(BranchSettings.model_fields), exclude_unset=True)
+def branch_settings(recipe: Recipe | str | Path | RecipeSettings, overrides: Sequence[str] = ()) -> BranchSettings:
+    """The part of a recipe that ``vega3d.patch(model, config=...)`` takes.
+
+    Variables of the environment that only other parts use need not be set.
+
+    Raises:
+        SettingsError: the recipe has no branch (``prior: null``); and as :func:`read_recipe`.
+    """
+    fields = set(BranchSettings.model_fields)
+    settings = recipe if isinstance(recipe, RecipeSettings) else read_recipe(recipe, overrides, blocks=fields)
+    if settings.prior is None:
+        raise SettingsError(
+            "This recipe has `prior: null`: it trains the host without a branch, so there is nothing to patch. Ask "
+            "`recipe.prior is None` before patching."
+        )
+    given = settings.model_dump(include=fields, exclude_unset=True)
     return BranchSettings.parse(given)
+
+
+def examine_recipe(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> Examined:
+    """Look into a recipe without using it: mistakes are returned, and variables need not be set.
+
+    Raises:
+        UnknownNameError: no such recipe and no such file.
+    """
+    path = recipe_path(recipe)
+    try:
+        layers = _gathered(recipe, overrides, ())
+    except RecipeError as error:
+        return Examined(path, (path,), {}, None, error.problems, {})
+    settings = check(layers)
+    problems = RecipeError(path, layers.problems).problems
+    return Examined(path, layers.files, layers.values, settings, problems, layers.unset)
+
+
+def _gathered(recipe: Recipe | str | Path, overrides: Sequence[str], blocks: Collection[str] | None) -> Layers:
+    return gather(recipe_path(recipe), overrides, lambda name: find_recipe(name).path, blocks)
 
 
 def _summary(path: Path) -> str:
     with path.open(encoding="utf-8") as lines:
         return next((line.lstrip("# ").strip() for line in lines if line.startswith("#")), "")
-
-
-def _strict() -> type[RecipeSettings]:
-    """Recipe settings that know the keys of ``lora`` too, so that all mistakes come out in one report."""
-    from peft import LoraConfig
-
-    keys: dict[str, Any] = {
-        name: (Annotated[Any, AfterValidator(_no_number_in_text)], None)
-        for name in inspect.signature(LoraConfig).parameters
-    }
-    lora: Any = create_model("LoraSettings", __base__=Settings, **keys)
-    return create_model("StrictRecipeSettings", __base__=RecipeSettings, lora=(lora | None, None))
-
-
-def _no_number_in_text(value: Any) -> Any:
-    """YAML 1.1 reads ``1e-4`` as text, and PEFT would not notice before the first step."""
-    if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            return value
-        raise ValueError(f"{value!r} is text; write the number with a point and without quotes: {number!r}")
-    return value
-
-
-def _try_lora(lora: Mapping[str, Any], path: Path) -> None:
-    from peft import LoraConfig
-
-    try:
-        LoraConfig(**lora)
-    except Exception as error:
-        raise SettingsError(f"PEFT refuses the block `lora` of {path}: {error}") from error
