@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,20 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from recipe_hosts import every_host  # noqa: F401 - a fixture for every test
 from torch import nn
 
 import vega3d
 from vega3d_plugin.errors import SettingsError, UnknownNameError
-from vega3d_plugin.recipes import branch_settings, find_recipe, list_recipes, read_recipe
+from vega3d_plugin.recipes import (
+    RecipeError,
+    RecipeSettings,
+    branch_settings,
+    examine_recipe,
+    find_recipe,
+    list_recipes,
+    read_recipe,
+)
 from vega3d_qwen_vl.tiny import available_families, tiny_model, tiny_processor
 
 NAME = "qwen_vl/lora_spatial_reasoning"
@@ -56,7 +67,7 @@ def test_the_shipped_recipes_are_listed() -> None:
 def test_every_folder_is_named_after_a_host() -> None:
     assert {recipe.name.split("/")[0] for recipe in list_recipes()} <= set(vega3d.list_hosts())
     for recipe in list_recipes():
-        assert read_recipe(recipe).host.adapter == recipe.name.split("/")[0]
+        assert read_recipe(recipe, blocks=()).host.adapter == recipe.name.split("/")[0]
 
 
 def test_a_recipe_is_found_by_name() -> None:
@@ -65,15 +76,136 @@ def test_a_recipe_is_found_by_name() -> None:
         find_recipe("qwen/lora_spatial_resoning")
 
 
-@pytest.mark.parametrize("recipe", [r.name for r in list_recipes()])
-def test_every_shipped_recipe_parses(recipe: str) -> None:
-    settings = branch_settings(recipe)
-    assert type(settings) is vega3d.BranchSettings
-    assert settings.prior.context in vega3d.plugin_manager().priors.get(settings.prior.name).contexts
+ALL = [r.name for r in list_recipes()]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_shipped_recipe_is_right(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = examine_recipe(name)
+    assert found.problems == ()
+    for variable in found.unset:
+        monkeypatch.setenv(variable, "/data")
+    settings = read_recipe(name)
+    assert settings.version == 1
+    assert "${" not in str(settings.to_dict())
+    if settings.prior is None:
+        with pytest.raises(SettingsError, match="trains the host without a branch"):
+            branch_settings(name)
+    else:
+        branch = branch_settings(name)
+        assert type(branch) is vega3d.BranchSettings
+        assert branch.prior == settings.prior
+        assert settings.lora is None or settings.lora["modules_to_save"] == ["vega3d"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_header_has_the_commands(name: str) -> None:
+    lines = header(name)
+    assert all(any(line.startswith(f"# {what}:") for line in lines) for what in ("fetch", "train", "eval"))
+    text = "\n".join(lines)
+    host = read_recipe(name, blocks=()).host.model
+    assert host == "tiny" or f"hf download {host}" in text
+    prior = read_recipe(name, blocks=()).prior
+    source = vega3d.plugin_manager().priors.get(prior.name).source if prior else ""
+    assert not source or f"hf download {source}" in text
+    # Every recipe that a header speaks of is there; two repositories on the hub look like one.
+    spoken = set(re.findall(r"(?<![\w/])((?:qwen_vl|llava_video|openvla)/\w+)", text))
+    assert spoken - {"openvla/openvla", "openvla/modified_libero_rlds"} <= set(ALL)
+
+
+def test_what_each_host_has() -> None:
+    for host, task in {"qwen_vl": "spatial_reasoning", "llava_video": "scene_understanding"}.items():
+        assert {f"{host}/lora_{task}", f"{host}/full_{task}", f"{host}/lora_{task}_no_prior", f"{host}/smoke"} <= set(
+            ALL
+        )
+    # OFT trains by LoRA alone, so what was published is a LoRA too.
+    names = ("lora_libero", "released_libero", "lora_libero_no_prior", "smoke")
+    assert {f"openvla/{name}" for name in names} <= set(ALL)
+    for kind in ("lora", "full"):
+        for size in ("", "_3b"):
+            for prior in ("", "_vace", "_sd21"):
+                assert f"qwen_vl/{kind}_spatial_reasoning{size}{prior}" in ALL
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n.endswith("_no_prior") and "/lora" in n])
+def test_an_ablation_differs_in_the_branch_alone(name: str) -> None:
+    with_branch = examine_recipe(name.removesuffix("_no_prior")).values
+    without = examine_recipe(name).values
+    assert without.pop("prior") is None
+    assert with_branch.pop("prior") is not None
+    assert with_branch["lora"].pop("modules_to_save") == ["vega3d"]
+    assert without["lora"].pop("modules_to_save") is None
+    assert (with_branch["tune"].pop("branch"), without["tune"].pop("branch")) == ("full", "frozen")
+    assert without == with_branch
+
+
+def test_full_tuning_of_qwen_is_as_released() -> None:
+    recipe = read_recipe("qwen_vl/full_spatial_reasoning", blocks=())
+    prior = recipe.prior
+    assert prior is not None
+    assert (prior.tap, prior.context, prior.preset, prior.size) == (-1, "frame", "released", (480, 832))
+    assert (recipe.projector.name, recipe.projector.hidden_dim, recipe.space) == ("mlp", 4096, "bilinear")
+    assert (recipe.fusion.name, recipe.fusion.init, recipe.fusion.residual_scale) == (
+        "token_gated_residual", "released", 0.2,
+    )  # fmt: skip
+    assert (recipe.lora, recipe.images) == (None, "separate")
+    assert modes(recipe) == {"vision": "frozen", "projector": "frozen", "language": "full", "branch": "full"}
+    assert recipe.train is not None
+    assert recipe.train.deepspeed["zero_optimization"]["stage"] == 2
+
+
+def test_full_tuning_of_llava_is_as_released() -> None:
+    recipe = read_recipe("llava_video/full_scene_understanding", blocks=())
+    prior, train, tune = recipe.prior, recipe.train, recipe.tune
+    assert prior is not None
+    assert (prior.name, prior.tap, prior.context, prior.size) == ("wan2.1-t2v-1.3b", 20, "frame", (720, 1280))
+    assert (prior.timestep, prior.shift, prior.preset) == (300, 5.0, None)
+    assert (recipe.projector.name, recipe.space) == ("mlp2x_gelu", "adaptive_avg")
+    assert (recipe.fusion.name, recipe.fusion.init) == ("token_gated", "released")
+    assert modes(recipe) == dict.fromkeys(("vision", "projector", "language", "branch"), "full")
+    assert train is not None
+    assert tune is not None
+    assert tune.vision.learning_rate == 2e-6
+    assert (train.learning_rate, train.batch_size, train.max_length) == (1e-5, 128, 32768)
+    assert (train.weight_decay, train.warmup_ratio, train.schedule) == (0, 0.03, "cosine")
+    assert train.deepspeed["zero_optimization"]["stage"] == 3
+    assert recipe.data is not None
+    assert recipe.data.frames == 32
+
+
+@pytest.mark.parametrize("name", ["openvla/lora_libero", "openvla/released_libero"])
+def test_openvla_trains_as_oft_does(name: str) -> None:
+    recipe = read_recipe(name)
+    lora, train = recipe.lora, recipe.train
+    assert lora is not None
+    assert (lora["r"], lora["lora_alpha"], lora["lora_dropout"]) == (32, 16, 0)
+    assert (lora["target_modules"], lora["init_lora_weights"]) == ("all-linear", "gaussian")
+    assert train is not None
+    assert (train.learning_rate, train.schedule, train.decay_steps, train.decay_factor) == (5e-4, "step", 100000, 0.1)
+    assert (train.batch_size, train.per_device_batch_size, train.max_steps) == (64, 8, 150005)
+
+
+def modes(recipe: RecipeSettings) -> dict[str, str]:
+    assert recipe.tune is not None
+    return {name: part.mode for name, part in recipe.tune.parts(recipe.lora is not None).items()}
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n.endswith("/smoke")])
+def test_smoke_recipes_need_nothing_from_outside(name: str) -> None:
+    recipe = read_recipe(name)
+    assert recipe.host.model == "tiny"
+    assert recipe.prior is not None
+    assert recipe.prior.name == "tiny-wan"
+    if recipe.data is not None:
+        (rows,) = recipe.data.files
+        for row in json.loads(Path(rows).read_text()):
+            media = row.get("image") or row["video"]
+            for file in [media] if isinstance(media, str) else media:
+                assert Image.open(Path(rows).parent / file).size == (64, 64)
 
 
 def test_it_has_the_numbers_of_the_experiment() -> None:
-    recipe = read_recipe(NAME)
+    recipe = read_recipe(NAME, blocks=())
     assert (recipe.host.model, recipe.host.dtype) == ("Qwen/Qwen2.5-VL-7B-Instruct", "bfloat16")
     assert (recipe.host.min_pixels, recipe.host.max_pixels) == (16 * 28 * 28, 576 * 28 * 28)
     prior = recipe.prior
@@ -88,23 +220,10 @@ def test_it_has_the_numbers_of_the_experiment() -> None:
 
 
 def test_branch_settings_leave_the_rest_out() -> None:
-    settings, recipe = branch_settings(NAME), read_recipe(NAME)
+    settings, recipe = branch_settings(NAME), read_recipe(NAME, blocks=())
     assert settings == branch_settings(recipe) == branch_settings(find_recipe(NAME))
     assert set(settings.to_dict()) == set(vega3d.BranchSettings.model_fields)
     assert settings.to_dict() == {key: recipe.to_dict()[key] for key in vega3d.BranchSettings.model_fields}
-
-
-def test_the_header_names_what_to_fetch_and_no_command_that_is_not_there() -> None:
-    from vega3d_plugin.cli.app import app
-
-    text = "\n".join(header(NAME))
-    recipe = read_recipe(NAME)
-    assert f"hf download {recipe.host.model}" in text
-    assert f"hf download {vega3d.plugin_manager().priors.get(recipe.prior.name).source}" in text
-    verbs = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    used = {line.partition("vega3d ")[2].split()[0] for line in text.splitlines() if "`vega3d " in line}
-    assert used
-    assert used <= verbs
 
 
 def as_the_header_says(path: Path, model: nn.Module, processor: Any) -> Any:
@@ -113,7 +232,7 @@ def as_the_header_says(path: Path, model: nn.Module, processor: Any) -> Any:
     first = next(i for i, line in enumerate(lines) if "from peft import" in line)
     last = next(i for i, line in enumerate(lines) if "get_peft_model(model" in line)
     code = "\n".join(line[1:].strip() for line in lines[first : last + 1])
-    assert code.count(f'"{NAME}"') == 1
+    assert code.count(f'"{NAME}"') == 2
     names = {"model": model, "processor": processor}
     exec(code.replace(f'"{NAME}"', repr(str(path))), names)
     return names["model"]
@@ -154,9 +273,7 @@ def two_views(processor: Any) -> dict[str, Any]:
 
 def test_the_two_layouts_of_names_are_both_hit_and_the_vision_tower_is_not() -> None:
     """Whatever transformers is installed: the pattern is checked on names of either layout."""
-    import re
-
-    pattern = read_recipe(NAME).lora["target_modules"]
+    pattern = read_recipe(NAME, blocks=()).lora["target_modules"]
     hit = [
         "model.language_model.layers.3.self_attn.q_proj",  # transformers 4.52 and later
         "model.layers.27.self_attn.o_proj",  # before
@@ -174,48 +291,64 @@ def test_the_two_layouts_of_names_are_both_hit_and_the_vision_tower_is_not() -> 
     assert not [name for name in missed if re.fullmatch(pattern, name)]
 
 
-def test_every_mistake_is_reported_at_once(write: Callable[..., Path]) -> None:
-    path = write(
-        host={"adapter": "qwen_v", "model": "x", "dtyp": "float32"},
-        prior={"name": "wan2.1", "tap": "20"},
-        lora={"r": 64, "lora_alhpa": 128, "lora_dropout": "5e-2"},
-        train={"learning_rate": "1e-5", "batch_size": 0},
-        imagse="scene",
-    )
-    with pytest.raises(SettingsError) as caught:
-        read_recipe(path)
+TEN = """\
+version: 1
+extends: qwen_vl/lora_spatial_reasoning
+host: {adapter: qwen_v, dtyp: float32}
+prior:
+  name: wan2.1
+  tap: "20"
+  context: vews
+lora:
+  lora_alhpa: 128
+  lora_dropout: five
+train:
+  learning_rate: "1e-5"
+  batch_size: 0
+imagse: scene
+"""
+
+
+def test_ten_mistakes_are_reported_at_once_with_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(TEN)
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(path, blocks=())
     message = str(caught.value)
-    assert message.startswith(f"9 settings are wrong in {path}:\n")
+    assert message.startswith(f"10 settings are wrong in {path}:\n")
     for part in (
-        "host.adapter: Unknown host 'qwen_v'. Did you mean 'qwen_vl'?",
-        "host.dtyp: unknown key. Did you mean 'dtype'?",
-        "prior.name: Unknown prior 'wan2.1'.",
-        "prior.tap: Input should be a valid integer, found '20'",
-        "lora.lora_alhpa: unknown key. Did you mean 'lora_alpha'",
-        "lora.lora_dropout: '5e-2' is text; write the number with a point and without quotes: 0.05",
-        "train.learning_rate: Input should be a valid number, found '1e-5'",
-        "train.batch_size: Input should be greater than 0, found 0",
-        "imagse: unknown key. Did you mean 'images'?",
+        "line 3, host.adapter: Unknown host 'qwen_v'. Did you mean 'qwen_vl'?",
+        "line 3, host.dtyp: unknown key. Did you mean 'dtype'?",
+        "line 5, prior.name: Unknown prior 'wan2.1'.",
+        "line 6, prior.tap: Input should be a valid integer, found '20'",
+        "line 7, prior.context: Input should be 'frame', 'views' or 'video', found 'vews'",
+        "line 9, lora.lora_alhpa: unknown key. Did you mean 'lora_alpha'",
+        "line 10, lora.lora_dropout: Input should be a valid number, found 'five'",
+        "line 12, train.learning_rate: Input should be a valid number, found '1e-5'",
+        "line 13, train.batch_size: Input should be greater than 0, found 0",
+        "line 14, imagse: unknown key. Did you mean 'images'?",
     ):
-        assert part in message
+        assert f"  {part}" in message
+    assert [problem.place.line for problem in caught.value.problems] == [3, 3, 5, 6, 7, 9, 10, 12, 13, 14]
 
 
 def test_what_peft_refuses_is_told(write: Callable[..., Path]) -> None:
-    lora = {"target_modules": "q_proj", "layers_to_transform": [0]}
-    with pytest.raises(SettingsError, match=r"PEFT refuses the block `lora` of .*mine.yaml: .*layers_to_transform"):
-        read_recipe(write(lora=lora))
+    lora = {"target_modules": "q_proj", "layers_to_transform": [0], "modules_to_save": ["vega3d"]}
+    with pytest.raises(SettingsError, match=r"line \d+, lora: PEFT refuses the block: .*layers_to_transform"):
+        read_recipe(write(lora=lora), blocks=())
 
 
 def test_blocks_that_may_be_left_out(write: Callable[..., Path]) -> None:
-    recipe = read_recipe(write(lora=None, train=None, space=None, images=None))
-    assert recipe.lora is None
-    assert recipe.train is None
+    recipe = read_recipe(write(lora=None, train=None, space=None, images=None, data=None, tune=None))
+    assert (recipe.lora, recipe.train, recipe.data, recipe.tune) == (None, None, None, None)
     assert recipe.images == "separate"
-    with pytest.raises(SettingsError, match="host: Field required"):
-        read_recipe(write(host=None))
+    with pytest.raises(SettingsError, match="host: the block is missing"):
+        read_recipe(write(host=None), blocks=())
 
 
-@pytest.mark.parametrize(("text", "message"), [("[1, 2]", "must be a mapping"), ("a: [", "cannot be read")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("[1, 2]", "line 1: must be a mapping"), ("b: 1\na: [", "line 2: cannot be read")]
+)
 def test_files_that_are_no_recipe(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text)
