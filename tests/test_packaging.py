@@ -32,11 +32,12 @@ def test_every_module_of_the_tree_is_in_the_wheel(wheel: zipfile.ZipFile) -> Non
     trees |= {f"adapters/{name}": name for name in ADAPTERS}
     expected = {"vega3d.py"}
     for folder, package in trees.items():
-        for pattern in ("*.py", "*.yaml", "py.typed"):
+        for pattern in ("*.py", "*.yaml", "*.json", "*.jpg", "py.typed"):
             expected |= {f"{package}/{p.relative_to(ROOT / folder)}" for p in (ROOT / folder).rglob(pattern)}
     missing = expected - set(wheel.namelist())
     assert not missing
-    assert {"vega3d_plugin/py.typed", "vega3d_recipes/qwen_vl/lora_spatial_reasoning.yaml"} <= expected
+    assert {"vega3d_plugin/py.typed", "vega3d_recipes/qwen_vl/smoke.yaml"} <= expected
+    assert "vega3d_recipes/smoke_data/rows.json" in expected
 
 
 def test_nothing_else_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
