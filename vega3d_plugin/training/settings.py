@@ -88,7 +88,8 @@ class TrainSettings(Settings):
         logging_steps: steps between two lines of the log.
         seed: of new weights, the order of rows and dropout.
         report_to: trackers by their names in transformers, such as ``tensorboard`` and ``wandb``.
-        deepspeed, fsdp: what ``TrainingArguments`` takes under these names: a file, or the mapping itself.
+        deepspeed: DeepSpeed's configuration: a JSON file, or the mapping itself.
+        fsdp: the options of ``TrainingArguments.fsdp`` in words, or the mapping ``fsdp_config`` for full sharding.
         output_dir: folder for checkpoints; default: ``outputs/`` and the recipe's name.
     """
 

@@ -1,0 +1,161 @@
+"""A recipe to a model that is ready to train: host, branch, LoRA, and what is frozen."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..host_loading import load_processor, read_source
+from ..lora_targets import check_lora_targets
+from ..patching import get_handle, patch
+from ..plugins import plugin_manager
+from ..recipe_schema import TINY, HostSettings, RecipeSettings
+from ..recipes import branch_settings
+from .errors import TrainError
+from .parts import check_trainable, projector_modules, set_trainable
+from .settings import PartSettings, TrainSettings, TuneSettings
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that is ready to train.
+
+    Attributes:
+        model: the host with its branch, in a ``PeftModel`` where the recipe has LoRA.
+        processor: the host's.
+        parts: how each part trains.
+    """
+
+    model: Any
+    processor: Any
+    parts: Mapping[str, PartSettings]
+
+
+def prepare(recipe: RecipeSettings, train: TrainSettings, store: Path | None = None) -> Prepared:
+    """Load the host, patch it, put LoRA on, and freeze what is to stay as it is.
+
+    Raises:
+        HostError, PriorError, TrainError: see there.
+    """
+    from transformers import set_seed
+
+    tune = recipe.tune or TuneSettings()
+    parts = tune.parts(recipe.lora is not None)
+    model, processor = load(recipe.host)
+    # New weights, those of the branch and of LoRA, are the same in every process and every run.
+    set_seed(train.seed)
+    if recipe.prior is not None:
+        patch(model, config=branch_settings(recipe), processor=processor, store=store, host=recipe.host.adapter)
+    if recipe.lora is not None:
+        model = _with_lora(model, recipe.lora, parts)
+    else:
+        set_trainable(model, parts)
+    if recipe.prior is not None:
+        handle = get_handle(model)
+        if parts["branch"].mode == "frozen":
+            handle.freeze()
+        else:
+            handle.unfreeze()
+    check_trainable(model, parts)
+    if holds_master_weights(recipe, train):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    return Prepared(model, processor, parts)
+
+
+def load(host: HostSettings) -> tuple[nn.Module, Any]:
+    """The host on the CPU and its processor, as the recipe names them.
+
+    Raises:
+        HostError: they cannot be loaded.
+        TrainError: ``model: tiny`` for an adapter that has no such model.
+    """
+    dtype = getattr(torch, host.dtype)
+    if host.model == TINY:
+        model, processor = _tiny(host.adapter)
+        model = model.to(dtype)
+    else:
+        found = read_source(host.model)
+        # `torch_dtype` became `dtype` in transformers 4.56.
+        key = "dtype" if hasattr(found.config, "dtype") else "torch_dtype"
+        try:
+            model = found.model_class.from_pretrained(found.source, **{key: dtype})
+        except Exception as error:
+            first = str(error).strip().partition("\n")[0]
+            raise TrainError(f"{host.model} could not be loaded: {type(error).__name__}: {first}") from error
+        processor = load_processor(host.model)
+    _limit(processor, host)
+    return model, processor
+
+
+def uses_bf16(recipe: RecipeSettings, train: TrainSettings) -> bool:
+    """Whether forward and backward are autocast to bfloat16."""
+    return recipe.host.dtype == "bfloat16" if train.bf16 is None else train.bf16
+
+
+def holds_master_weights(recipe: RecipeSettings, train: TrainSettings) -> bool:
+    """Whether what trains is held in float32."""
+    if train.master_float32 is not None:
+        return train.master_float32
+    # Without autocast, float32 weights would meet the host's half precision.
+    return train.deepspeed is None and (uses_bf16(recipe, train) or recipe.host.dtype == "float32")
+
+
+def _with_lora(model: Any, lora: Mapping[str, Any], parts: Mapping[str, PartSettings]) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    if parts["vision"].mode == "full":
+        raise TrainError(
+            "tune.vision is full beside lora: PEFT would wrap the whole vision tower, and the branch in it. Write "
+            "tune.vision: lora (and let lora.target_modules match it), or lora: null."
+        )
+    values = dict(lora)
+    check_lora_targets(model, values)
+    if parts["projector"].mode == "full":
+        # PEFT freezes what it does not know; these modules it trains and saves whole.
+        values["modules_to_save"] = [*(values.get("modules_to_save") or []), *projector_modules(model)]
+    return get_peft_model(model, LoraConfig(**values))
+
+
+def _tiny(adapter: str) -> tuple[Any, Any]:
+    package = type(plugin_manager().hosts.get(adapter)).__module__.partition(".")[0]
+    try:
+        tiny = importlib.import_module(f"{package}.tiny")
+        return tiny.tiny_model(), tiny.tiny_processor()
+    except (ImportError, AttributeError) as error:
+        raise TrainError(
+            f"host.model: {TINY}: the adapter {adapter!r} ({package}) has no small model for trainers of transformers."
+        ) from error
+
+
+def _limit(processor: Any, host: HostSettings) -> None:
+    """Bounds of an image's area, under all the names that versions of transformers look at."""
+    images = processor.image_processor
+    limits = {"min_pixels": host.min_pixels, "max_pixels": host.max_pixels}
+    wanted = {name: value for name, value in limits.items() if value is not None}
+    if not wanted:
+        return
+    size = getattr(images, "size", None)
+    edges = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+    known = hasattr(images, "max_pixels") or (size is not None and _edge(size, "longest_edge") is not None)
+    if not known:
+        raise TrainError(
+            f"host.{', host.'.join(wanted)}: the processor of {host.model} has no bounds of area; leave them out."
+        )
+    for name, value in wanted.items():
+        if hasattr(images, name):
+            setattr(images, name, value)
+    if size is not None and _edge(size, "longest_edge") is not None:
+        kept = {edge: _edge(size, edge) for edge in edges.values()}
+        images.size = type(size)(**{**kept, **{edges[name]: value for name, value in wanted.items()}})
+
+
+def _edge(size: Any, name: str) -> Any:
+    return size.get(name) if isinstance(size, Mapping) else getattr(size, name, None)

@@ -1,0 +1,144 @@
+"""``vega3d train`` as a function: a recipe in, checkpoints out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..recipe_schema import RecipeSettings
+from ..recipes import Recipe, read_recipe
+from .building import Prepared, prepare
+from .data import BadRow, ConversationData
+from .encoding import Encoder
+from .errors import TrainError
+from .manifest import (
+    check_output,
+    check_same_run,
+    clear_unfinished,
+    find_checkpoint,
+    make_manifest,
+    rank,
+    world_size,
+    write_manifest,
+)
+from .rows import Rows
+from .settings import DataSettings, TrainSettings
+from .trainer import accumulation, make_arguments, make_trainer
+
+REPORT = "bad_rows.txt"
+
+
+@dataclass
+class Job:
+    """A run that is ready to start.
+
+    Attributes:
+        name: of the recipe.
+        recipe, train: its settings.
+        output: folder for checkpoints.
+        arguments: of the trainer.
+        prepared: the model and its processor.
+        data: the rows that are used.
+        bad: rows that are left out.
+        checkpoint: to go on from; None to begin.
+    """
+
+    name: str
+    recipe: RecipeSettings
+    train: TrainSettings
+    output: Path
+    arguments: Any
+    prepared: Prepared
+    data: ConversationData
+    bad: list[BadRow]
+    checkpoint: Path | None
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes per optimiser step on each process."""
+        return accumulation(self.train)
+
+    def run(self) -> Path:
+        """Train, and return the last checkpoint.
+
+        Raises:
+            TrainError: nothing was saved; and whatever goes wrong in a step.
+        """
+        manifest = make_manifest(
+            self.name, self.recipe, self.prepared.model, self.data.rows, len(self.bad), world_size()
+        )
+        trainer = make_trainer(self.prepared, self.arguments, self.train, self.data, manifest)
+        if rank() == 0:
+            self.output.mkdir(parents=True, exist_ok=True)
+            clear_unfinished(self.output)
+            write_manifest(self.output, manifest)
+            if self.bad:
+                (self.output / REPORT).write_text("".join(f"{row}\n" for row in self.bad), encoding="utf-8")
+        trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+        last = find_checkpoint(self.output)
+        if last is None:
+            raise TrainError(f"The run ended without a checkpoint in {self.output}: there was nothing to train on.")
+        return last
+
+    def reported(self) -> list[str]:
+        """Every row that was left out, those that turned out bad while training as well."""
+        path = self.output / REPORT
+        return list(dict.fromkeys(path.read_text(encoding="utf-8").splitlines())) if path.is_file() else []
+
+
+def make_job(
+    recipe: Recipe | str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    resume_from: Path | None = None,
+    skip_bad_rows: bool = False,
+    store: Path | None = None,
+    keep_output: bool = False,
+    progress: Callable[[Sequence[int]], Any] = iter,
+) -> Job:
+    """Check everything that can be checked before the first step, and load the model.
+
+    Args:
+        recipe: as for :func:`~vega3d_plugin.recipes.read_recipe`; needs the blocks ``data`` and ``train``.
+        overrides: as there.
+        resume: go on from the last checkpoint in the output folder, or begin where there is none yet.
+        resume_from: go on from this checkpoint.
+        skip_bad_rows: as ``data.skip_bad_rows=true``.
+        store: folder of a feature store.
+        keep_output: nothing will be written, so the output folder may hold anything.
+        progress: wraps the numbers of the rows while they are checked.
+
+    Raises:
+        RecipeError, TrainError, BadRowsError, HostError, PriorError: the first that is wrong, before any is trained.
+    """
+    extra = ["data.skip_bad_rows=true"] if skip_bad_rows else []
+    settings = read_recipe(recipe, [*overrides, *extra])
+    name = recipe.name if isinstance(recipe, Recipe) else str(recipe)
+    data, train = _needed(name, settings)
+    output = Path(train.output_dir or Path("outputs") / Path(name).with_suffix("").name).expanduser()
+    checkpoint = resume_from or (find_checkpoint(output) if resume else None)
+    # One process looks, before any writes: the others would find what it has written.
+    if rank() == 0 and not (resume or resume_from or keep_output):
+        check_output(output)
+    rows = Rows(data.files)
+    if checkpoint is not None:
+        check_same_run(checkpoint, settings, rows)
+    arguments = make_arguments(settings, train, output)
+    prepared_data = ConversationData(rows, Encoder(None, data, train.max_length), report=output / REPORT)
+    bad = prepared_data.check(progress)
+    prepared = prepare(settings, train, store)
+    prepared_data.encoder.processor = prepared.processor
+    return Job(name, settings, train, output, arguments, prepared, prepared_data, bad, checkpoint)
+
+
+def _needed(name: str, settings: RecipeSettings) -> tuple[DataSettings, TrainSettings]:
+    missing = [block for block in ("data", "train") if getattr(settings, block) is None]
+    if settings.data is None or settings.train is None:
+        raise TrainError(
+            f"{name} has no block {' and no block '.join(missing)}, so there is nothing to train on or no way to. Add "
+            "it, or give its settings: data.files=rows.jsonl train.learning_rate=1e-5 train.batch_size=64."
+        )
+    return settings.data, settings.train

@@ -1,0 +1,212 @@
+"""What a run was: written beside each checkpoint, compared before a run goes on, and looked for in output folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import environment
+from ..patching import get_handle, is_patched
+from ..recipe_schema import RecipeSettings
+from .errors import TrainError
+from .rows import Rows
+
+FORMAT = 1
+FILE = "vega3d_run.json"
+CHECKPOINT = "checkpoint-"
+#: Checkpoints are written here, then renamed.
+WRITING = ".writing"
+PACKAGES = (*environment.PACKAGES, "trl", "deepspeed", "safetensors", "numpy", "av", "decord", "qwen_vl_utils")
+#: Settings that may change between a run and its continuation: where things are, how fast, how much is written.
+FREE = {
+    "env", "data.files", "data.media_root", "data.workers", "prior.device", "prior.dtype", "prior.compile",
+    "prior.offload", "prior.fast", "prior.max_tokens", "prior.chunk_frames", "prior.pretrained", "host.model",
+    "train.output_dir", "train.save_steps", "train.save_total_limit", "train.logging_steps", "train.report_to",
+    "train.per_device_batch_size", "train.gradient_checkpointing", "train.epochs", "train.max_steps",
+    "train.deepspeed", "train.fsdp",
+}  # fmt: skip
+
+
+def make_manifest(
+    name: str, recipe: RecipeSettings, model: Any, rows: Rows, skipped: int, world: int
+) -> dict[str, Any]:
+    """Recipe, versions, revisions, seeds, data and the state of git."""
+    branch = get_handle(model).branch if is_patched(model) else None
+    return {
+        "format": FORMAT,
+        "recipe": name,
+        "settings": recipe.model_dump(mode="json"),
+        "command": sys.argv,
+        "seeds": {
+            "train": recipe.train.seed if recipe.train else None,
+            "prior": recipe.prior.seed if recipe.prior else None,
+        },
+        "revisions": {
+            "host": {"model": recipe.host.model, "commit": getattr(model.config, "_commit_hash", None)},
+            "prior": branch
+            and {
+                "name": branch.settings.prior.name,
+                "source": branch.settings.prior.pretrained,
+                "revision": branch.settings.prior.revision,
+                "fingerprint": branch.prior.fingerprint,
+            },
+        },
+        "data": {
+            "files": _files(rows),
+            "left_out": skipped,
+        },
+        "processes": world,
+        "versions": {p.name: p.version for p in environment.package_versions(PACKAGES) if p.version},
+        "platform": environment.platform_versions(),
+        "git": {"here": git_state(Path.cwd()), "library": git_state(Path(__file__).parent)},
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit, and whether tracked files differ from it; None outside a repository or without git."""
+
+    def ask(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any], **more: Any) -> None:
+    """Write ``vega3d_run.json``."""
+    text = json.dumps({**manifest, **more}, indent=2, default=str)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read ``vega3d_run.json``.
+
+    Raises:
+        TrainError: there is none, or it is damaged.
+    """
+    path = folder / FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TrainError(
+            f"{folder} has no {FILE}, so it was not written by `vega3d train`; it cannot be told which recipe it is of."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise TrainError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise TrainError(f"{path} was written by another version of this library; this one reads format {FORMAT}.")
+    return found
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in an output folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = {}
+    for path in folder.glob(f"{CHECKPOINT}*"):
+        step = path.name.removeprefix(CHECKPOINT)
+        # Trainer writes this file last.
+        if step.isdecimal() and (path / "trainer_state.json").is_file():
+            found[int(step)] = path
+    return [found[step] for step in sorted(found)]
+
+
+def check_output(folder: Path) -> None:
+    """Refuse a folder that holds another run, or something else altogether.
+
+    Raises:
+        TrainError: says what was found.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise TrainError(f"train.output_dir: {folder} is a file.")
+    found = checkpoints(folder)
+    if found or (folder / FILE).is_file():
+        run = _described(folder)
+        last = f", last checkpoint {found[-1].name}" if found else ", no checkpoint yet"
+        raise TrainError(
+            f"{folder} holds another run ({run}{last}). Pass --resume to go on with it, or set train.output_dir to a "
+            "new folder."
+        )
+    others = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    if others:
+        raise TrainError(
+            f"{folder} is not empty (found {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}). Set "
+            "train.output_dir to a new folder."
+        )
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The last whole checkpoint to go on from; None when a run has not come that far."""
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+def check_same_run(checkpoint: Path, recipe: RecipeSettings, rows: Rows) -> None:
+    """Compare a checkpoint's recipe and data with those of this run.
+
+    Raises:
+        TrainError: lists every setting that differs, with both values.
+    """
+    if not (checkpoint / "trainer_state.json").is_file():
+        raise TrainError(f"{checkpoint} is no checkpoint of a trainer: it has no trainer_state.json.")
+    saved = read_manifest(checkpoint)
+    different = list(_differences(saved.get("settings", {}), recipe.model_dump(mode="json")))
+    there, here = saved.get("data", {}).get("files", []), _files(rows)
+    if [(f["rows"], f["bytes"]) for f in there] != [(f["rows"], f["bytes"]) for f in here]:
+        different.append(f"data: {_size(there)} there, {_size(here)} here")
+    if different:
+        raise TrainError(
+            f"{checkpoint} is of another recipe ({saved.get('recipe')}):\n  " + "\n  ".join(different) + "\n"
+            "Go on with the recipe it was made with, or start anew in another train.output_dir."
+        )
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what an interrupted save has left."""
+    shutil.rmtree(folder / WRITING, ignore_errors=True)
+
+
+def rank() -> int:
+    """Number of this process, as launchers tell it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes, as launchers tell it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _described(folder: Path) -> str:
+    try:
+        return f"recipe {read_manifest(folder).get('recipe')}"
+    except TrainError:
+        return f"without {FILE}"
+
+
+def _files(rows: Rows) -> list[dict[str, Any]]:
+    return [{"path": str(f.path), "rows": len(f), "bytes": f.path.stat().st_size} for f in rows.files]
+
+
+def _size(files: list[dict[str, Any]]) -> str:
+    return f"{sum(f['rows'] for f in files)} rows in files of {sum(f['bytes'] for f in files)} bytes"
+
+
+def _differences(saved: Any, here: Any, path: str = "") -> Iterator[str]:
+    if path in FREE:
+        return
+    if isinstance(saved, Mapping) and isinstance(here, Mapping):
+        for key in sorted({*saved, *here}):
+            yield from _differences(saved.get(key), here.get(key), f"{path}.{key}" if path else str(key))
+    elif saved != here:
+        yield f"{path}: {saved!r} there, {here!r} here"

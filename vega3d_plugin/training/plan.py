@@ -1,0 +1,166 @@
+"""What a run would do: what trains, what memory it takes, and what the first batch looks like."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..patching import get_handle, is_patched
+from .building import uses_bf16
+from .data import Collator
+from .encoding import IGNORED
+from .job import Job
+from .manifest import world_size
+from .parts import by_part
+
+#: Bytes of an optimiser's states for a parameter: two float32 moments for the AdamW family.
+ADAMW_BYTES = 8
+
+
+@dataclass(frozen=True)
+class PartPlan:
+    """One part of the model.
+
+    Attributes:
+        name, mode: of the part.
+        total, trains: numbers of parameters; LoRA's own count as both.
+        dtypes: of the parameters that train.
+        learning_rate: None where nothing trains.
+    """
+
+    name: str
+    mode: str
+    total: int
+    trains: int
+    dtypes: tuple[str, ...]
+    learning_rate: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        parts: of the model.
+        memory: bytes on one device by what they are for. Weights, gradients and states are counted; activations are a
+            rough estimate.
+        batch: shape and dtype of each tensor of the first batch.
+        lengths: tokens of each of its samples.
+        learned: tokens of each sample that are learned.
+        answer: the learned text of the first sample.
+        steps: optimiser steps of the whole run.
+        facts: the rest, by name.
+    """
+
+    parts: list[PartPlan]
+    memory: Mapping[str, int]
+    batch: Mapping[str, tuple[tuple[int, ...], str]]
+    lengths: list[int]
+    learned: list[int]
+    answer: str
+    steps: int
+    facts: Mapping[str, str]
+
+
+def make_plan(job: Job) -> Plan:
+    """Look at a job that is ready to start; encodes the first batch and trains nothing."""
+    size = min(job.train.per_device_batch_size, len(job.data))
+    batch = Collator(job.data.encoder)([job.data[index] for index in range(size)])
+    learned = batch["labels"] != IGNORED
+    tokenizer = job.prepared.processor.tokenizer
+    parts = [
+        PartPlan(
+            part,
+            job.prepared.parts[part].mode,
+            # PEFT keeps what a trained copy was made from.
+            sum(p.numel() for name, p in parameters if ".original_module." not in name),
+            sum(p.numel() for _, p in parameters if p.requires_grad),
+            tuple(sorted({str(p.dtype).removeprefix("torch.") for _, p in parameters if p.requires_grad})),
+            _rate(job, part) if any(p.requires_grad for _, p in parameters) else None,
+        )
+        for part, parameters in by_part(job.prepared.model).items()
+    ]
+    return Plan(
+        parts,
+        _memory(job, batch),
+        {key: (tuple(value.shape), str(value.dtype).removeprefix("torch.")) for key, value in batch.items()},
+        batch["attention_mask"].sum(dim=1).tolist(),
+        learned.sum(dim=1).tolist(),
+        tokenizer.decode(batch["labels"][0][learned[0]]),
+        _steps(job),
+        _facts(job),
+    )
+
+
+def _rate(job: Job, part: str) -> float:
+    own = job.prepared.parts[part].learning_rate
+    return job.train.learning_rate if own is None else own
+
+
+def _steps(job: Job) -> int:
+    if job.train.max_steps is not None:
+        return job.train.max_steps
+    batches = math.ceil(len(job.data) / (job.train.per_device_batch_size * world_size()))
+    return job.train.epochs * max(1, math.ceil(batches / job.accumulation))
+
+
+def _facts(job: Job) -> dict[str, str]:
+    train = job.train
+    rows = f"{len(job.data):,} rows" + (f", {len(job.bad):,} bad ones left out" if job.bad else "")
+    together = f"{train.per_device_batch_size} x {job.accumulation} steps x {world_size()} processes"
+    return {
+        "recipe": job.name,
+        "host": job.recipe.host.model,
+        "prior": "none" if job.recipe.prior is None else job.recipe.prior.name,
+        "trainer": "Trainer" if train.trainer == "hf" else "SFTTrainer of TRL",
+        "data": rows,
+        "batch": f"{train.batch_size} = {together}",
+        "precision": ("bfloat16 autocast" if uses_bf16(job.recipe, train) else job.recipe.host.dtype)
+        + (", checkpointed" if train.gradient_checkpointing else ""),
+        "output": str(job.output) + (f", from {job.checkpoint.name}" if job.checkpoint else ""),
+    }
+
+
+def _memory(job: Job, batch: Mapping[str, Tensor]) -> dict[str, int]:
+    model = job.prepared.model
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    trains = [p for p in model.parameters() if p.requires_grad]
+    memory = {
+        "weights": weights,
+        "gradients": sum(p.numel() * p.element_size() for p in trains),
+        "optimiser": sum(p.numel() for p in trains) * ADAMW_BYTES if "adam" in job.train.optimiser else 0,
+        "prior": _prior(model),
+        "activations (rough)": _activations(job, batch),
+    }
+    return {name: size for name, size in memory.items() if size or name != "prior"}
+
+
+def _prior(model: Any) -> int:
+    """Bytes of the prior's weights."""
+    if not is_patched(model):
+        return 0
+    seen = {
+        id(tensor): tensor.numel() * tensor.element_size()
+        for module in held_modules(get_handle(model).prior)
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    return sum(seen.values())
+
+
+def _activations(job: Job, batch: Mapping[str, Tensor]) -> int:
+    """What the language model keeps for backward: about 34 numbers a token, layer and channel, or 2 if checkpointed.
+
+    The logits come on top, in float32 and with their gradient.
+    """
+    config = job.prepared.model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    tokens = batch["input_ids"].numel()
+    half = 2 if uses_bf16(job.recipe, job.train) or job.recipe.host.dtype != "float32" else 4
+    factor = 2 if job.train.gradient_checkpointing else 34
+    layers = tokens * int(text.hidden_size) * int(text.num_hidden_layers) * factor * half // 2
+    return layers + tokens * int(text.vocab_size) * 4 * 2

@@ -1,0 +1,267 @@
+"""HF Trainer and TRL's SFTTrainer with what a branch needs: its own groups, its gates in the log, whole checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..recipe_schema import RecipeSettings
+from .building import Prepared, uses_bf16
+from .data import Collator, ConversationData
+from .errors import TrainError
+from .gates import GateMonitor, gate_logs
+from .manifest import WRITING, checkpoints, clear_unfinished, world_size, write_manifest
+from .parts import optimiser_groups
+from .settings import PartSettings, TrainSettings
+
+
+def make_arguments(recipe: RecipeSettings, train: TrainSettings, output: Path) -> Any:
+    """``TrainingArguments``, or TRL's ``SFTConfig``.
+
+    Make them before the model is loaded: DeepSpeed's ZeRO-3 takes effect from here on.
+
+    Raises:
+        TrainError: the batch cannot be made with this number of processes, TRL is not installed, or a setting is
+            refused.
+    """
+    import torch
+
+    config_class = _trl().SFTConfig if train.trainer == "trl" else _transformers().TrainingArguments
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    cuda = torch.cuda.is_available()
+    steps = {"max_steps": train.max_steps} if train.max_steps is not None else {"num_train_epochs": train.epochs}
+    values: dict[str, Any] = {
+        "output_dir": str(output),
+        "per_device_train_batch_size": train.per_device_batch_size,
+        "gradient_accumulation_steps": accumulation(train),
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": "constant_with_warmup" if train.schedule in ("constant", "step") else train.schedule,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "optim": train.optimiser,
+        "bf16": uses_bf16(recipe, train),
+        "save_strategy": "steps",
+        "save_steps": train.save_steps,
+        "logging_strategy": "steps",
+        "logging_steps": train.logging_steps,
+        "seed": train.seed,
+        "data_seed": train.seed,
+        "report_to": list(train.report_to) or "none",
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "dataloader_num_workers": recipe.data.workers if recipe.data else 0,
+        "dataloader_pin_memory": cuda,
+        "use_cpu": not cuda,
+        **steps,
+        **_sharding(train),
+    }
+    if train.gradient_checkpointing:
+        # It is being renamed; the reentrant kind loses gradients where a model's inputs need none.
+        name = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in fields)
+        values |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+    # Where steps may be a fraction, the ratio has no name of its own any more.
+    fraction = "float" in str(fields["warmup_steps"].type)
+    values["warmup_steps" if fraction else "warmup_ratio"] = train.warmup_ratio
+    if not cuda and world_size() > 1:
+        values["ddp_backend"] = "gloo"
+    if train.trainer == "trl":
+        # Rows are encoded by our own data set, videos too; TRL is to leave them as they are.
+        length = "max_length" if "max_length" in fields else "max_seq_length"
+        values |= {"dataset_kwargs": {"skip_prepare_dataset": True}, length: None}
+    try:
+        return config_class(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        raise TrainError(f"{config_class.__name__} refuses the block `train`: {error}") from error
+
+
+def accumulation(train: TrainSettings) -> int:
+    """Forward passes per optimiser step on each process.
+
+    Raises:
+        TrainError: the batch cannot be divided.
+    """
+    together = train.per_device_batch_size * world_size()
+    if train.batch_size % together:
+        raise TrainError(
+            f"train.batch_size {train.batch_size} cannot be made of per_device_batch_size "
+            f"{train.per_device_batch_size} on {world_size()} processes: {together} is not a divisor."
+        )
+    return train.batch_size // together
+
+
+def make_trainer(
+    prepared: Prepared,
+    arguments: Any,
+    train: TrainSettings,
+    data: ConversationData,
+    manifest: Mapping[str, Any],
+) -> Any:
+    """The trainer; ``trainer.train()`` runs it."""
+    base = _trl().SFTTrainer if train.trainer == "trl" else _transformers().Trainer
+    trainer_class = type(f"Vega3d{base.__name__}", (RunMixin, base), {})
+    trainer = trainer_class(
+        model=prepared.model,
+        args=arguments,
+        train_dataset=data,
+        data_collator=Collator(data.encoder),
+        processing_class=prepared.processor,
+    )
+    trainer.vega3d = RunParts(train, prepared.parts, manifest, GateMonitor(prepared.model))
+    return trainer
+
+
+@dataclass
+class RunParts:
+    """What :class:`RunMixin` knows of the run.
+
+    Attributes:
+        train, parts, manifest: as the recipe has them, and what is written beside a checkpoint.
+        gates: watches the branch.
+        redirect: where the checkpoint that is being written goes, else None.
+    """
+
+    train: TrainSettings
+    parts: Mapping[str, PartSettings]
+    manifest: Mapping[str, Any]
+    gates: GateMonitor
+    redirect: Path | None = None
+
+
+class RunMixin:
+    """What a run adds to a trainer; stands before it among the bases."""
+
+    vega3d: RunParts
+    args: Any
+    model: Any
+    state: Any
+    optimizer: Any
+    lr_scheduler: Any
+    accelerator: Any
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, with the gates watched."""
+        with self.vega3d.gates:
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Each part of the model at its own learning rate."""
+        if self.optimizer is not None:
+            return self.optimizer
+        model = self.model if model is None else model
+        trainer: Any = self
+        optimiser_class, options = trainer.get_optimizer_cls_and_kwargs(self.args, model)
+        odd = {"params", "model", "optimizer_dict"} & set(options)
+        if odd or not isinstance(optimiser_class, type):
+            raise TrainError(
+                f"train.optimiser: {self.vega3d.train.optimiser} picks its parameters itself, which leaves no place "
+                "for the parts' own learning rates. Take another, such as adamw_torch."
+            )
+        train = self.vega3d.train
+        groups = optimiser_groups(
+            model,
+            self.vega3d.parts,
+            train.learning_rate,
+            train.weight_decay,
+            trainer.get_decay_parameter_names(model),
+        )
+        self.optimizer = optimiser_class(groups, **options)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedules of transformers, and ``step``."""
+        train = self.vega3d.train
+        if train.schedule != "step" or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
+        from torch.optim.lr_scheduler import LambdaLR
+
+        warmup = math.ceil(num_training_steps * train.warmup_ratio)
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return step / warmup
+            return train.decay_factor if step >= (train.decay_steps or 0) else 1.0
+
+        self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the gates of all processes, and the learning rate of each part."""
+        totals = self.vega3d.gates.take(self.args.device)
+        if self.args.world_size > 1:
+            totals = self.accelerator.reduce(totals, "sum")
+        logs |= gate_logs(totals)
+        if "learning_rate" in logs and self.optimizer is not None:
+            # One schedule for all: by the share of the first group, whose rate this is.
+            groups = [group for group in self.optimizer.param_groups if "part" in group]
+            for group in groups:
+                share = group["initial_lr"] / groups[0]["initial_lr"]
+                logs[f"learning_rate/{group['part']}"] = float(logs["learning_rate"]) * share
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _get_output_dir(self, trial: Any) -> Any:
+        redirect = self.vega3d.redirect
+        return super()._get_output_dir(trial) if redirect is None else str(redirect)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint elsewhere and rename it when it is whole, so that none is ever half there."""
+        folder = Path(self.args.output_dir)
+        alone = bool(self.args.should_save)
+        if alone:
+            clear_unfinished(folder)
+        self.accelerator.wait_for_everyone()
+        self.vega3d.redirect = folder / WRITING
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            self.accelerator.wait_for_everyone()
+            if alone:
+                name = f"checkpoint-{self.state.global_step}"
+                write_manifest(folder / WRITING / name, self.vega3d.manifest, step=self.state.global_step)
+                _put_in_place(folder / WRITING / name, folder / name)
+        finally:
+            self.vega3d.redirect = None
+            if alone:
+                clear_unfinished(folder)
+        if alone and self.vega3d.train.save_total_limit is not None:
+            for old in checkpoints(folder)[: -self.vega3d.train.save_total_limit]:
+                shutil.rmtree(old, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+
+def _put_in_place(written: Path, target: Path) -> None:
+    if target.exists():
+        # A run that goes on from an earlier checkpoint comes by the later ones again.
+        target.rename(written.parent / "replaced")
+    written.rename(target)
+
+
+def _sharding(train: TrainSettings) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if train.deepspeed is not None:
+        values["deepspeed"] = train.deepspeed
+    if isinstance(train.fsdp, str):
+        values["fsdp"] = train.fsdp
+    elif train.fsdp is not None:
+        values |= {"fsdp": "full_shard", "fsdp_config": dict(train.fsdp)}
+    return values
+
+
+def _transformers() -> Any:
+    import transformers
+
+    return transformers
+
+
+def _trl() -> Any:
+    try:
+        import trl
+    except ImportError as error:
+        raise TrainError(
+            "train.trainer: trl needs TRL, which is not installed: pip install 'vega3d-plugin[train]', or take "
+            "train.trainer=hf."
+        ) from error
+    return trl
