@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
 from .errors import SettingsError, near_misses
+from .hooks import CHILD
 from .patching import get_handle, is_patched
 from .peft_support import base_model
-
-#: The branch's name as a submodule.
-BRANCH = "vega3d"
+from .priors.base import Prior
 
 
 class LoraTargetError(SettingsError):
@@ -41,7 +40,7 @@ def check_lora_targets(model: nn.Module, lora: Mapping[str, Any]) -> list[str]:
     modules = dict(model.named_modules())
     frozen = _prior_modules(model)
     hit = _matched(modules, lora)
-    inside = [name for name in hit if BRANCH in name.split(".")]
+    inside = [name for name in hit if CHILD in name.split(".")]
     if inside:
         raise LoraTargetError(
             f"lora.target_modules {targets!r} matches {_few(inside)} of the branch, which trains in full. Anchor the "
@@ -85,14 +84,19 @@ def _prior_modules(model: nn.Module) -> dict[int, str]:
     """Modules of the prior, by identity, with their names in it."""
     if not is_patched(model):
         return {}
-    prior = get_handle(model).branch.prior
     found: dict[int, str] = {}
+    for part in prior_parts(get_handle(model).prior):
+        found |= {id(module): name for name, module in part.named_modules()}
+    return found
+
+
+def prior_parts(prior: Prior) -> Iterator[nn.Module]:
+    """The modules that a prior holds: its encoder, its denoiser."""
     for value in vars(prior).values():
         # Built-in priors hold their parts in a dict.
         for part in value.values() if isinstance(value, Mapping) else (value,):
             if isinstance(part, nn.Module):
-                found |= {id(module): name for name, module in part.named_modules()}
-    return found
+                yield part
 
 
 def _nothing(

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..lora_targets import prior_parts
 from ..patching import get_handle, is_patched
 from .building import uses_bf16
 from .data import Collator
@@ -146,7 +146,7 @@ def _prior(model: Any) -> int:
         return 0
     seen = {
         id(tensor): tensor.numel() * tensor.element_size()
-        for module in held_modules(get_handle(model).prior)
+        for module in prior_parts(get_handle(model).prior)
         for tensor in (*module.parameters(), *module.buffers())
     }
     return sum(seen.values())
