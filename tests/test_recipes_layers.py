@@ -187,6 +187,8 @@ def test_overrides_replace_what_they_name(write: Write) -> None:
         ("prior.size=[1", "cannot be read as YAML"),
         ("prior.tpa=3", "override `prior.tpa=3`, prior.tpa: unknown key. Did you mean 'tap'"),
         ("train.batch_size=x", "override `train.batch_size=x`, train.batch_size: Input should be a valid integer"),
+        # Not the line of what it replaces.
+        ("prior={name: tiny-wan, tap: x}", "override `prior={name: tiny-wan, tap: x}`, prior.tap: Input should be"),
         ("version=2", "override `version=2`, version: Input should be less than or equal to 1"),
     ],
 )

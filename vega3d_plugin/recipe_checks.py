@@ -13,15 +13,13 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from .config import FusionSettings, PriorSettings, Settings, _fields_at
 from .errors import SettingsError, Vega3dError, near_misses
+from .hooks import CHILD
 from .plugins import plugin_manager
 from .priors.load import resolve
 from .recipe_layers import Layers
 from .recipe_problems import Keys
 from .recipe_schema import RecipeSettings
 from .training.settings import TuneSettings
-
-#: The branch's name as a submodule, which PEFT has to train and save.
-BRANCH = "vega3d"
 
 
 def check(layers: Layers) -> RecipeSettings | None:
@@ -41,7 +39,8 @@ def check(layers: Layers) -> RecipeSettings | None:
             layers.wrong(message, keys)
     sound = _without(values, wrong)
     for keys, message in (*_prior(sound), *_fusion(sound), *_lora(sound)):
-        layers.wrong(message, keys)
+        if keys not in wrong:
+            layers.wrong(message, keys)
     if layers.problems:
         return None
     return RecipeSettings.model_validate(values)
@@ -204,13 +203,13 @@ def _branch_in_lora(
     values: Mapping[str, Any], lora: Mapping[str, Any], tune: TuneSettings | None
 ) -> Iterator[tuple[Keys, str]]:
     saved = lora.get("modules_to_save") or []
-    has = isinstance(saved, list) and BRANCH in saved
+    has = isinstance(saved, list) and CHILD in saved
     without = "prior" in values and values["prior"] is None
     if without and has:
-        yield ("lora", "modules_to_save"), f"names {BRANCH!r}, but with `prior: null` there is no branch"
+        yield ("lora", "modules_to_save"), f"names {CHILD!r}, but with `prior: null` there is no branch"
     trains = tune is None or tune.branch.mode == "full"
     if not without and not has and trains:
         yield (
             ("lora", "modules_to_save"),
-            f"must name {BRANCH!r}: PEFT freezes and forgets the branch otherwise. Write `modules_to_save: [{BRANCH}]`",
+            f"must name {CHILD!r}: PEFT freezes and forgets the branch otherwise. Write `modules_to_save: [{CHILD}]`",
         )
