@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from recipe_hosts import every_host  # noqa: F401 - a fixture for every test
 from typer.testing import CliRunner, Result
 
 from vega3d_plugin.cli import output

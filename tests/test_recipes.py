@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from recipe_hosts import every_host  # noqa: F401 - a fixture for every test
 from torch import nn
 
 import vega3d
@@ -67,7 +66,9 @@ def test_the_shipped_recipes_are_listed() -> None:
 def test_every_folder_is_named_after_a_host() -> None:
     assert {recipe.name.split("/")[0] for recipe in list_recipes()} <= set(vega3d.list_hosts())
     for recipe in list_recipes():
-        assert read_recipe(recipe, blocks=()).host.adapter == recipe.name.split("/")[0]
+        folder, adapter = recipe.name.split("/")[0], read_recipe(recipe, blocks=()).host.adapter
+        # LLaVA comes in two sets of classes, each a host of its own.
+        assert adapter == folder or (folder, adapter) == ("llava_video", "llava_transformers")
 
 
 def test_a_recipe_is_found_by_name() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recipe_hosts import every_host  # noqa: F401 - a fixture for every test
 
 from vega3d_plugin.recipe_layers import leaves
 from vega3d_plugin.recipe_yaml import dump, parse_value, read_document
