@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,12 @@ from torch import nn
 
 from ..host_loading import load_processor, read_source
 from ..lora_targets import check_lora_targets
-from ..patching import get_handle, patch
+from ..patching import get_handle, is_patched, patch
 from ..plugins import plugin_manager
 from ..recipe_schema import TINY, HostSettings, RecipeSettings
 from ..recipes import branch_settings
 from .errors import TrainError
-from .parts import check_trainable, projector_modules, set_trainable
+from .parts import check_trainable, part_of, projector_modules, set_trainable
 from .settings import PartSettings, TrainSettings, TuneSettings
 
 
@@ -116,6 +117,12 @@ def _with_lora(model: Any, lora: Mapping[str, Any], parts: Mapping[str, PartSett
             "tune.vision is full beside lora: PEFT would wrap the whole vision tower, and the branch in it. Write "
             "tune.vision: lora (and let lora.target_modules match it), or lora: null."
         )
+    home = get_handle(model).seam.path if is_patched(model) else ""
+    if parts["projector"].mode == "full" and part_of(home) == "projector":
+        raise TrainError(
+            f"tune.projector is full beside lora: PEFT would wrap {home!r}, and the branch in it. Write "
+            "tune.projector: lora (and let lora.target_modules match it), or lora: null."
+        )
     values = dict(lora)
     check_lora_targets(model, values)
     if parts["projector"].mode == "full":
@@ -125,14 +132,15 @@ def _with_lora(model: Any, lora: Mapping[str, Any], parts: Mapping[str, PartSett
 
 
 def _tiny(adapter: str) -> tuple[Any, Any]:
-    package = type(plugin_manager().hosts.get(adapter)).__module__.partition(".")[0]
-    try:
-        tiny = importlib.import_module(f"{package}.tiny")
-        return tiny.tiny_model(), tiny.tiny_processor()
-    except (ImportError, AttributeError) as error:
-        raise TrainError(
-            f"host.model: {TINY}: the adapter {adapter!r} ({package}) has no small model for trainers of transformers."
-        ) from error
+    """From the adapter's module ``tiny``, or from one of its own where a package has several adapters."""
+    package, _, module = type(plugin_manager().hosts.get(adapter)).__module__.partition(".")
+    for name in (f"tiny_{module.removesuffix('_adapter')}", "tiny"):
+        if importlib.util.find_spec(f"{package}.{name}") is not None:
+            tiny: Any = importlib.import_module(f"{package}.{name}")
+            return tiny.tiny_model(), tiny.tiny_processor()
+    raise TrainError(
+        f"host.model: {TINY}: the adapter {adapter!r} ({package}) has no small model for trainers of transformers."
+    )
 
 
 def _limit(processor: Any, host: HostSettings) -> None:

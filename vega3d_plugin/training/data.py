@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from .rows import Rows
 from .settings import DataSettings
 
 SHOWN = 10
+#: Column of an encoded row in the data set for TRL.
+WRAPPED = "encoded"
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,20 @@ class ConversationData(Dataset[Encoded]):
         self.usable = good if bad else None
         return bad
 
+    def for_trl(self) -> Any:
+        """The same rows, as lazily read, as the ``datasets.Dataset`` that TRL insists on; to be used with our collator.
+
+        Raises:
+            ImportError: the package ``datasets``, which comes with TRL, is not installed.
+        """
+        # Optional, and without type hints.
+        datasets: Any = importlib.import_module("datasets")
+        numbers = datasets.Dataset.from_dict({"row": list(range(len(self)))})
+        return numbers.with_transform(self._wrapped)
+
+    def _wrapped(self, rows: Mapping[str, Sequence[int]]) -> dict[str, list[Encoded]]:
+        return {WRAPPED: [self[number] for number in rows["row"]]}
+
     def _root(self, number: int) -> Path:
         root = self.settings.media_root
         return self.rows.file_of(number).parent if root is None else Path(root).expanduser()
@@ -135,7 +152,7 @@ class Collator:
         Raises:
             RowError: a row cannot be used, or the pictures do not fit into one batch.
         """
-        parts = [dict(s) if "input_ids" in s else self.encoder(s) for s in samples]
+        parts = [self._encoded(sample) for sample in samples]
         longest = max(part["input_ids"].shape[1] for part in parts)
         batch: dict[str, Tensor] = {}
         along = {k for part in parts for k, v in part.items() if v.shape == part["input_ids"].shape}
@@ -148,6 +165,10 @@ class Collator:
             else:
                 batch[key] = stack_media(key, [part[key] for part in parts if key in part])
         return batch
+
+    def _encoded(self, sample: Mapping[str, Any]) -> Encoded:
+        sample = sample.get(WRAPPED, sample)
+        return dict(sample) if "input_ids" in sample else self.encoder(sample)
 
 
 def list_rows(bad: Sequence[BadRow], shown: int = SHOWN) -> str:

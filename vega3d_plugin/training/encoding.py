@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,8 +166,9 @@ class Encoder:
     def _video_options(self, videos: Sequence[Video]) -> dict[str, Any]:
         if hasattr(self.processor, "video_processor"):
             # The frames are chosen already; when they were taken is what some hosts tell the language model.
-            options: dict[str, Any] = {"do_sample_frames": False}
-            if _takes_metadata():
+            known = _video_keys()
+            options: dict[str, Any] = {"do_sample_frames": False} if "do_sample_frames" in known else {}
+            if "video_metadata" in known:
                 options["video_metadata"] = [_metadata(video) for video in videos]
             return options
         if "Qwen2_5" in type(self.processor).__name__:
@@ -187,6 +188,9 @@ def join_tokens(parts: Sequence[Encoded]) -> Encoded:
             whole[key] = torch.cat([part.get(key, zero) for part, zero in zip(parts, missing, strict=True)], dim=1)
         else:
             whole[key] = stack_media(key, [part[key] for part in parts if key in part])
+    if "batch_num_images" in whole:
+        # Of the sample, whose images may lie in several prompts.
+        whole["batch_num_images"] = whole["batch_num_images"].sum(dim=0, keepdim=True)
     return whole
 
 
@@ -253,10 +257,12 @@ def _size_within(height: int, width: int, limit: int, unit: int | None) -> tuple
     return int(new_height), int(new_width)
 
 
-def _takes_metadata() -> bool:
+def _video_keys() -> Collection[str]:
+    """Names of the options that this version of transformers knows for videos."""
     from transformers.processing_utils import VideosKwargs
 
-    return "video_metadata" in VideosKwargs.__annotations__
+    keys: dict[str, Any] = VideosKwargs.__annotations__
+    return keys.keys()
 
 
 def _metadata(video: Video) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,9 @@ class Job:
             write_manifest(self.output, manifest)
             if self.bad:
                 (self.output / REPORT).write_text("".join(f"{row}\n" for row in self.bad), encoding="utf-8")
+        if self.data.settings.workers:
+            # Tokenizers warn at length about processes that are forked after their first use.
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         last = find_checkpoint(self.output)
         if last is None:

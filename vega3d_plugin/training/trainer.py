@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import shutil
 from collections.abc import Mapping
@@ -107,7 +108,7 @@ def make_trainer(
     trainer = trainer_class(
         model=prepared.model,
         args=arguments,
-        train_dataset=data,
+        train_dataset=data.for_trl() if train.trainer == "trl" else data,
         data_collator=Collator(data.encoder),
         processing_class=prepared.processor,
     )
@@ -258,10 +259,11 @@ def _transformers() -> Any:
 
 def _trl() -> Any:
     try:
-        import trl
-    except ImportError as error:
+        # Its parts are imported when they are asked for, and then may find that a package is missing.
+        trl: Any = importlib.import_module("trl")
+        return trl.SFTConfig and trl.SFTTrainer and trl
+    except (ImportError, RuntimeError) as error:
         raise TrainError(
-            "train.trainer: trl needs TRL, which is not installed: pip install 'vega3d-plugin[train]', or take "
-            "train.trainer=hf."
+            "train.trainer: trl needs TRL, which is not installed or does not fit the other packages: pip install "
+            f"'vega3d-plugin[train]', or take train.trainer=hf. ({str(error).strip().splitlines()[-1]})"
         ) from error
-    return trl
