@@ -188,9 +188,6 @@ def join_tokens(parts: Sequence[Encoded]) -> Encoded:
             whole[key] = torch.cat([part.get(key, zero) for part, zero in zip(parts, missing, strict=True)], dim=1)
         else:
             whole[key] = stack_media(key, [part[key] for part in parts if key in part])
-    if "batch_num_images" in whole:
-        # Of the sample, whose images may lie in several prompts.
-        whole["batch_num_images"] = whole["batch_num_images"].sum(dim=0, keepdim=True)
     return whole
 
 
