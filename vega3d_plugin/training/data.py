@@ -56,6 +56,11 @@ class ConversationData(Dataset[Encoded]):
         """How rows are read."""
         return self.encoder.settings
 
+    @property
+    def collator(self) -> Collator:
+        """Makes batches of these rows."""
+        return Collator(self.encoder)
+
     def __len__(self) -> int:
         return len(self.rows) if self.usable is None else len(self.usable)
 
@@ -169,6 +174,29 @@ class Collator:
     def _encoded(self, sample: Mapping[str, Any]) -> Encoded:
         sample = sample.get(WRAPPED, sample)
         return dict(sample) if "input_ids" in sample else self.encoder(sample)
+
+
+def read_data(
+    processor: Any, files: str | Path | Sequence[str | Path], *, max_length: int | None = None, **settings: Any
+) -> ConversationData:
+    """Rows for a training script of one's own: a data set, with its collator as ``.collator``.
+
+    Args:
+        processor: the host's.
+        files: one or several ``.json`` or ``.jsonl`` files, or patterns.
+        max_length: tokens of a sample at most.
+        settings: of :class:`~vega3d_plugin.training.settings.DataSettings`, such as ``frames`` and ``media_root``.
+
+    Raises:
+        SettingsError: a wrong setting.
+        TrainError: files that cannot be read.
+        BadRowsError: rows that cannot be used; with ``skip_bad_rows=True`` only when there are no others.
+    """
+    several = [files] if isinstance(files, str | Path) else files
+    parsed = DataSettings.parse({**settings, "files": tuple(map(str, several))})
+    data = ConversationData(Rows(parsed.files), Encoder(processor, parsed, max_length))
+    data.check()
+    return data
 
 
 def list_rows(bad: Sequence[BadRow], shown: int = SHOWN) -> str:

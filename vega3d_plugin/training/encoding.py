@@ -135,7 +135,9 @@ class Encoder:
     def _with_media(self, piece: Piece, pictures: dict[int, Image.Image]) -> Encoded:
         given: dict[str, Any] = {}
         images = [pictures.get(id(m)) or load_image(m) for m in piece.media if m.kind == "image"]
-        videos = [load_video(m, self.settings) for m in piece.media if m.kind == "video"]
+        # Qwen3-VL refuses a video that does not fill one of its patches in time; its relatives fill it up.
+        least = getattr(self.processor.image_processor, "temporal_patch_size", 1)
+        videos = [load_video(m, self.settings).at_least(least) for m in piece.media if m.kind == "video"]
         if images:
             given["images"] = images
         if videos:

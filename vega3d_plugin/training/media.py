@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,12 @@ class Video:
         if self.fps is None or len(self.indices) < 2 or self.indices[-1] == self.indices[0]:
             return self.fps
         return self.fps * (len(self.indices) - 1) / (self.indices[-1] - self.indices[0])
+
+    def at_least(self, count: int) -> Video:
+        """The video with its last frame repeated where it has fewer than ``count``."""
+        missing = max(0, count - len(self.indices))
+        frames = [*self.frames, *[self.frames[-1]] * missing]
+        return replace(self, frames=frames, indices=self.indices + self.indices[-1:] * missing)
 
 
 def load_image(medium: Medium) -> Image.Image:
