@@ -65,10 +65,16 @@ def _hosts() -> list[Row]:
 
 
 def _hosts_table(rows: list[Row]) -> Table:
-    made = table("host", "model classes", "plugin", title="Hosts", whole=["model classes"])
+    made = table("host", title="Hosts")
     for row in rows:
-        made.add_row(stacked(row["name"], row["summary"]), "\n".join(row["classes"]), row["plugin"])
+        from_plugin = "" if row["plugin"] == row["name"] else f"from {row['plugin']}"
+        made.add_row(_entry(row["name"], stacked(row["summary"], ", ".join(row["classes"]), from_plugin)))
     return made
+
+
+def _entry(name: str, below: Text) -> Group:
+    """A name on a line of its own, and below it, with the whole width, what it is: sentences need that."""
+    return Group(Text(name, style="bold"), Padding(below, (0, 0, 0, GAP)))
 
 
 def _priors() -> list[Row]:
@@ -166,9 +172,10 @@ def _plugins() -> list[Row]:
 
 
 def _plugins_table(rows: list[Row]) -> Table:
-    made = table("plugin", "registered", title="Plugins")
+    made = table("plugin", title="Plugins")
     for row in rows:
-        made.add_row(stacked(row["name"], row["source"]), plugin_cell(row["registered"], row["error"] or ""))
+        brought = plugin_cell(row["registered"], row["error"] or "")
+        made.add_row(_entry(row["name"], Text("\n").join([brought, Text(row["source"], style="dim")])))
     return made
 
 
