@@ -17,7 +17,7 @@ NAMES = {
     "projector": (
         "merger", "merger_list", "deepstack_merger_list", "multi_modal_projector", "mm_projector", "image_newline",
     ),
-    "vision": ("visual", "vision_tower", "vision_model", "vision_backbone"),
+    "vision": ("visual", "vision_tower", "image_tower", "video_tower", "vision_model", "vision_backbone"),
 }  # fmt: skip
 PARTS = ("vision", "projector", "language", "branch")
 
