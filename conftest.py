@@ -34,10 +34,17 @@ def _tiny_wan_is_meant():
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say loudly which of the hosts' own repositories were not there to be run against."""
     from host_sources import REPOSITORIES, missing_sources
+    from lmms_eval_task import real_python
 
     for name in missing_sources():
         terminalreporter.write_line(
             f"NOT RUN: tests against the real {name} ({REPOSITORIES[name]}). Set VEGA3D_HOST_SOURCES to a folder that "
             "holds a checkout of that name; their doubles were run.",
+            yellow=True,
+        )
+    if real_python() is None:
+        terminalreporter.write_line(
+            "NOT RUN: tests against the real lmms-eval. Install it in an environment of its own (docs/evaluation.md) and "
+            "set VEGA3D_LMMS_EVAL_PYTHON to its interpreter; a double of its classes was run.",
             yellow=True,
         )

@@ -90,20 +90,24 @@ def check_supported(found: HostSource) -> None:
     find_host(model)
 
 
-def load_host(found: HostSource, *, device: str | torch.device | None = None) -> LoadedHost:
-    """Load the model in the dtype it was saved in.
+def load_host(
+    found: HostSource, *, device: str | torch.device | None = None, dtype: str = "auto", **options: Any
+) -> LoadedHost:
+    """Load the model, by default in the dtype it was saved in.
 
     Args:
         found: what :func:`read_source` gave.
         device: default: CUDA when there is any.
+        dtype: ``auto``, ``bfloat16``, ...
+        options: further ones of ``from_pretrained``.
 
     Raises:
         HostError: the weights cannot be loaded.
     """
     # `torch_dtype` became `dtype` in transformers 4.56.
-    dtype = {"dtype" if hasattr(found.config, "dtype") else "torch_dtype": "auto"}
+    options["dtype" if hasattr(found.config, "dtype") else "torch_dtype"] = dtype
     try:
-        model, info = found.model_class.from_pretrained(found.source, output_loading_info=True, **dtype)
+        model, info = found.model_class.from_pretrained(found.source, output_loading_info=True, **options)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except Exception as error:
         raise HostError(f"{found.source}: {found.model_class.__name__} could not be loaded: {_brief(error)}") from error
