@@ -157,6 +157,7 @@ def test_info_tells_what_the_registry_has() -> None:
         f"source {spec.source}",
         f"licence {spec.licence}",
         "features 1536 channels",
+        "taps 0 to 29: blocks of the transformer; negative from the end",
         "contexts frame, views, video",
         "timestep 300",
         "tap 20",

@@ -478,9 +478,14 @@ def test_pickled_code_never_runs(folder, name, save, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_damaged_file_says_how_to_write_it_again(folder):
+    (folder / "empty_prompt.safetensors").write_bytes(b"half")
+    refused(folder, "empty_prompt.safetensors cannot be read", "Write it again with `vega3d prior export-prompt`")
+
+
 def test_nothing_there(tmp_path, folder):
     refused(folder, str(folder), "no folder text_encoder/", "no file models_t5*.pth", "wan_prompt_embedding.pt")
-    refused(folder, "empty_prompt.safetensors", "save_empty_prompt", "fetch")
+    refused(folder, "empty_prompt.safetensors", "`vega3d prior export-prompt` writes it", "fetch")
     refused(tmp_path / "nowhere", "is not a folder")
 
 

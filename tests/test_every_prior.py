@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -246,3 +247,7 @@ def test_specs_are_complete() -> None:
         assert spec.licence, name
         assert spec.source or name.startswith("tiny"), name
         assert spec.contexts, name
+        # A default tap is one of those that are told; only a VAE alone has no taps.
+        assert bool(spec.taps) == (name != "sd2.1-vae"), name
+        tap, last = spec.defaults.get("tap"), max(map(int, re.findall(r"to (\d+):", spec.taps)), default=0)
+        assert tap is None or -last - 1 <= tap <= last, name

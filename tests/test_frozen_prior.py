@@ -18,16 +18,24 @@ from vega3d_plugin.priors.memory import PriorMemoryError
 def test_the_default_dtype_is_half_on_cuda_where_it_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     prior, cuda = tiny(), torch.device("cuda")
     for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(frozen, "_has_bfloat16", lambda device, has=has: has)
+        monkeypatch.setattr(frozen, "has_bfloat16", lambda device, has=has: has)
         assert prior.dtype_on(cuda) == expected
     assert prior.dtype_on(torch.device("cpu")) == torch.float32
     assert tiny(device="cpu").dtype_on(cuda) == torch.float32
 
 
 def test_bfloat16_where_it_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frozen, "_has_bfloat16", lambda device: False)
+    monkeypatch.setattr(frozen, "has_bfloat16", lambda device: False)
     with pytest.raises(PriorError, match=r"asked for bfloat16, which cpu lacks\. Use dtype='float16', or 'float32'"):
         fresh(dtype="bfloat16")(frames(1))
+
+
+@pytest.mark.parametrize("device", ["warp:9", "gpu", "cuda:77"])
+def test_a_device_that_cannot_be_used(device: str) -> None:
+    prior = fresh(device=device)
+    for use in (lambda: prior(frames(1)), lambda: prior.dtype_on(torch.device("cpu"))):
+        with pytest.raises(PriorError, match=rf"The device '{device}' cannot be used: .*Use 'cpu', or leave"):
+            use()
 
 
 ALLOCATORS = [

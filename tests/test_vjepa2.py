@@ -88,6 +88,15 @@ def test_a_frame_alone_is_a_tubelet_of_itself(folder: Path) -> None:
 
 
 @here
+def test_a_single_frame_is_seen_alike_in_every_context(folder: Path) -> None:
+    """Where ``video`` is the default an image is no mistake: it fills its step, as the last frame of a video does."""
+    clip = frames(1, 64, 64)
+    alone = vjepa(folder, size=(64, 64))(clip)
+    for context in ("views", "video"):
+        assert torch.equal(vjepa(folder, size=(64, 64), context=context)(clip), alone), context
+
+
+@here
 def test_views_are_tubelets_that_see_each_other(folder: Path) -> None:
     clip = frames(3, 64, 64)
     features = vjepa(folder, size=(64, 64), context="views")(clip)

@@ -11,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_wan import close, frames
+from toys import wan
 from toys.wan import SHAPE
-from toys.wan22 import write_a14b
+from toys.wan22 import write_5b, write_a14b
 
 import vega3d
 from vega3d_plugin.errors import CheckpointError, PriorError
 from vega3d_plugin.priors.wan import WanPrior
+from vega3d_plugin.priors.wan_checkpoint import TEXT_TO_VIDEO
 from vega3d_plugin.priors.wan_vae_original import MEAN_22, STD_22, read_original_vae
 
 ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
@@ -134,8 +136,37 @@ def test_the_low_noise_expert_is_the_one_that_is_read(tmp_path: Path) -> None:
     # A folder with a transformer for high noise, which holds nothing that could be read.
     assert not any((tmp_path / "transformer").iterdir())
     assert vega3d.load_prior("wan2.2-a14b", pretrained=tmp_path, size=(32, 48), tap=1)(frames(1)).shape[0] == 1
-    with pytest.raises(CheckpointError, match=r"transformer is half there"):
+
+
+def test_the_expert_for_high_noise_is_not_taken_for_wan_21(tmp_path: Path) -> None:
+    """It is whole, of the same class and of the same shape: nothing else would tell."""
+    write_a14b(tmp_path)
+    shutil.copytree(tmp_path / "transformer_2", tmp_path / "transformer", dirs_exist_ok=True)
+
+    def load() -> None:
         vega3d.load_prior("wan2.1-t2v-14b", pretrained=tmp_path, size=(32, 48), tap=1)
+
+    with pytest.raises(CheckpointError, match=r"two transformers.*high noise.*use the prior 'wan2\.2-a14b'"):
+        load()
+    # As downloaded for Wan 2.1: without the other one, which the index still names.
+    shutil.rmtree(tmp_path / "transformer_2")
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps({"transformer_2": ["diffusers", "WanTransformer3DModel"]}))
+    with pytest.raises(CheckpointError, match="two transformers"):
+        load()
+    index.write_text(json.dumps({"transformer_2": [None, None]}))
+    load()
+    assert "model_index.json" in TEXT_TO_VIDEO.patterns
+
+
+def test_the_5b_and_wan_21_are_told_apart_by_their_vae(tmp_path: Path) -> None:
+    wan.write(tmp_path / "2.1")
+    write_5b(tmp_path / "5b")
+    # A size that both would take.
+    with pytest.raises(CheckpointError, match=r"VAE is Wan 2\.2 5B's .* expected Wan 2\.1's .* text-to-video weights"):
+        vega3d.load_prior("wan2.1-t2v-1.3b", pretrained=tmp_path / "5b", size=(64, 96), tap=2)
+    with pytest.raises(CheckpointError, match=r"VAE is Wan 2\.1's .* expected Wan 2\.2 5B's .* TI2V weights"):
+        vega3d.load_prior("wan2.2-ti2v-5b", pretrained=tmp_path / "2.1", size=(64, 96), tap=2)
 
 
 def test_the_low_noise_expert_in_the_original_layout(tmp_path: Path) -> None:

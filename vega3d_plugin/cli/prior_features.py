@@ -19,6 +19,7 @@ from ..config import PriorSettings
 from ..errors import PriorError, SettingsError
 from ..plugins import plugin_manager
 from ..priors.base import Prior
+from ..priors.devices import usable
 from ..priors.frozen import FrozenPrior
 from ..priors.load import load_prior, resolve
 from ..record import library_version
@@ -170,11 +171,7 @@ def progress_bar(prior: Prior) -> Iterator[None]:
 def _usable(device: str | None) -> str:
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise PriorError(f"The device {device!r} cannot be used: {reason}. Try --device cpu.") from error
+    usable(device)
     return device
 
 

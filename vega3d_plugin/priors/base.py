@@ -81,6 +81,7 @@ class PriorSpec:
             as ``vega3d prior export-prompt`` writes them; None for a prior without text.
         licence: of the weights, one line; the source's own page decides.
         parameters: of what is loaded with the default tap, in billions, when known.
+        taps: what its taps are, one line; empty where there is no choice.
         kind: the class of what ``load`` makes, where importing it is cheap; tells before loading what the fast path
             is made of and which settings change a feature.
     """
@@ -97,4 +98,5 @@ class PriorSpec:
     prompt: Callable[[PriorSettings], Mapping[str, Tensor]] | None = None
     licence: str = ""
     parameters: float | None = None
+    taps: str = ""
     kind: type[Prior] | None = None

@@ -230,6 +230,7 @@ SPECS = (
         prompt=load_prompt,
         kind=CogVideoXPrior,
         licence="Apache 2.0",
+        taps="0 to 29: blocks of the transformer",
         parameters=1.3,
     ),
     PriorSpec(
@@ -244,6 +245,7 @@ SPECS = (
         prompt=load_prompt,
         kind=CogVideoXPrior,
         licence="CogVideoX licence: research free, commercial use after registration",
+        taps="0 to 41: blocks of the transformer",
         parameters=3.9,
     ),
     PriorSpec(
@@ -258,6 +260,7 @@ SPECS = (
         prompt=load_prompt,
         kind=CogVideoXPrior,
         licence="CogVideoX licence: research free, commercial use after registration",
+        taps="0 to 41: blocks of the transformer",
         parameters=3.9,
     ),
 )

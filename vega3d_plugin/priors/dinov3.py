@@ -168,6 +168,7 @@ def _spec(
     name: str, what: str, size: int, dim: int, parameters: float, convnext: bool = False, **presets: Any
 ) -> PriorSpec:
     short = name.removeprefix("dinov3-")
+    count, parts = what.split()[-2:]
     return PriorSpec(
         name,
         load_convnext if convnext else load_vit,
@@ -180,6 +181,7 @@ def _spec(
         options=NoOptions,
         licence="DINOv3 License; on the hub it must be accepted first",
         parameters=parameters,
+        taps=f"0 to {int(count) - 1}: {parts}",
         kind=Dinov3Prior,
     )
 

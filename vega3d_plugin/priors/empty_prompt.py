@@ -110,7 +110,7 @@ def _read_beside(path: Path, text_dim: int) -> Tensor:
     except Exception as error:
         raise PromptError(
             f"{path} cannot be read as an empty prompt: {brief(error)}. Only tensors are ever loaded from it. "
-            "Write it again with save_empty_prompt, or delete it."
+            "Write it again with `vega3d prior export-prompt`, or delete it."
         ) from error
     names = (_TENSOR,) if path.suffix == ".safetensors" else _PICKLED_NAMES
     if isinstance(found, Mapping):
@@ -286,5 +286,6 @@ def _nowhere(folder: Path, problems: list[str]) -> PromptError:
         f"No empty prompt for the checkpoint in {folder}. Looked for {', '.join(BESIDE)} and for a text encoder "
         f"to compute it with; found {'; '.join(problems)}. Either fetch the checkpoint's text_encoder/ (in the "
         f"original layout models_t5_umt5-xxl-enc-bf16.pth), which is needed once, or put {SAVED_NAME} there: "
-        "save_empty_prompt writes it, and an export from the released code, wan_prompt_embedding.pt, is read as it is."
+        "`vega3d prior export-prompt` writes it where the text encoder is, and an export from the released code, "
+        "wan_prompt_embedding.pt, is read as it is."
     )

@@ -17,6 +17,7 @@ from ..clips import check_frames
 from ..config import PriorSettings
 from ..errors import PriorError
 from .base import Prior
+from .devices import has_bfloat16, usable
 from .fast import Reduction, chosen
 from .fast.linears import CONVOLVED_LINEARS
 from .fingerprint import fingerprint
@@ -87,7 +88,8 @@ class FrozenPrior(Prior):
 
         Raises:
             FramesError: frames of a wrong shape, dtype or range.
-            PriorError: the device lacks the dtype, or its memory does not suffice; the message says what to change.
+            PriorError: the device cannot be used or lacks the dtype, or its memory does not suffice; the message says
+                what to change.
         """
         frames = check_frames(frames, f"Prior {self.settings.name!r}")
         with self.session(frames.device):
@@ -113,13 +115,13 @@ class FrozenPrior(Prior):
         """The compute dtype there: the one asked for, else bfloat16 on CUDA where it exists, else float32.
 
         Raises:
-            PriorError: the device lacks the dtype that was asked for.
+            PriorError: the device lacks the dtype that was asked for, or cannot be used.
         """
-        device = torch.device(self.settings.device) if self.settings.device else device
+        device = usable(self.settings.device) if self.settings.device else device
         if self.settings.dtype is None:
-            return torch.bfloat16 if device.type == "cuda" and _has_bfloat16(device) else torch.float32
+            return torch.bfloat16 if device.type == "cuda" and has_bfloat16(device) else torch.float32
         dtype: torch.dtype = getattr(torch, self.settings.dtype)
-        if dtype == torch.bfloat16 and not _has_bfloat16(device):
+        if dtype == torch.bfloat16 and not has_bfloat16(device):
             raise PriorError(
                 f"Prior {self.settings.name!r} was asked for bfloat16, which {device} lacks. "
                 "Use dtype='float16', or 'float32' with a lower chunk_frames."
@@ -146,7 +148,7 @@ class FrozenPrior(Prior):
         if self._busy:
             yield
             return
-        device = torch.device(self.settings.device) if self.settings.device else device
+        device = usable(self.settings.device) if self.settings.device else device
         # Features may be kept and used in training later, so they must not be inference tensors.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
             self._busy = True
@@ -262,18 +264,9 @@ def resolved_tap(tap: int | None, blocks: int, name: str) -> int:
     if not 0 <= index < blocks:
         raise PriorError(
             f"Prior {name!r} has {blocks} blocks, so the tap is in [{-blocks}, {blocks - 1}], got {tap}. "
-            f"Mid-depth blocks do best: try tap={round(blocks * 2 / 3)}."
+            f"Generators do best at mid depth: try tap={round(blocks * 2 / 3)}."
         )
     return index
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    try:
-        return bool((torch.ones(1, dtype=torch.bfloat16, device=device) + 1).item() == 2)
-    except (RuntimeError, TypeError):
-        return False
 
 
 def _unpickle(reload: Reload, settings: PriorSettings, expected: str) -> Prior:

@@ -205,6 +205,7 @@ SPECS = (
         options=HunyuanVideoOptions,
         prompt=_prompt,
         licence="Tencent Hunyuan Community License (not for use in the EU, the UK and South Korea)",
+        taps="0 to 19: dual-stream blocks, 20 to 59: single-stream blocks",
         parameters=10.0,
         kind=HunyuanVideoPrior,
     ),

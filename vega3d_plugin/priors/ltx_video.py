@@ -181,6 +181,7 @@ SPECS = (
         prompt=load_prompt,
         kind=LTXVideoPrior,
         licence="LTX-Video Open Weights licence",
+        taps="0 to 27: blocks of the transformer",
         parameters=1.5,
     ),
 )

@@ -212,6 +212,7 @@ SPECS = (
         options=MochiOptions,
         prompt=_prompt,
         licence="Apache 2.0",
+        taps="0 to 47: blocks of the transformer",
         parameters=7.0,
         kind=MochiPrior,
     ),

@@ -24,7 +24,7 @@ from .flow_matching import NoiseLevel
 from .frozen import Reload
 from .pipeline_prompt import pipeline_prompt, prompt_tensor
 from .umt5 import brief
-from .unet import Stage, UNetPrior, check_channels, load_unet, stage
+from .unet import STAGES, Stage, UNetPrior, check_channels, load_unet, stage
 from .vae import load_vae, vae_stride
 
 #: The file that the released code exports the empty prompt to.
@@ -239,6 +239,7 @@ SPECS = (
         options=StableDiffusionOptions,
         prompt=load_prompt,
         licence="CreativeML Open RAIL++-M",
+        taps=STAGES,
         parameters=0.29,
         kind=StableDiffusionPrior,
     ),

@@ -25,7 +25,7 @@ from .base import Prior, PriorSpec
 from .checkpoint import DIFFUSERS, TRANSFORMERS, expect, load_component, locate_parts, read_config, read_json
 from .flow_matching import NoiseLevel, draw_noise
 from .frozen import Reload
-from .unet import Stage, UNetPrior, check_channels, load_unet, stage
+from .unet import STAGES, Stage, UNetPrior, check_channels, load_unet, stage
 from .vae import load_vae, vae_stride
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -329,6 +329,7 @@ SPECS = (
         presets={"released": {"options": {"schedule": "released", "scale_latents": False}}},
         options=SvdOptions,
         licence="Stability AI Community License",
+        taps=STAGES,
         parameters=1.2,
         kind=StableVideoDiffusionPrior,
     ),

@@ -71,6 +71,7 @@ SPECS = (
         defaults={"tap": 2, "size": (96, 160), "window": 21, "overlap": 4},
         options=NoOptions,
         licence="none: random weights",
+        taps=f"0 to {BLOCKS - 1}: blocks of the transformer",
         kind=WanPrior,
     ),
 )

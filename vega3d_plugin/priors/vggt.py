@@ -161,6 +161,7 @@ SPECS = (
         presets={"released": {"size": (196, 196), "window": 32}},
         options=NoOptions,
         licence="CC BY-NC 4.0; facebook/VGGT-1B-Commercial: VGGT License",
+        taps="0 to 23: pairs of a frame block and a global block",
         parameters=0.9,
         kind=VggtPrior,
     ),

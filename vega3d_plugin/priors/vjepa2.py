@@ -155,6 +155,7 @@ def _spec(name: str, size: str, hub: str, dim: int, layers: int, parameters: flo
         options=Vjepa2Options,
         licence="MIT",
         parameters=parameters,
+        taps=f"0 to {layers - 1}: layers of the encoder",
         kind=Vjepa2Prior,
     )
 

@@ -18,7 +18,7 @@ from .wan_checkpoint import Variant, load_prompt, load_variant
 #: Timestep at which the A14B changes from one expert to the other (its ``boundary_ratio`` of 0.875).
 BOUNDARY = 875
 
-TI2V = Variant(original=("WanModel", "ti2v"), meaning="Wan 2.2 TI2V weights")
+TI2V = Variant(original=("WanModel", "ti2v"), patched_vae=True, meaning="Wan 2.2 TI2V weights")
 LOW_NOISE = Variant(
     original=("WanModel", "t2v"),
     folders=("transformer_2", "low_noise_model"),
@@ -61,6 +61,7 @@ SPECS = (
         prompt=_prompt_5b,
         kind=WanPrior,
         licence="Apache 2.0",
+        taps="0 to 29: blocks of the transformer",
         parameters=3.7,
     ),
     PriorSpec(
@@ -75,6 +76,7 @@ SPECS = (
         prompt=_prompt_a14b,
         kind=WanPrior,
         licence="Apache 2.0",
+        taps="0 to 39: blocks of the transformer",
         parameters=10,
     ),
 )

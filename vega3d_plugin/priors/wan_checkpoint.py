@@ -33,6 +33,9 @@ from .wan_vae_original import read_original_vae
 PROMPT_PATTERNS = ["empty_prompt.safetensors", "empty_prompt.pt", "wan_prompt_embedding.pt"]
 # Fetched only when no prompt embedding is at hand: the text encoder has 11 GB.
 TEXT_PATTERNS = ["text_encoder/*", "models_t5*.pth"]
+# Names the components of a diffusers' checkpoint, those too that were not fetched.
+INDEX = "model_index.json"
+SECOND = "transformer_2"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Variant:
         original: ``_class_name`` and ``model_type`` in the original layout.
         folders: of the transformer, in diffusers' layout and in the original one (empty: the checkpoint's own).
         prior: makes the prior.
+        patched_vae: its VAE takes patches of pixels: that of Wan 2.2 5B, whose latents are of 16x16 pixels.
         meaning: for messages.
     """
 
@@ -51,6 +55,7 @@ class Variant:
     original: tuple[str, str] = ("WanModel", "t2v")
     folders: tuple[str, str] = ("transformer", "")
     prior: Callable[..., WanPrior] = WanPrior
+    patched_vae: bool = False
     meaning: str = "text-to-video weights"
 
     @property
@@ -59,7 +64,7 @@ class Variant:
         home = f"{self.folders[1]}/" if self.folders[1] else ""
         return [
             f"{home}config.json", f"{home}diffusion_pytorch_model*", "*VAE*.pth", f"{self.folders[0]}/*", "vae/*",
-            *PROMPT_PATTERNS,
+            INDEX, *PROMPT_PATTERNS,
         ]  # fmt: skip
 
 
@@ -119,12 +124,14 @@ def find_layout(folder: Path, variant: Variant = TEXT_TO_VIDEO) -> Layout:
     """Recognise the layout of a checkpoint folder, and check that it is complete."""
     ours, theirs = folder / variant.folders[0], folder / variant.folders[1]
     if ours.is_dir():
+        _check_experts(folder, variant)
         config = read_config(ours, variant.transformer)
         if not isinstance(config.get("num_layers"), int):
             raise CheckpointError(f"{ours / 'config.json'} lacks num_layers.")
         if config.get("image_dim") or config.get("in_channels") != config.get("out_channels"):
             raise CheckpointError(f"{folder} holds an image-to-video Wan; this prior needs {variant.meaning}.")
         vae_config = read_config(folder / "vae", "AutoencoderKLWan")
+        _check_vae(vae_config, folder / "vae" / "config.json", variant)
         return Layout("diffusers", config, weight_files(ours), vae_config, weight_files(folder / "vae"))
     if (theirs / "config.json").is_file():
         config = read_json(theirs / "config.json")
@@ -141,6 +148,28 @@ def find_layout(folder: Path, variant: Variant = TEXT_TO_VIDEO) -> Layout:
         f"vae/config.json (diffusers' layout), or {home}config.json, {home}diffusion_pytorch_model*.safetensors and "
         f"Wan2.1_VAE.pth or Wan2.2_VAE.pth (original layout). {listing(folder)}"
     )
+
+
+def _check_experts(folder: Path, variant: Variant) -> None:
+    """Refuse the A14B where one transformer is wanted: its ``transformer/`` is the expert for high noise."""
+    index = folder / INDEX
+    has_second = (folder / SECOND).is_dir() or (index.is_file() and any(read_json(index).get(SECOND) or ()))
+    if has_second and variant.folders[0] != SECOND:
+        raise CheckpointError(
+            f"{folder} holds two transformers, as Wan 2.2 A14B does: {variant.folders[0]}/ is that for high noise. "
+            f"This prior needs {variant.meaning}. For the expert for low noise use the prior 'wan2.2-a14b'."
+        )
+
+
+def _check_vae(config: dict[str, Any], file: Path, variant: Variant) -> None:
+    """Refuse the VAE of the other version: transformers of both are of one class."""
+    if bool(config.get("patch_size")) != variant.patched_vae:
+        versions = ["Wan 2.1's (8x8 pixels a latent)", "Wan 2.2 5B's (16x16 pixels a latent)"]
+        expected, found = versions[variant.patched_vae], versions[not variant.patched_vae]
+        raise CheckpointError(
+            f"{file} is of another version: the VAE is {found}, expected {expected}. This prior needs "
+            f"{variant.meaning}. `vega3d ls priors` shows which prior reads which checkpoint."
+        )
 
 
 def build_transformer(layout: Layout, settings: PriorSettings, variant: Variant) -> tuple[Any, int]:

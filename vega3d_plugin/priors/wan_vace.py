@@ -152,6 +152,7 @@ SPECS = (
         prompt=_prompt,
         kind=WanVacePrior,
         licence="Apache 2.0",
+        taps="0 to 29: blocks of the transformer, each with the hint of the control branch",
         parameters=1.6,
     ),
     PriorSpec(
@@ -167,6 +168,7 @@ SPECS = (
         prompt=_prompt,
         kind=WanVacePrior,
         licence="Apache 2.0",
+        taps="0 to 39: blocks of the transformer, each with the hint of the control branch",
         parameters=12,
     ),
 )
