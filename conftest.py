@@ -44,7 +44,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
     if real_python() is None:
         terminalreporter.write_line(
-            "NOT RUN: tests against the real lmms-eval. Install it in an environment of its own (docs/evaluation.md) and "
-            "set VEGA3D_LMMS_EVAL_PYTHON to its interpreter; a double of its classes was run.",
+            "NOT RUN: tests against the real lmms-eval. Install it in an environment of its own (docs/evaluation.md) "
+            "and set VEGA3D_LMMS_EVAL_PYTHON to its interpreter; a double of its classes was run.",
             yellow=True,
         )

@@ -114,8 +114,12 @@ def load_host(
     return LoadedHost(model.eval(), sorted(info["missing_keys"]), sorted(info["unexpected_keys"]))
 
 
-def load_processor(source: str | Path) -> Any:
+def load_processor(source: str | Path, **options: Any) -> Any:
     """The processor of a checkpoint.
+
+    Args:
+        source: folder or hub id.
+        options: of ``AutoProcessor.from_pretrained``.
 
     Raises:
         HostError: there is none, or it takes no images.
@@ -127,7 +131,7 @@ def load_processor(source: str | Path) -> Any:
     if folder.is_dir() and not any((folder / name).is_file() for name in PROCESSOR_FILES):
         raise HostError(f"{source} has no processor: neither {' nor '.join(PROCESSOR_FILES)}.")
     try:
-        processor = transformers.AutoProcessor.from_pretrained(checked)
+        processor = transformers.AutoProcessor.from_pretrained(checked, **options)
     except Exception as error:
         raise HostError(f"{source} has no processor that can be loaded: {_brief(error)}") from error
     # Where there is only a tokenizer, AutoProcessor gives that.
