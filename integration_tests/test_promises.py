@@ -240,7 +240,8 @@ def test_half_precision(host: Host) -> None:
     assert {p.dtype for p in handle.parameters()} == {torch.bfloat16}
     assert torch.equal(logits(model, batch), before)
     freeze_host(model)
-    losses = train(model, batch, steps=3)
+    # A step or two may drown in the rounding of a bfloat16 loss.
+    losses = train(model, batch, steps=5)
     assert losses[-1] < losses[0]
 
 

@@ -107,8 +107,8 @@ class NoteMethod(MethodReplacement):
             output = self.original(*args, **kwargs)
         reader = branch.seam.reader
         if notes is not None and isinstance(reader, CheckingReader):
-            # Said when the forward ends, which `generate` calls later.
-            branch.left_out = reader.missed(notes)
+            # Said when the forward ends, which `generate` calls later; a host may encode images and videos apart.
+            branch.left_out = branch.left_out or reader.missed(notes)
         return output
 
 
@@ -141,7 +141,7 @@ def _note(
     if not isinstance(reader, NotingReader):
         raise HostError(f"Host {branch.host!r} has a point that notes, but {type(reader).__name__} has no `note`.")
     scenes = branch.settings.images == "scene"
-    return reader.note(SeamCall(module, args, kwargs, None, branch.samples, scenes, method))
+    return reader.note(SeamCall(module, args, kwargs, None, branch.samples, scenes, method, branch.notes))
 
 
 @contextmanager

@@ -211,6 +211,12 @@ def find_host(model: nn.Module, name: str | None = None) -> HostAdapter:
     if found is not None:
         return manager.hosts.get(found)
     broken = "".join(f" Plugin {n!r} failed to load: {e}." for n, e in manager.broken.items())
+    asked = [a.name for a in manager.hosts if type(model).__name__ in a.classes]
+    if asked:
+        raise HostError(
+            f"No host adapter patches {type(model).__name__} by itself, but {asked[0]!r} does when it is asked to: "
+            f"vega3d.patch(model, host={asked[0]!r}, processor=processor).{broken}"
+        )
     known = "; ".join(f"{a.name}: {', '.join(a.classes)}" for a in manager.hosts) or "no adapter is installed"
     raise HostError(
         f"No host adapter matches {type(model).__module__}.{type(model).__name__}. Supported: {known}.{broken} "

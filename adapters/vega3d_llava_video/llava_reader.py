@@ -69,8 +69,7 @@ class LlavaReader:
 
     def note(self, call: SeamCall) -> Notes | None:
         """The images of one call, with the kind and the sample of each; None where the host returns early."""
-        method = getattr(type(call.module), call.method)
-        given = inspect.signature(method).bind(call.module, *call.args, **call.kwargs)
+        given = _signature(call.module, call.method).bind(call.module, *call.args, **call.kwargs)
         given.apply_defaults()
         images, ids = given.arguments.get("images"), given.arguments.get("input_ids")
         # The host takes a prompt of one token for a step of decoding.
@@ -173,6 +172,12 @@ class LlavaReader:
 
     def _clip(self, pixels: Tensor, grid: TokenGrid, kind: Any) -> Clip:
         return Clip(self.statistics.unnormalise(pixels), grid, kind)
+
+
+def _signature(module: nn.Module, method: str) -> inspect.Signature:
+    """Of the nearest class whose method names its images; a fork may hand everything on as ``*args``."""
+    defined = [inspect.signature(vars(cls)[method]) for cls in type(module).__mro__ if method in vars(cls)]
+    return next((signature for signature in defined if "images" in signature.parameters), defined[0])
 
 
 def _grid(tokens: Tensor, frames: int = 1) -> TokenGrid:

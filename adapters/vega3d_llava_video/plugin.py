@@ -8,9 +8,11 @@ from vega3d_plugin.hookspecs import hookimpl
 from vega3d_plugin.seams import HostAdapter
 
 from .llava_package import LlavaPackageAdapter
+from .transformers_adapter import TransformersLlavaAdapter
 
 
 @hookimpl
 def vega3d_register_hosts(register: Callable[[HostAdapter], None]) -> None:
     """Register the LLaVA hosts."""
     register(LlavaPackageAdapter())
+    register(TransformersLlavaAdapter())
