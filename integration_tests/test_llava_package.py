@@ -172,6 +172,13 @@ def test_images_of_one_sample_as_the_views_of_one_scene(build: Build) -> None:
     assert [tuple(gate.shape) for gate in gates] == [(3, 4, 4)]
 
 
+def test_an_image_that_was_cut_into_tiles_is_no_view_of_a_scene() -> None:
+    model, prior = watch(double_model(), images="scene")
+    images = [pictures(1, seed=1), pictures(3, seed=2), pictures(1, seed=3), pictures(1, seed=4)]
+    logits(model, {"input_ids": prompt(1, 2, 3, 5), "images": images, "modalities": ["image"] * 4})
+    assert [len(frames) for frames in prior.seen] == [1, 1, 1, 1, 2]
+
+
 def test_images_around_a_video_are_one_scene_and_the_video_its_own(build: Build) -> None:
     model, prior = watch(build(), images="scene")
     logits(model, mixed_batch())
@@ -236,6 +243,33 @@ def test_a_video_that_is_pooled_elsewhere_is_named() -> None:
     batch = mixed_batch()
     with pytest.warns(SeamMissedWarning, match="encoded images, but the branch did not see 1 video"):
         model.generate(batch.pop("input_ids"), **batch, max_new_tokens=2)
+
+
+def test_images_that_are_encoded_elsewhere_are_named() -> None:
+    """A fork that encodes a second time, past the method, and takes those tokens."""
+    model = double_model()
+
+    class Fork(type(model)):  # type: ignore[misc]
+        def prepare_inputs_labels_for_multimodal(self, input_ids, *args, **kwargs):
+            self.encode_images = super().encode_images
+            try:
+                return super().prepare_inputs_labels_for_multimodal(input_ids, *args, **kwargs)
+            finally:
+                self.__dict__["encode_images"] = replacement
+
+    model.__class__ = Fork
+    hosts.patch(model)
+    replacement = model.__dict__["encode_images"]
+    with pytest.warns(SeamMissedWarning, match=r"did not see 2 image\(s\), because 'encode_images' was not called"):
+        logits(model, mixed_batch())
+
+
+def test_the_branch_takes_after_the_projector() -> None:
+    """Not after whatever comes last in the inner model, which may be quantised or lie elsewhere."""
+    model = double_model()
+    model.get_model().add_module("later", nn.Linear(2, 2).bfloat16())
+    hosts.patch(model)
+    assert {p.dtype for p in vega3d.get_handle(model).parameters()} == {torch.float32}
 
 
 def test_a_fork_that_pools_in_another_order_is_an_error() -> None:
