@@ -192,9 +192,11 @@ def _recipes() -> list[Row]:
 
 
 def _recipes_table(rows: list[Row]) -> Table:
-    made = table("recipe", "what it is", title="Recipes", whole=["recipe"])
+    made = table("recipe", title="Recipes")
     for row in rows:
-        made.add_row(row["name"], stacked(row["summary"], row["path"]))
+        made.add_row(_entry(row["name"], Text(row["summary"])))
+    made.caption = "`vega3d recipes show NAME` prints one, `vega3d recipes cp NAME mine.yaml` makes it yours"
+    made.caption_justify = "left"
     return made
 
 
