@@ -29,7 +29,8 @@ class Layout:
     """One of the two released branches.
 
     Attributes:
-        host: the adapter's name.
+        host: name of the adapter whose host it was trained on.
+        hosts: names of all adapters whose hosts have that seam.
         projector, fuser: how the names of their tensors begin.
         space: alignment in space.
         size: height and width of frames when config.json does not say.
@@ -39,6 +40,7 @@ class Layout:
     """
 
     host: str
+    hosts: tuple[str, ...]
     projector: str
     fuser: str
     space: str
@@ -58,11 +60,12 @@ class Layout:
 
 
 QWEN = Layout(
-    "qwen_vl", "generative_merger.", "generative_fusion.", "bilinear", (480, 832), -1,
+    "qwen_vl", ("qwen_vl",), "generative_merger.", "generative_fusion.", "bilinear", (480, 832), -1,
     "generative_fusion_method", "generative_merger_type", "generative_fusion_",
 )  # fmt: skip
 LLAVA = Layout(
-    "llava_video", "generative_projector.", "feature_fusion.", "adaptive_avg", (720, 1280), 20,
+    "llava_video", ("llava_video", "llava_transformers"), "generative_projector.", "feature_fusion.",
+    "adaptive_avg", (720, 1280), 20,
     "feature_fusion_method", "generative_projector_type", "fusion_",
 )  # fmt: skip
 
