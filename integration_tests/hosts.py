@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import vega3d
 
 #: Modules of ``rows``, one per adapter or source of hosts.
-MODULES = ("qwen_vl", "llava_package")
+MODULES = ("qwen_vl", "llava_package", "transformers_llava", "generic", "openvla")
 PROJECTOR = {"name": "mlp", "hidden_dim": 64}
 HOSTS: list[Host] = [row for module in MODULES for row in importlib.import_module(f"rows.{module}").ROWS]
 
@@ -47,8 +47,8 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def loss_of(model: nn.Module, batch: Batch) -> Tensor:
-    """The host's own loss, with the prompt as its labels."""
-    out: Tensor = model(**batch, labels=batch["input_ids"].clone()).loss
+    """The host's own loss, with the prompt as its labels where the batch has none."""
+    out: Tensor = model(**{"labels": batch["input_ids"].clone(), **batch}).loss
     return out
 
 

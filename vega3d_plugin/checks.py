@@ -99,14 +99,14 @@ def check_load(loaded: LoadedHost) -> Check:
 
 
 def check_host(model: nn.Module) -> Check:
-    """An adapter matches, and finds its seam."""
+    """An adapter matches, and finds its seam. WARN: it has something to say about this model."""
     if is_patched(model):
         raise PatchError("The model is already patched. Call vega3d.unpatch(model) first.")
     adapter = find_host(model)
     seam = adapter.seams(model)[0]
-    return Check(
-        "host", "PASS", f"{adapter.name}, seam {seam.path!r}, tokens of size {seam.hidden_size}, merge {seam.merge}"
-    )
+    measured = f"{adapter.name}, seam {seam.path!r}, tokens of size {seam.hidden_size}, merge {seam.merge}"
+    notices: list[str] = getattr(adapter, "notices", lambda model: [])(model)
+    return Check("host", "WARN" if notices else "PASS", measured, " ".join(notices))
 
 
 def check_processor(model: nn.Module, processor: Any) -> Check:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .clips import Clip
 from .errors import HostError
-from .patching import get_handle
+from .patching import find_host, get_handle
 
 SIDE = 224
 CELLS = 8
@@ -79,7 +79,7 @@ def make_probe(processor: Any, model: nn.Module) -> Probe:
     picture = known_picture()
     try:
         picture_batch, black, white = (
-            _batch(processor, model, "image", images=[frame])
+            _image_batch(processor, model, frame)
             for frame in (picture, np.zeros_like(picture), np.full_like(picture, 255))
         )
     except Exception as error:
@@ -147,6 +147,14 @@ def frames_of_one_colour(model: nn.Module, value: float) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _image_batch(processor: Any, model: nn.Module, picture: np.ndarray) -> Batch:
+    """One picture, as the adapter shows it when it has a way of its own."""
+    own = getattr(find_host(model), "probe_batch", None)
+    if own is None:
+        return _batch(processor, model, "image", images=[picture])
+    return {key: _placed(value, _like(model)) for key, value in own(processor, model, picture).items()}
 
 
 def _batch(processor: Any, model: nn.Module, kind: str, **media: Any) -> Batch:

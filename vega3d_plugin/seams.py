@@ -36,7 +36,8 @@ class SeamCall(NamedTuple):
         samples: images per sample of the batch, in order, where the host told (``Seam.entry`` ran first), else None.
         as_scenes: True when the images of one sample are to be the views of one clip.
         method: name of the method that was called; empty for the module's forward.
-        notes: what :meth:`NotingReader.note` returned last, while it is valid, else None.
+        notes: what :meth:`NotingReader.note` returned last, while it is valid, else None. While a note is taken: that
+            of the method from which this one is called.
     """
 
     module: nn.Module
@@ -164,6 +165,11 @@ class HostAdapter(Protocol):
     """What an adapter plugin registers for one host family.
 
     ``matches`` and ``seams`` look at structure and class names; they import no host library and change nothing.
+
+    Two methods are optional, for ``vega3d doctor``. ``notices(model) -> list[str]``: what a user of this very model
+    should know that is no fault of the branch. ``probe_batch(processor, model, picture) -> Mapping``: the arguments of
+    the model's forward for one picture ``[H, W, 3]`` uint8 and any prompt, where the processor is not called as
+    ``processor(text=[...], images=[...])`` or the forward takes more than the processor gives.
     """
 
     name: str

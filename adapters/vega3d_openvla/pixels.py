@@ -1,0 +1,102 @@
+"""OpenVLA's stacked pixels, back to pictures: three channels for each vision tower, image after image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from vega3d_plugin.clips import RANGE_TOLERANCE, PixelStatistics
+from vega3d_plugin.errors import FramesError
+from vega3d_plugin.statistics import CLIP, HALF, PLAIN
+
+#: With which timm's models normalise pixels, to name the ones that would fit.
+KNOWN = {
+    "ImageNet's": PixelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "0.5 throughout": HALF,
+    "OpenAI CLIP's": CLIP,
+    "none, pixels in [0, 1]": PLAIN,
+    "none, pixels in 0..255": PixelStatistics((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+}
+# The towers may resize a picture each in its own way, so only the mean difference tells.
+SAME_PICTURE = 0.02
+
+
+@dataclass(frozen=True)
+class Stacking:
+    """How the channels of ``pixel_values`` are to be read.
+
+    Attributes:
+        statistics: for each vision tower, in the order of its channels: with which its pixels were normalised.
+        towers: their names, for messages.
+        source: where the statistics come from, for messages.
+    """
+
+    statistics: tuple[PixelStatistics, ...]
+    towers: tuple[str, ...]
+    source: str
+
+    @property
+    def channels(self) -> int:
+        """Channels per image: 3 for each tower."""
+        return 3 * len(self.statistics)
+
+    def pictures(self, pixels: Tensor, images: int) -> Tensor:
+        """``[B, images * channels, H, W]``, normalised, to ``[B, images, 3, H, W]`` in [0, 1].
+
+        Those of the first tower; the other's are the same pictures, which is checked.
+
+        Raises:
+            FramesError: they are no pictures in [0, 1], or the two towers' are not the same: the statistics are wrong.
+        """
+        groups = self._groups(pixels, images)
+        shown = [statistics.unnormalise(group) for statistics, group in zip(self.statistics, groups, strict=True)]
+        self._check(shown, groups)
+        return shown[0]
+
+    def _groups(self, pixels: Tensor, images: int) -> list[Tensor]:
+        stacked = pixels.detach().reshape(pixels.shape[0], images, len(self.statistics), 3, *pixels.shape[-2:])
+        return list(stacked.unbind(2))
+
+    def _check(self, shown: Sequence[Tensor], groups: Sequence[Tensor]) -> None:
+        # One transfer from the device for all figures.
+        figures = [figure for picture in shown for figure in picture.aminmax()]
+        figures += [(picture - shown[0]).abs().mean() for picture in shown[1:]]
+        values = torch.stack(figures).tolist()
+        ranges = [(values[2 * i], values[2 * i + 1]) for i in range(len(shown))]
+        apart = max(values[2 * len(shown) :], default=0.0)
+        problems = [
+            f"un-normalised with {_text(statistics)}, the pixels of {tower!r} lie in [{low:.2f}, {high:.2f}]"
+            for (low, high), statistics, tower in zip(ranges, self.statistics, self.towers, strict=True)
+            if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE
+        ]
+        if not problems and apart > SAME_PICTURE:
+            used = " and ".join(_text(statistics) for statistics in self.statistics)
+            problems = [f"un-normalised with {used}, the two towers' pictures differ by {apart:.2f} on average"]
+        if problems:
+            raise FramesError(
+                f"Host 'openvla': {'; '.join(problems)}, so these statistics (from the {self.source}) are not those of "
+                f"pixel_values.{_would_fit(groups, self.towers)} Pass the processor that makes the pixels: "
+                "vega3d.patch(model, processor=processor)."
+            )
+
+
+def _would_fit(groups: Sequence[Tensor], towers: Sequence[str]) -> str:
+    """Which known statistics give pictures: of all that fit, those that use the most of the range."""
+    best, width = "", 0.0
+    for names in product(KNOWN, repeat=len(groups)):
+        shown = [KNOWN[name].unnormalise(group) for name, group in zip(names, groups, strict=True)]
+        low, high = (min(float(s.min()) for s in shown), max(float(s.max()) for s in shown))
+        same = all(float((s - shown[0]).abs().mean()) <= SAME_PICTURE for s in shown)
+        if low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE and same and high - low > width:
+            width = high - low
+            best = ", ".join(f"{name} for {tower!r}" for name, tower in zip(names, towers, strict=True))
+    return f" These would fit: {best}." if best else ""
+
+
+def _text(statistics: PixelStatistics) -> str:
+    mean, std = (", ".join(f"{v:.3g}" for v in values) for values in (statistics.mean, statistics.std))
+    return f"mean ({mean}), std ({std})"

@@ -1,0 +1,16 @@
+"""What this package adds to vega3d, through the same hook as any third party's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vega3d_plugin.hookspecs import hookimpl
+from vega3d_plugin.seams import HostAdapter
+
+from .adapter import OpenVLAAdapter
+
+
+@hookimpl
+def vega3d_register_hosts(register: Callable[[HostAdapter], None]) -> None:
+    """Register OpenVLA."""
+    register(OpenVLAAdapter())
