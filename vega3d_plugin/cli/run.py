@@ -22,6 +22,9 @@ def run(
         list[str] | None, typer.Argument(metavar="-- SCRIPT ARGS", help="As after `python`; `-m MODULE ARGS` too.")
     ] = None,
     store: Annotated[Path | None, typer.Option(help="Folder of features: each clip is encoded once.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SETTING=VALUE", help="As prior.tap=16; may be repeated.")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="List what is wrapped.")] = False,
 ) -> None:
     """Run a host's own training or evaluation script, unchanged, with the branch.
@@ -37,8 +40,10 @@ def run(
     """
     from .. import running
 
-    session = running.make_session(recipe, _say, store)
     parsed = None if explain and not command else running.parse_command(command or [])
+    session = running.make_session(recipe, _say, overrides=overrides or [], store=store)
+    if session is None and running.rank() == 0:
+        _say(f"{recipe} has no branch (prior: null): the script runs as it is, and nothing is wrapped")
     try:
         running.run(session, parsed, _show if explain and running.rank() == 0 else None)
     except Vega3dError:

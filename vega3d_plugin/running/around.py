@@ -133,6 +133,7 @@ class Around:
 
     def adapter_init(self, original: Original, model: Any, base: nn.Module, config: Any, *args: Any, **kw: Any) -> Any:
         """``PeftModel.__init__``, where ``get_peft_model`` and ``PeftModel.from_pretrained`` both end."""
+        self.session.complete(base)
         self._keep(base, config)
         return original(model, base, config, *args, **kw)
 

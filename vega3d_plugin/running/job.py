@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from ..config import BranchSettings
 from ..recipes import branch_settings, read_recipe
 from .around import explain, wrapped
 from .optimizers import nothing_built
@@ -16,36 +16,41 @@ from .session import Session
 Shown = Callable[[list[tuple[str, str]]], None]
 
 
-def make_session(recipe: str | Path, say: Callable[[str], None], store: Path | None = None) -> Session:
-    """A session with the settings of a recipe.
+def make_session(
+    recipe: str | Path, say: Callable[[str], None], *, overrides: Sequence[str] = (), store: Path | None = None
+) -> Session | None:
+    """A session with the settings of a recipe; None when it has no branch (``prior: null``).
 
     Args:
         recipe: name or file.
         say: takes one line for the user.
+        overrides: such as ``prior.tap=16``.
         store: folder of features.
 
     Raises:
         UnknownNameError, SettingsError: see :func:`~vega3d_plugin.recipes.read_recipe`.
     """
-    settings = read_recipe(recipe)
-    branch = branch_settings(settings)
-    part: Any = getattr(getattr(settings, "tune", None), "branch", None)
+    # What the recipe says of data and the host's weights is the script's business.
+    settings = read_recipe(recipe, overrides, blocks={*BranchSettings.model_fields, "tune"})
+    if settings.prior is None:
+        return None
+    part = None if settings.tune is None else settings.tune.branch
     return Session(
         adapter=settings.host.adapter,
-        settings=branch,
+        settings=branch_settings(settings),
         store=store,
-        branch_lr=getattr(part, "learning_rate", None),
-        frozen=getattr(part, "mode", "full") == "frozen",
-        seed=getattr(settings.train, "seed", 0),
+        branch_lr=None if part is None else part.learning_rate,
+        frozen=part is not None and part.mode == "frozen",
+        seed=0 if settings.train is None else settings.train.seed,
         say=say,
     )
 
 
-def run(session: Session, command: Command | None, show: Shown | None = None) -> None:
+def run(session: Session | None, command: Command | None, show: Shown | None = None) -> None:
     """Run a script with the branch in the hosts that it builds.
 
     Args:
-        session: of this run; one for each.
+        session: of this run; one for each. None: nothing is wrapped.
         command: what to run; None: nothing, for ``show`` alone.
         show: called with all that is wrapped, before the script begins.
 
@@ -53,6 +58,10 @@ def run(session: Session, command: Command | None, show: Shown | None = None) ->
         RunError: the script ended, but built no host.
         SystemExit and whatever else the script raises.
     """
+    if session is None:
+        if command is not None:
+            run_command(command)
+        return
     with wrapped(session):
         if show is not None:
             show(explain(session))

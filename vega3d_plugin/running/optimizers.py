@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..branch import GenerativeBranch
 from ..errors import FrozenBranchError
 from .script import RunError
 from .session import Session, unfreeze
@@ -53,7 +52,7 @@ def before_step(session: Session, optimizer: torch.optim.Optimizer) -> None:
         return
     session.checked.add(optimizer)
     session.steps += 1
-    if not session.hosts:
+    if not session.hosts or any(_trains(optimizer, m) for m in _alive(session)):
         raise RunError(f"{_name(optimizer)} is about to train, but {nothing_built(session)}")
     for host, model, branch in session.branches():
         parameters = dict(branch.named_parameters())
@@ -84,11 +83,20 @@ def before_step(session: Session, optimizer: torch.optim.Optimizer) -> None:
 
 def nothing_built(session: Session) -> str:
     """Why there is no branch, for messages."""
+    if session.waiting:
+        return " ".join(
+            f"{host.name} from {host.source} could not be given a branch: {host.error}" for host in session.waiting
+        )
     seen = f"built were {', '.join(session.others)}" if session.others else "it built no model at all"
     return (
         f"no host of adapter {session.adapter!r} was built by from_pretrained ({seen}). Name the recipe of this host, "
         "or run the script without vega3d."
     )
+
+
+def _alive(session: Session) -> Iterator[nn.Module]:
+    """Hosts that still wait for their branch."""
+    return (model for host in session.waiting if (model := host.ref()) is not None)
 
 
 def _trains(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
@@ -132,6 +140,3 @@ def _some(names: Iterable[str]) -> str:
 
 def _is(names: list[str]) -> str:
     return "is" if len(names) == 1 else "are"
-
-
-__all__ = ["GenerativeBranch", "before_step", "nothing_built", "own_groups"]

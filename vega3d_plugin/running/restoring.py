@@ -52,6 +52,7 @@ def host_processor(model: nn.Module, source: Any) -> Any:
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=trusted)
     except Exception:
         return None
+    # Where there is only a tokenizer, AutoProcessor gives that.
     return processor if getattr(processor, "image_processor", None) is not None else None
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..branch import GenerativeBranch
 from ..config import BranchSettings
-from ..errors import PatchError, SavedBranchError
+from ..errors import HostError, PatchError, SavedBranchError
 from ..features.store import FeatureStore
 from ..hooks import CHILD
 from ..patching import get_handle, is_patched, patch
@@ -36,13 +36,19 @@ class Host:
         ref: the model.
         name: its class.
         source: where it came from.
+        saved: folder that holds its branch, or None.
+        processor: that of its folder, or None.
         restored: where its branch came from; empty when it is new.
+        error: why it has no branch yet.
     """
 
     ref: weakref.ref[nn.Module]
     name: str
     source: str
+    saved: Path | None = None
+    processor: Any = None
     restored: str = ""
+    error: str = ""
 
 
 @dataclass
@@ -68,6 +74,8 @@ class Session:
     seed: int = 0
     say: Callable[[str], None] = print
     hosts: list[Host] = field(default_factory=list)
+    #: Hosts that could not be patched as they were built.
+    waiting: list[Host] = field(default_factory=list)
     #: Classes built by ``from_pretrained`` that got no branch, for messages.
     others: dict[str, None] = field(default_factory=dict)
     #: Folders that a branch was written to.
@@ -104,24 +112,44 @@ class Session:
             self.others[type(model).__name__] = None
             return
         saved = next(filter(None, (folder_with_branch(place, options) for place in _places(source, options))), None)
-        processor = host_processor(model, source)
+        host = Host(weakref.ref(model), type(model).__name__, str(source), saved, host_processor(model, source))
+        try:
+            self._add(host, model)
+        except HostError as error:
+            # LLaVA's scripts load the vision tower later. Whoever never completes the model is told before training.
+            host.error = str(error)
+            self.waiting.append(host)
+            self.tell(f"{host.name} from {source} is not complete yet and waits for its branch: {error}")
+
+    def complete(self, module: nn.Module | None) -> None:
+        """Try again with hosts in ``module`` that could not be given their branch when they were built."""
+        inside = set() if module is None or not self.waiting else {id(part) for part in module.modules()}
+        for host in [host for host in self.waiting if id(host.ref()) in inside]:
+            try:
+                self._add(host, module if is_peft_model(module) else host.ref())  # type: ignore[arg-type]
+            except HostError as error:
+                host.error = str(error)
+            else:
+                self.waiting.remove(host)
+
+    def _add(self, host: Host, model: nn.Module) -> None:
+        """Patch a model, the host itself or a ``PeftModel`` of it, and load the branch it was saved with."""
+        prior = [] if self.prior is None else [self.prior]
         with torch.random.fork_rng(devices=[]):
             # Equal on all ranks and in every run, and the script's own random numbers stay what they were.
             torch.manual_seed(self.seed)
             patch(
-                model, *([] if self.prior is None else [self.prior]), config=self.settings, processor=processor,
-                store=self.store, host=self.adapter,
+                model, *prior, config=self.settings, processor=host.processor, store=self.store, host=self.adapter
             )  # fmt: skip
-        self.prior = get_handle(model).prior
-        self.store = get_handle(model).branch.store
+        handle = get_handle(model)
+        self.prior, self.store = handle.prior, handle.branch.store
         if self.frozen:
-            get_handle(model).freeze()
-        host = Host(weakref.ref(model), type(model).__name__, str(source))
+            handle.freeze()
         self.hosts.append(host)
-        if saved is not None:
-            self.restore(model, saved)
+        if host.saved is not None:
+            self.restore(model, host.saved)
         else:
-            self.tell(f"{host.name} from {source} has a new branch: {get_handle(model)}")
+            self.tell(f"{host.name} from {host.source} has a new branch: {handle}")
 
     def restore(self, model: nn.Module, folder: Path) -> None:
         """Load the branch of a folder into a host that has one with the recipe's settings.
@@ -167,6 +195,7 @@ class Session:
 
     def keep_trainable(self, module: nn.Module | None) -> None:
         """Undo what froze the branches in ``module``, unless ``handle.freeze()`` did it."""
+        self.complete(module)
         for host in self.hosts_in(module):
             model = host.ref()
             if model is not None and is_patched(model):

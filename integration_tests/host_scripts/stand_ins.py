@@ -1,0 +1,206 @@
+"""``python stand_ins.py HOST run ...``: the command ``vega3d`` where packages that a host's script imports are absent.
+
+Stands in for imports alone: data pipelines in tensorflow, parsers, trackers, and calls to a GPU that is not there. The
+models, their code, PEFT, the optimisers and all that saves are the real ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import inspect
+import json
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+#: Packages that the scripts import, and that are no part of what is tested.
+ABSENT = {
+    "llava": ("deepspeed", "trl"),
+    "oft": (
+        "draccus", "wandb", "tensorflow", "tensorflow_datasets", "tensorflow_graphics", "dlimp", "json_numpy",
+        "absl", "jsonlines", "libero", "imageio", "robosuite", "sentencepiece",
+    ),
+}  # fmt: skip
+
+
+class Anything(types.ModuleType):
+    """A module, class or function that gives more of itself, whatever is asked of it."""
+
+    __path__: typing.ClassVar[list[str]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        full = f"{self.__name__}.{name}"
+        return sys.modules.get(full) or Anything(full)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # As a decorator it leaves the function as it is.
+        return args[0] if len(args) == 1 and callable(args[0]) and not kwargs else self
+
+    def __mro_entries__(self, bases: Any) -> tuple[type, ...]:
+        return (object,)
+
+    def __or__(self, other: Any) -> Any:
+        return self
+
+    __ror__ = __getitem__ = __or__
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def __init__(self, names: set[str]) -> None:
+        self.names = names
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name.partition(".")[0] in self.names:
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return Anything(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        pass
+
+
+def install(host: str) -> None:
+    # First, so that it finds out what is really there.
+    import transformers.modeling_utils
+    import transformers.trainer  # noqa: F401
+
+    # LLaVA-NeXT brings a `trl` of its own, which needs `datasets`.
+    absent = {name for name in ABSENT[host] if name == "trl" or importlib.util.find_spec(name) is None}
+    sys.meta_path.insert(0, Finder(absent))
+    {"llava": llava, "oft": oft}[host]()
+    if not torch.cuda.is_available():
+        torch.cuda.synchronize = torch.cuda.empty_cache = torch.cuda.set_device = lambda *_: None
+
+
+def llava() -> None:
+    """What newer releases of transformers and accelerate moved or take otherwise.
+
+    LLaVATrainer's loop is a copy of an older Trainer's that uses names which it never imports, so it runs nowhere;
+    Trainer's own, which it would override, is left in its place. Its optimiser, sampler and saves are its own.
+    """
+    import accelerate
+    import accelerate.utils
+    import transformers
+
+    transformers.trainer.GradientAccumulationPlugin = accelerate.utils.GradientAccumulationPlugin
+    module = importlib.import_module("llava.train.llava_trainer")
+    if not hasattr(module, "TrainerState"):
+        del module.LLaVATrainer._inner_training_loop
+    save = transformers.Trainer._save_checkpoint
+    if "metrics" not in inspect.signature(save).parameters:
+        transformers.Trainer._save_checkpoint = lambda self, model, trial, metrics=None: save(self, model, trial)
+    module.Accelerator = lambda dispatch_batches, split_batches, **options: accelerate.Accelerator(**options)
+
+
+def oft() -> None:
+    draccus = importlib.import_module("draccus")
+    draccus.wrap = wrap
+    draccus.ChoiceRegistry = type("ChoiceRegistry", (), {"register_subclass": classmethod(lambda *_: None)})
+    on_the_cpu()
+    # The tiny vision towers of the test's checkpoint.
+    from rows.openvla import register_towers
+
+    register_towers()
+    datasets = importlib.import_module("prismatic.vla.datasets.datasets")
+    datasets.get_oxe_dataset_kwargs_and_weights = lambda *_, **__: ([{}], [1.0])
+    datasets.make_interleaved_dataset = lambda **_: (Steps(), len(Steps.rows()), Steps.statistics)
+
+
+def wrap() -> Any:
+    """A parser for ``--name value`` into the dataclass that a function takes."""
+
+    def decorate(function: Any) -> Any:
+        cls = next(iter(typing.get_type_hints(function).values()))
+
+        def call() -> Any:
+            hints = typing.get_type_hints(cls)
+            words = iter(sys.argv[1:])
+            values = {}
+            for word in words:
+                name = word.removeprefix("--")
+                values[name] = parse(next(words), hints[name])
+            return function(cls(**values))
+
+        return call
+
+    return decorate
+
+
+def parse(word: str, hint: Any) -> Any:
+    kind = next((k for k in typing.get_args(hint) if k is not type(None)), hint)
+    return json.loads(word.lower()) if kind in (bool, int, float) else kind(word)
+
+
+def on_the_cpu() -> None:
+    """The script asks for a GPU by its number."""
+    if torch.cuda.is_available():
+        return
+    import accelerate
+    from torch.nn import parallel
+
+    class State(accelerate.PartialState):
+        @property
+        def local_process_index(self) -> Any:
+            return torch.device("cpu")
+
+        @local_process_index.setter
+        def local_process_index(self, value: Any) -> None:
+            pass
+
+    class Wrapped(parallel.DistributedDataParallel):
+        def __init__(self, module: Any, device_ids: Any = None, **options: Any) -> None:
+            super().__init__(module, **options)
+
+    class Autocast(torch.autocast):
+        def __init__(self, device_type: str, **options: Any) -> None:
+            super().__init__("cpu" if device_type == "cuda" else device_type, **options)
+
+    accelerate.PartialState, parallel.DistributedDataParallel, torch.autocast = State, Wrapped, Autocast
+
+
+class Steps:
+    """What the tensorflow pipeline would give: steps of an episode, with the next actions."""
+
+    statistics: typing.ClassVar[dict[str, Any]] = {}
+
+    @staticmethod
+    def rows() -> range:
+        return range(8)
+
+    def as_numpy_iterator(self) -> Any:
+        import numpy as np
+
+        rng = np.random.default_rng(0)
+        for _ in self.rows():
+            views = {
+                name: rng.integers(0, 255, (1, 56, 56, 3), dtype=np.uint8) for name in ("image_primary", "image_wrist")
+            }
+            yield {
+                "dataset_name": b"libero", "action": rng.uniform(-1, 1, (8, 7)).astype(np.float32),
+                "observation": {**views, "proprio": rng.uniform(-1, 1, (1, 8)).astype(np.float32)},
+                "task": {"language_instruction": b"lift the cup"},
+            }  # fmt: skip
+
+
+if __name__ == "__main__":
+    name, *rest = sys.argv[1:]
+    here = Path(__file__).resolve().parent
+    with contextlib.suppress(ValueError):
+        sys.path.remove(str(here))
+    sys.argv = ["vega3d", *rest]
+    install(name)
+    from vega3d_plugin.cli import main
+
+    main()

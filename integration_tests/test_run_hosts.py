@@ -1,0 +1,241 @@
+"""``vega3d run`` on the hosts' own training and evaluation scripts, as they are in ``VEGA3D_HOST_SOURCES``.
+
+Tiny models of the real classes, one process, a CPU. What stands in for absent packages is in
+``host_scripts/stand_ins.py``: imports, data pipelines and calls to a GPU, no model, trainer or optimiser.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from host_sources import host_source
+from PIL import Image
+from rows.llava_package import CROP, installed, next_model, tower_folder
+from rows.openvla import SIDE, can_run, real_model, real_module
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vega3d_qwen_vl.tiny import tiny_tokenizer
+
+HERE = Path(__file__).parent
+STAND_INS = HERE / "host_scripts" / "stand_ins.py"
+
+
+def write_recipe(path: Path, adapter: str) -> Path:
+    blocks = {
+        "host": {"adapter": adapter, "model": "tiny", "dtype": "bfloat16"},
+        "prior": {"name": "tiny-wan", "context": "views", "tap": 2, "size": [96, 160]},
+        "projector": {"name": "mlp2x_gelu", "hidden_dim": 64},
+        "space": "adaptive_avg",
+    }
+    path.write_text("# A recipe for tests\n" + yaml.safe_dump(blocks))
+    return path
+
+
+def run(host: str, checkout: str, recipe: Path, *words: object, launched: bool = False) -> str:
+    """Run a script of a checkout; what was said."""
+    python = [sys.executable]
+    if launched:
+        python = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "1"]
+        python += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    command = [*python, STAND_INS, host, "run", "--recipe", recipe, "--", *words]
+    environment = {
+        **os.environ,
+        # The doubles are enough here, and the checkout's package must be imported as its script does it.
+        "VEGA3D_HOST_SOURCES": "",
+        # The checkout is importable, as `pip install -e` would make it.
+        "PYTHONPATH": os.pathsep.join(map(str, [HERE, HERE.parent / "tests", host_source(checkout)])),
+        "HF_MODULES_CACHE": str(recipe.parent / "modules"),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    ended = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, cwd=host_source(checkout), env=environment, timeout=500
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-6000:]
+    return ended.stderr
+
+
+def said(text: str) -> list[str]:
+    return [line.removeprefix("vega3d: ") for line in text.splitlines() if line.startswith("vega3d: ")]
+
+
+def branch_of(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "vega3d.safetensors")
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def flags(**values: object) -> list[str]:
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.mark.skipif(installed() != "LLaVA-NeXT", reason="no checkout of LLaVA-NeXT that this environment can import")
+class TestLlavaNext:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def base(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("llava") / "llava-qwen-tiny"
+        tokenizer = tiny_tokenizer()
+        # The script expects exactly these two.
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}, replace_additional_special_tokens=True
+        )
+        tokenizer.save_pretrained(folder)
+        next_model(vocab_size=512, tokenizer_padding_side="right").to(torch.bfloat16).save_pretrained(folder)
+        return folder
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def data(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """Rows with an image and rows with a video, which the script reads as a folder of frames."""
+        root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+        frames = root / "shareVideoGPTV" / "walk"
+        frames.mkdir(parents=True)
+        for path in (root / "room.png", *(frames / f"{i}.png" for i in range(10))):
+            Image.fromarray(rng.integers(0, 255, (CROP, CROP, 3), dtype=np.uint8)).save(path)
+        talk = [{"from": "human", "value": "<image>\nLeft or right?"}, {"from": "gpt", "value": "Left."}]
+        rows = [
+            {"id": i, ("image" if i % 2 else "video"): "room.png" if i % 2 else "shareVideoGPTV/walk"} for i in range(4)
+        ]
+        (root / "rows.json").write_text(json.dumps([{**row, "conversations": talk} for row in rows]))
+        return root
+
+    def arguments(self, base: Path, data: Path, out: Path, **options: object) -> list[str]:
+        values: dict[str, Any] = {
+            "model_name_or_path": base, "version": "qwen_1_5", "data_path": data / "rows.json", "image_folder": data,
+            "video_folder": data, "vision_tower": tower_folder(), "mm_projector_type": "mlp2x_gelu",
+            "mm_vision_select_layer": -2, "mm_use_im_start_end": False, "mm_use_im_patch_token": False,
+            "mm_patch_merge_type": "spatial_unpad", "mm_newline_position": "grid", "image_aspect_ratio": "pad",
+            "bf16": True, "use_cpu": True, "output_dir": out, "max_steps": 4, "per_device_train_batch_size": 1,
+            "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2, "report_to": "none",
+            "attn_implementation": "sdpa", "gradient_checkpointing": True, "dataloader_num_workers": 0,
+            "lazy_preprocess": True, "model_max_length": 2048, "disable_tqdm": True, **options,
+        }  # fmt: skip
+        return flags(**values)
+
+    def evaluate(self, recipe: Path, base: Path, out: Path, *words: object) -> list[str]:
+        script = HERE / "host_scripts" / "llava_eval.py"
+        return said(run("llava", "LLaVA-NeXT", recipe, script, base, out, *words))
+
+    @pytest.mark.parametrize("parts", ["mm_vision_tower,mm_mlp_adapter,mm_language_model", "mm_mlp_adapter"])
+    def test_full(self, base: Path, data: Path, tmp_path: Path, parts: str) -> None:
+        recipe, out = write_recipe(tmp_path / "r.yaml", "llava_video"), tmp_path / "llava-qwen-out"
+        words = self.arguments(base, data, out, mm_tunable_parts=parts)
+        lines = said(run("llava", "LLaVA-NeXT", recipe, "llava/train/train_mem.py", *words))
+        assert f"LlavaQwenForCausalLM from {base} has a new branch" in lines[0]
+        assert any("AdamW: the branch of LlavaQwenForCausalLM is in the groups" in line for line in lines)
+        trained = branch_of(out)
+        assert bool(trained["fuser.residual_scale"].abs() > 0)
+        assert not same(branch_of(out / "checkpoint-2"), trained)
+        if parts == "mm_mlp_adapter":
+            state = torch.load(out / "mm_projector.bin", weights_only=True)
+            mine = {name.partition("vega3d.")[2]: tensor for name, tensor in state.items() if "vega3d." in name}
+            assert same({name: t for name, t in mine.items() if name != "record"}, trained)
+            return
+        lines = self.evaluate(recipe, out, tmp_path / "evaluated.safetensors")
+        assert lines == [f"LlavaQwenForCausalLM from {out} has the branch of {out}"]
+        assert same(load_file(tmp_path / "evaluated.safetensors"), trained)
+
+    def test_lora(self, base: Path, data: Path, tmp_path: Path) -> None:
+        recipe, out = write_recipe(tmp_path / "r.yaml", "llava_video"), tmp_path / "llava-qwen-lora-out"
+        words = self.arguments(base, data, out, mm_tunable_parts="mm_mlp_adapter,mm_language_model", lora_enable=True)
+        run("llava", "LLaVA-NeXT", recipe, "llava/train/train_mem.py", *words)
+        trained = branch_of(out)
+        assert bool(trained["fuser.residual_scale"].abs() > 0)
+        rest = torch.load(out / "non_lora_trainables.bin", weights_only=True)
+        for tensors in (rest, load_file(out / "adapter_model.safetensors")):
+            mine = {name.partition(".vega3d.")[2]: tensor for name, tensor in tensors.items() if ".vega3d." in name}
+            mine = {name.removeprefix("modules_to_save.default."): tensor for name, tensor in mine.items()}
+            assert same({name: t for name, t in mine.items() if name != "record"}, trained)
+        # As llava's own builder goes about it.
+        lines = self.evaluate(recipe, base, tmp_path / "evaluated.safetensors", out)
+        assert lines[-1] == f"LlavaQwenForCausalLM from {base} has the branch of {out}"
+        assert same(load_file(tmp_path / "evaluated.safetensors"), trained)
+
+    def test_a_vision_tower_that_is_loaded_later(self, base: Path, data: Path, tmp_path: Path) -> None:
+        late = tmp_path / "llava-qwen-late"
+        next_model(vocab_size=512).to(torch.bfloat16).save_pretrained(late)
+        for file in base.iterdir():
+            if not (late / file.name).exists():
+                (late / file.name).write_bytes(file.read_bytes())
+        config = json.loads((late / "config.json").read_text())
+        (late / "config.json").write_text(json.dumps({**config, "delay_load": True}))
+        recipe, out = write_recipe(tmp_path / "r.yaml", "llava_video"), tmp_path / "out"
+        words = self.arguments(
+            late, data, out, mm_tunable_parts="mm_mlp_adapter,mm_language_model", lora_enable=True, max_steps=2
+        )
+        lines = said(run("llava", "LLaVA-NeXT", recipe, "llava/train/train_mem.py", *words))
+        assert "is not complete yet and waits for its branch" in lines[0]
+        assert "has a new branch" in lines[1]
+        assert bool(branch_of(out)["fuser.residual_scale"].abs() > 0)
+        assert any(".vega3d." in name for name in load_file(out / "adapter_model.safetensors"))
+
+
+def action_tokenizer() -> Any:
+    """A Llama-like vocabulary of 32000 single characters, whose last ids are actions."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "<s>", "</s>", "<pad>", *map(chr, range(32, 127)), "\n"]
+    words += [chr(0x4E00 + i) for i in range(32000 - len(words))]
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    made.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        model_max_length=512, padding_side="right", clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(
+    not can_run() or host_source("openvla-oft") is None, reason="no checkout of OpenVLA-OFT that this environment runs"
+)
+class TestOpenVlaOft:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def base(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("oft") / "openvla-tiny"
+        real_model("openvla-oft").to(torch.bfloat16).save_pretrained(folder)
+        processing = real_module("openvla-oft", "processing_prismatic")
+        images = processing.PrismaticImageProcessor(
+            use_fused_vision_backbone=True, image_resize_strategy="resize-naive", input_sizes=[[3, SIDE, SIDE]] * 2,
+            interpolations=["bicubic"] * 2, means=[[0.485, 0.456, 0.406], [0.5] * 3],
+            stds=[[0.229, 0.224, 0.225], [0.5] * 3],
+        )  # fmt: skip
+        processing.PrismaticProcessor(images, action_tokenizer()).save_pretrained(folder)
+        return folder
+
+    def test_finetune_merges_and_evaluates(self, base: Path, tmp_path: Path) -> None:
+        recipe, runs = write_recipe(tmp_path / "r.yaml", "openvla"), tmp_path / "runs"
+        words = flags(
+            vla_path=base, data_root_dir=tmp_path, dataset_name="libero_spatial_no_noops", run_root_dir=runs,
+            use_l1_regression=True, num_images_in_input=2, use_proprio=True, batch_size=1, learning_rate=1e-2,
+            max_steps=4, save_freq=2, image_aug=False, lora_rank=4, run_id_override="tiny", grad_accumulation_steps=1,
+            merge_lora_during_training=True,
+        )  # fmt: skip
+        text = run("oft", "openvla-oft", recipe, "vla-scripts/finetune.py", *words, launched=True)
+        lines = said(text)
+        assert f"OpenVLAForActionPrediction from {base} has a new branch" in lines[0]
+        assert "AdamW: the branch of OpenVLAForActionPrediction is in the groups" in lines[1]
+        for step in (2, 4):
+            folder = runs / f"tiny--{step}_chkpt"
+            trained = branch_of(folder / "lora_adapter")
+            assert bool(trained["fuser.residual_scale"].abs() > 0)
+            # The base was read again and merged with the adapter; the result holds the trained branch.
+            assert same(branch_of(folder), trained)
+        assert not same(branch_of(runs / "tiny--2_chkpt"), branch_of(runs / "tiny--4_chkpt"))
+        script = HERE / "host_scripts" / "oft_eval.py"
+        lines = said(run("oft", "openvla-oft", recipe, script, folder, tmp_path / "evaluated.safetensors", "libero"))
+        assert lines == [f"OpenVLAForActionPrediction from {folder} has the branch of {folder}"]
+        assert same(load_file(tmp_path / "evaluated.safetensors"), trained)
