@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..host_loading import load_processor, read_source
+from ..host_loading import load_host, load_processor, read_source
 from ..lora_targets import check_lora_targets
 from ..patching import get_handle, is_patched, patch
 from ..plugins import plugin_manager
@@ -76,22 +76,20 @@ def load(host: HostSettings) -> tuple[nn.Module, Any]:
 
     Raises:
         HostError: they cannot be loaded.
-        TrainError: ``model: tiny`` for an adapter that has no such model.
+        TrainError: a checkpoint that lacks weights, or ``model: tiny`` for an adapter that has no such model.
     """
-    dtype = getattr(torch, host.dtype)
+    model: Any
     if host.model == TINY:
         model, processor = _tiny(host.adapter)
-        model = model.to(dtype)
+        model = model.to(getattr(torch, host.dtype))
     else:
-        found = read_source(host.model)
-        # `torch_dtype` became `dtype` in transformers 4.56.
-        key = "dtype" if hasattr(found.config, "dtype") else "torch_dtype"
-        try:
-            model = found.model_class.from_pretrained(found.source, **{key: dtype})
-        except Exception as error:
-            first = str(error).strip().partition("\n")[0]
-            raise TrainError(f"{host.model} could not be loaded: {type(error).__name__}: {first}") from error
-        processor = load_processor(host.model)
+        loaded = load_host(read_source(host.model), device="cpu", dtype=host.dtype)
+        if loaded.missing:
+            raise TrainError(
+                f"{host.model} lacks {len(loaded.missing)} weights of its own model, the first is "
+                f"{loaded.missing[0]!r}; they would be random. Name a whole checkpoint in host.model."
+            )
+        model, processor = loaded.model, load_processor(host.model)
     _limit(processor, host)
     return model, processor
 

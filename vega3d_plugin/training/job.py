@@ -21,12 +21,13 @@ from .manifest import (
     find_checkpoint,
     make_manifest,
     rank,
+    step_of,
     world_size,
     write_manifest,
 )
 from .rows import Rows
 from .settings import DataSettings, TrainSettings
-from .trainer import accumulation, make_arguments, make_trainer
+from .trainer import accumulation, make_arguments, make_trainer, total_steps
 
 REPORT = "bad_rows.txt"
 
@@ -61,12 +62,20 @@ class Job:
         """Forward passes per optimiser step on each process."""
         return accumulation(self.train)
 
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return total_steps(self.train, len(self.data))
+
     def run(self) -> Path:
-        """Train, and return the last checkpoint.
+        """Train, and return the last checkpoint; that it goes on from, where nothing is left to do.
 
         Raises:
             TrainError: nothing was saved; and whatever goes wrong in a step.
         """
+        # Trainer would take a step more.
+        if self.checkpoint is not None and step_of(self.checkpoint) >= self.steps:
+            return self.checkpoint
         manifest = make_manifest(
             self.name, self.recipe, self.prepared.model, self.data.rows, len(self.bad), world_size()
         )

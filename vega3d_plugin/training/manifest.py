@@ -20,6 +20,8 @@ from .rows import Rows
 FORMAT = 1
 FILE = "vega3d_run.json"
 CHECKPOINT = "checkpoint-"
+#: What Trainer knows of a run, in each checkpoint.
+STATE = "trainer_state.json"
 #: Checkpoints are written here, then renamed.
 WRITING = ".writing"
 PACKAGES = (*environment.PACKAGES, "trl", "deepspeed", "safetensors", "numpy", "av", "decord", "qwen_vl_utils")
@@ -117,7 +119,7 @@ def checkpoints(folder: Path) -> list[Path]:
     for path in folder.glob(f"{CHECKPOINT}*"):
         step = path.name.removeprefix(CHECKPOINT)
         # Trainer writes this file last.
-        if step.isdecimal() and (path / "trainer_state.json").is_file():
+        if step.isdecimal() and (path / STATE).is_file():
             found[int(step)] = path
     return [found[step] for step in sorted(found)]
 
@@ -158,8 +160,8 @@ def check_same_run(checkpoint: Path, recipe: RecipeSettings, rows: Rows) -> None
     Raises:
         TrainError: lists every setting that differs, with both values.
     """
-    if not (checkpoint / "trainer_state.json").is_file():
-        raise TrainError(f"{checkpoint} is no checkpoint of a trainer: it has no trainer_state.json.")
+    if not (checkpoint / STATE).is_file():
+        raise TrainError(f"{checkpoint} is no checkpoint of a trainer: it has no {STATE}.")
     saved = read_manifest(checkpoint)
     different = list(_differences(saved.get("settings", {}), recipe.model_dump(mode="json")))
     there, here = saved.get("data", {}).get("files", []), _files(rows)
@@ -170,6 +172,19 @@ def check_same_run(checkpoint: Path, recipe: RecipeSettings, rows: Rows) -> None
             f"{checkpoint} is of another recipe ({saved.get('recipe')}):\n  " + "\n  ".join(different) + "\n"
             "Go on with the recipe it was made with, or start anew in another train.output_dir."
         )
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimiser steps that were made before a checkpoint was written.
+
+    Raises:
+        TrainError: it cannot be read.
+    """
+    path = checkpoint / STATE
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["global_step"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise TrainError(f"{path} cannot be read: {error}.") from error
 
 
 def clear_unfinished(folder: Path) -> None:

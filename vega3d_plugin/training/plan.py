@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +91,7 @@ def make_plan(job: Job) -> Plan:
         batch["attention_mask"].sum(dim=1).tolist(),
         learned.sum(dim=1).tolist(),
         tokenizer.decode(batch["labels"][0][learned[0]]),
-        _steps(job),
+        job.steps,
         _facts(job),
     )
 
@@ -100,13 +99,6 @@ def make_plan(job: Job) -> Plan:
 def _rate(job: Job, part: str) -> float:
     own = job.prepared.parts[part].learning_rate
     return job.train.learning_rate if own is None else own
-
-
-def _steps(job: Job) -> int:
-    if job.train.max_steps is not None:
-        return job.train.max_steps
-    batches = math.ceil(len(job.data) / (job.train.per_device_batch_size * world_size()))
-    return job.train.epochs * max(1, math.ceil(batches / job.accumulation))
 
 
 def _facts(job: Job) -> dict[str, str]:

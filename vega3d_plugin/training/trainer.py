@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.metadata
 import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from packaging.version import Version
 
 from ..recipe_schema import RecipeSettings
 from .building import Prepared, uses_bf16
@@ -18,6 +21,7 @@ from .errors import TrainError
 from .gates import GateMonitor, gate_logs
 from .manifest import WRITING, checkpoints, clear_unfinished, world_size, write_manifest
 from .parts import optimiser_groups
+from .restoring import restore_weights
 from .settings import PartSettings, TrainSettings
 
 
@@ -93,6 +97,21 @@ def accumulation(train: TrainSettings) -> int:
             f"{train.per_device_batch_size} on {world_size()} processes: {together} is not a divisor."
         )
     return train.batch_size // together
+
+
+def total_steps(train: TrainSettings, samples: int) -> int:
+    """Optimiser steps of the whole run, as the trainer counts them.
+
+    Raises:
+        TrainError: the batch cannot be divided.
+    """
+    if train.max_steps is not None:
+        return train.max_steps
+    batches = math.ceil(samples / (train.per_device_batch_size * world_size()))
+    # An epoch's last step may be of fewer batches; transformers counts it since 4.52.
+    counted = Version(importlib.metadata.version("transformers")) >= Version("4.52")
+    rounded = math.ceil if counted else math.floor
+    return train.epochs * max(1, rounded(batches / accumulation(train)))
 
 
 def make_trainer(
@@ -203,6 +222,15 @@ class RunMixin:
                 share = group["initial_lr"] / groups[0]["initial_lr"]
                 logs[f"learning_rate/{group['part']}"] = float(logs["learning_rate"]) * share
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
+        """Go on with a checkpoint's weights, whatever names they are written under."""
+        target = self.model if model is None else model
+        trainer: Any = self
+        if trainer.is_fsdp_enabled or not isinstance(target, _transformers().PreTrainedModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        else:
+            restore_weights(target, Path(resume_from_checkpoint))
 
     def _get_output_dir(self, trial: Any) -> Any:
         redirect = self.vega3d.redirect
