@@ -8,17 +8,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import hosts
+import numpy as np
 import pytest
 import torch
 from doubles.llava import double_model
 from hosts import logits
-from rows.llava_package import installed, mixed_batch, next_model, pictures, prompt
+from rows.llava_package import CROP, installed, mixed_batch, next_model, pictures, prompt
 from torch import Tensor, nn
 from watching import Watching
 
 import vega3d
 from vega3d_llava_video.llava_reader import LlavaReader
 from vega3d_plugin import errors
+from vega3d_plugin.doctor import examine
 from vega3d_plugin.hooks import SeamMissedWarning
 
 Build = Callable[..., nn.Module]
@@ -372,3 +374,33 @@ def test_a_method_that_somebody_replaced_already() -> None:
 def test_history_is_for_policies() -> None:
     with pytest.raises(errors.HostError, match="history=3 is for policies"):
         hosts.patch(double_model(), history=3)
+
+
+# Doctor.
+
+
+class Processor:
+    """As the vision tower's image processor is called."""
+
+    image_mean = image_std = (0.5, 0.5, 0.5)
+
+    def preprocess(self, images: list[Any], return_tensors: str) -> dict[str, Tensor]:
+        assert return_tensors == "pt"
+        resized = [np.array(image.convert("RGB").resize((CROP, CROP), resample=3)) for image in images]
+        shown = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
+        return {"pixel_values": (shown - 0.5) / 0.5}
+
+
+def test_doctor_shows_an_image_and_a_video(build: Build) -> None:
+    model: Any = build()
+    own = model.get_vision_tower().image_processor
+    found = {check.name: check for check in examine(model, own if hasattr(own, "preprocess") else Processor())}
+    assert {name: check.status for name, check in found.items() if check.status != "PASS"} == {}
+    assert found["seam"].measured == "image: 1 call, 1x4x4 tokens; video: 1 call, 4x2x2 tokens"
+
+
+def test_doctor_finds_pixels_in_another_range(build: Build) -> None:
+    other = Processor()
+    other.image_mean, other.image_std = (0.4, 0.4, 0.4), (0.3, 0.3, 0.3)
+    found = {check.name: check.status for check in examine(build(), other)}
+    assert (found["processor"], found["pixels"]) == ("WARN", "FAIL")

@@ -70,8 +70,13 @@ def as_frame(picture: np.ndarray, height: int, width: int) -> Tensor:
     return F.interpolate(frame, (height, width), mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
 
 
-def make_probe(processor: Any, model: nn.Module) -> Probe:
+def make_probe(processor: Any, model: nn.Module, host: str | None = None) -> Probe:
     """Put the pictures through the host's own processor.
+
+    Args:
+        processor: the host's.
+        model: the host.
+        host: name of its adapter, where that is not found by looking at it.
 
     Raises:
         HostError: the processor refuses a plain picture.
@@ -79,24 +84,19 @@ def make_probe(processor: Any, model: nn.Module) -> Probe:
     picture = known_picture()
     try:
         picture_batch, black, white = (
-            _image_batch(processor, model, frame)
+            _image_batch(processor, model, frame, host)
             for frame in (picture, np.zeros_like(picture), np.full_like(picture, 255))
         )
     except Exception as error:
         raise HostError(
             f"{type(processor).__name__} refuses one picture and a question: {type(error).__name__}: {error}"
         ) from error
-    video, reason = None, ""
-    if getattr(processor, "video_processor", None) is None and not hasattr(processor, "video_token"):
-        reason = "takes no videos"
-    else:
-        frames = np.stack([np.roll(picture, index * SIDE // FRAMES, axis=1) for index in range(FRAMES)])
-        # Channels first: some processors guess the layout, and this is the one they guess right.
-        clip = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
-        try:
-            video = _batch(processor, model, "video", videos=[clip])
-        except Exception as error:
-            reason = f"the processor refuses a video of {FRAMES} frames ({type(error).__name__}: {error})"
+    frames = np.stack([np.roll(picture, index * SIDE // FRAMES, axis=1) for index in range(FRAMES)])
+    video, reason = None, "takes no videos"
+    try:
+        video = _video_batch(processor, model, frames, host)
+    except Exception as error:
+        reason = f"the processor refuses a video of {FRAMES} frames ({type(error).__name__}: {error})"
     return Probe(picture_batch, black, white, video, reason)
 
 
@@ -149,12 +149,28 @@ def frames_of_one_colour(model: nn.Module, value: float) -> Iterator[None]:
         handle.remove()
 
 
-def _image_batch(processor: Any, model: nn.Module, picture: np.ndarray) -> Batch:
+def _image_batch(processor: Any, model: nn.Module, picture: np.ndarray, host: str | None) -> Batch:
     """One picture, as the adapter shows it when it has a way of its own."""
-    own = getattr(find_host(model), "probe_batch", None)
+    own = getattr(find_host(model, host), "probe_batch", None)
     if own is None:
         return _batch(processor, model, "image", images=[picture])
-    return {key: _placed(value, _like(model)) for key, value in own(processor, model, picture).items()}
+    return _batch_like(own(processor, model, picture), model)
+
+
+def _video_batch(processor: Any, model: nn.Module, frames: np.ndarray, host: str | None) -> Batch | None:
+    """One video ``[T, H, W, 3]``, in the same way; None when the host takes none."""
+    adapter = find_host(model, host)
+    own = getattr(adapter, "probe_video", None)
+    if own is not None:
+        shown = own(processor, model, frames)
+        return None if shown is None else _batch_like(shown, model)
+    if hasattr(adapter, "probe_batch"):
+        return None
+    if getattr(processor, "video_processor", None) is None and not hasattr(processor, "video_token"):
+        return None
+    # Channels first: some processors guess the layout, and this is the one they guess right.
+    clip = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+    return _batch(processor, model, "video", videos=[clip])
 
 
 def _batch(processor: Any, model: nn.Module, kind: str, **media: Any) -> Batch:
@@ -165,17 +181,27 @@ def _batch(processor: Any, model: nn.Module, kind: str, **media: Any) -> Batch:
         text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     else:
         text = f"{getattr(processor, f'{kind}_token', '')}{QUESTION}"
-    batch: Mapping[str, Any] = processor(text=[text], return_tensors="pt", **media)
-    return {key: _placed(value, _like(model)) for key, value in batch.items()}
+    # Some processors leave short values, such as seconds per frame, as lists.
+    batch = {
+        key: torch.tensor(value) if isinstance(value, list) else value
+        for key, value in processor(text=[text], return_tensors="pt", **media).items()
+    }
+    return _batch_like(batch, model)
 
 
 def _like(model: nn.Module) -> Tensor:
     return next(p for p in model.parameters() if p.is_floating_point())
 
 
+def _batch_like(batch: Mapping[str, Any], model: nn.Module) -> Batch:
+    like = _like(model)
+    return {key: _placed(value, like) for key, value in batch.items()}
+
+
 def _placed(value: Any, like: Tensor) -> Any:
-    # Some processors leave short values, such as seconds per frame, as lists.
-    tensor = torch.tensor(value) if isinstance(value, list) else value
-    if not isinstance(tensor, Tensor):
+    """Tensors in it on the device and, where they are floating point, in the dtype of another."""
+    if isinstance(value, list):
+        return [_placed(item, like) for item in value]
+    if not isinstance(value, Tensor):
         return value
-    return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
+    return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)

@@ -166,10 +166,12 @@ class HostAdapter(Protocol):
 
     ``matches`` and ``seams`` look at structure and class names; they import no host library and change nothing.
 
-    Two methods are optional, for ``vega3d doctor``. ``notices(model) -> list[str]``: what a user of this very model
+    Three methods are optional, for ``vega3d doctor``. ``notices(model) -> list[str]``: what a user of this very model
     should know that is no fault of the branch. ``probe_batch(processor, model, picture) -> Mapping``: the arguments of
     the model's forward for one picture ``[H, W, 3]`` uint8 and any prompt, where the processor is not called as
     ``processor(text=[...], images=[...])`` or the forward takes more than the processor gives.
+    ``probe_video(processor, model, frames) -> Mapping | None``: the same for a video ``[T, H, W, 3]``; None when this
+    host takes none.
     """
 
     name: str

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from vega3d_plugin.clips import PixelStatistics
 from vega3d_plugin.errors import HostError
 from vega3d_plugin.seams import Seam, SeamPoint
 
-from .llava_reader import ENCODE, POOL, PREPARE, LlavaReader
+from .llava_reader import ENCODE, PLACEHOLDER, POOL, PREPARE, LlavaReader
 
 #: The mixin that all of the package's causal models have.
 MIXIN = "LlavaMetaForCausalLM"
@@ -78,6 +79,16 @@ class LlavaPackageAdapter:
             )
         ]
 
+    def probe_batch(self, processor: Any, model: nn.Module, picture: Any) -> Mapping[str, Any]:
+        """The inputs for one picture ``[H, W, 3]`` uint8; see the protocol."""
+        return {**_words(), "images": _pixels(processor, picture[None])}
+
+    def probe_video(self, processor: Any, model: nn.Module, frames: Any) -> Mapping[str, Any] | None:
+        """The inputs for a video ``[T, H, W, 3]`` uint8; None where the host pools none. See the protocol."""
+        if not callable(getattr(type(model), POOL, None)):
+            return None
+        return {**_words(), "images": [_pixels(processor, frames)], "modalities": ["video"]}
+
     def _tower(self, host: Any) -> Any:
         tower = host.get_vision_tower()
         if tower is None:
@@ -105,6 +116,20 @@ class LlavaPackageAdapter:
             )
         (m0, m1, m2), (s0, s1, s2) = (map(float, values) for values in (mean, std))
         return PixelStatistics((m0, m1, m2), (s0, s1, s2)), "processor" if given else "vision tower"
+
+
+def _words() -> dict[str, torch.Tensor]:
+    """A prompt with one placeholder; which words does not matter."""
+    return {"input_ids": torch.tensor([[5, PLACEHOLDER, 6, 7, 8, 9]])}
+
+
+def _pixels(processor: Any, pictures: Any) -> torch.Tensor:
+    """``[N, 3, H, W]``: pictures ``[N, H, W, 3]`` uint8 as the image processor makes them."""
+    from PIL import Image
+
+    images = getattr(processor, "image_processor", processor)
+    given = [Image.fromarray(picture) for picture in pictures]
+    return torch.stack([torch.as_tensor(p) for p in images.preprocess(given, return_tensors="pt")["pixel_values"]])
 
 
 def _hidden_size(host: Any, projector: nn.Module, home: str) -> int:
