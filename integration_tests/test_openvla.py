@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import hosts
+import numpy as np
 import pytest
 import torch
+from doubles import openvla as double
 from hosts import freeze_host, logits, train
 from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
 from rows.openvla import (
     GRID,
     HALF,
@@ -31,12 +35,14 @@ from rows.openvla import (
 )  # fmt: skip
 from torch import Tensor, nn
 from transformers import DynamicCache
+from typer.testing import CliRunner
 from watching import Watching
 
 import vega3d
-from vega3d_plugin import errors
+from vega3d_plugin import checkpoint, errors
 from vega3d_plugin.branch import GenerativeBranch
-from vega3d_plugin.doctor import examine
+from vega3d_plugin.cli.app import app
+from vega3d_plugin.doctor import diagnose, examine
 from vega3d_plugin.hooks import SeamMissedWarning
 
 Build = Callable[..., nn.Module]
@@ -332,6 +338,23 @@ def test_the_lines_for_finetune_and_for_evaluation(oft: OFT, tmp_path: Path) -> 
     torch.testing.assert_close(oft.act(evaluated, batch, use_film=True), acted, rtol=1e-3, atol=1e-4)
 
 
+def test_the_lines_to_go_on_training(oft: OFT, tmp_path: Path) -> None:
+    """``finetune.py --resume``: a new LoRA on the merged model, which has no branch."""
+    batch = oft.batch(pictures(images=2))
+    vla = hosts.patch(get_peft_model(oft.model(2), lora()))
+    train(vla, batch, steps=2)
+    vla.save_pretrained(tmp_path)
+    merged = PeftModel.from_pretrained(oft.model(2), tmp_path).merge_and_unload()
+    resumed = vega3d.load_pretrained(get_peft_model(merged, lora()), tmp_path)
+    before = oft.act(resumed.eval(), batch)
+    torch.testing.assert_close(before, oft.act(vla, batch), rtol=1e-3, atol=1e-4)
+    train(resumed, batch, steps=2)
+    resumed.save_pretrained(tmp_path / "again")
+    saved, mine = checkpoint.read_saved(tmp_path / "again"), vega3d.get_handle(resumed).branch.state_dict()
+    assert all(torch.equal(mine[name], tensor) for name, tensor in saved.tensors.items())
+    assert any(not torch.equal(mine[name], tensor) for name, tensor in checkpoint.read_saved(tmp_path).tensors.items())
+
+
 def test_patch_before_lora_must_save_the_branch(oft: OFT) -> None:
     batch = oft.batch(pictures(images=2))
     with pytest.raises(errors.FrozenBranchError, match="modules_to_save"):
@@ -454,6 +477,27 @@ def test_statistics_that_cannot_be(build: Build, given: tuple[Any, Any], fitting
     assert "processor=processor" in str(caught.value)
 
 
+@pytest.mark.parametrize("off", [0.015, -0.015, 0.03, -0.03])
+def test_the_two_towers_must_show_the_same_picture(build: Build, off: float) -> None:
+    """Each in range by itself; 0.02 apart on average is the most that is let through."""
+    shown = pictures() * 0.8 + 0.1
+    groups = [IMAGENET.normalise(shown), HALF.normalise(shown + off)]
+    batch = {**batch_of(shown), "pixel_values": torch.cat(groups, dim=2).flatten(1, 2)}
+    model = hosts.patch(build())
+    if abs(off) < 0.02:
+        logits(model, batch)
+        return
+    with pytest.raises(errors.FramesError, match=r"pictures differ by 0.03 on average.*two different pictures"):
+        logits(model, batch)
+
+
+def test_statistics_that_are_wrong_within_the_range(build: Build) -> None:
+    """A grey picture stays in range with any statistics; the towers give them away."""
+    shown = pictures() * 0.1 + 0.45
+    with pytest.raises(errors.FramesError, match=r"differ by 0\.\d+ on average.*0\.5 throughout for 'featurizer'"):
+        logits(hosts.patch(build()), {**batch_of(shown), "pixel_values": stacked(shown, HALF, HALF)})
+
+
 def test_pixels_that_were_never_normalised(build: Build) -> None:
     shown = pictures()
     with pytest.raises(errors.FramesError, match=r"none, pixels in \[0, 1\] for 'featurizer'"):
@@ -545,8 +589,6 @@ class DoubleProcessor:
         self.image_processor = processor(*self.statistics).image_processor
 
     def __call__(self, text: str, images: Any) -> dict[str, Tensor]:
-        import numpy as np
-
         resized = np.array(images.convert("RGB").resize((SIDE, SIDE), resample=3))
         shown = torch.from_numpy(resized).permute(2, 0, 1)[None, None].float() / 255
         return {**batch_of(shown), "pixel_values": stacked(shown, *self.statistics)}
@@ -573,7 +615,55 @@ def test_doctor_explains_oft(oft: OFT, film: bool) -> None:
     assert "1x4x4, 1x4x4 tokens" in found["seam"][1]
 
 
+def own_code(folder: Path, code: str) -> Path:
+    """A checkpoint of the double that brings its code, as OpenVLA's on the hub do."""
+    double.double_model().save_pretrained(folder)
+    (folder / "modeling_double.py").write_text(code)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {
+        "AutoConfig": "modeling_double.OpenVLAConfig",
+        "AutoModelForVision2Seq": "modeling_double.OpenVLAForActionPrediction",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where transformers puts code of checkpoints."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+
+
+@pytest.mark.usefixtures("modules")
+def test_doctor_runs_no_code_of_a_checkpoint_without_leave(tmp_path: Path) -> None:
+    folder = own_code(tmp_path / "model", "raise RuntimeError('the code was run')")
+    for given, match in ([], "pass --trust-remote-code"), (["--trust-remote-code"], "the code was run"):
+        result = CliRunner().invoke(app, ["doctor", str(folder), "--json", *given])
+        assert result.exit_code == 1
+        check, *_ = json.loads(result.stdout)["checks"]
+        assert (check["name"], check["status"]) == ("load", "FAIL")
+        assert match in check["measured"]
+
+
+@pytest.mark.usefixtures("modules")
+def test_doctor_of_a_checkpoint_with_its_own_code(tmp_path: Path) -> None:
+    folder = own_code(tmp_path / "model", Path(double.__file__).read_text())
+    found = {check.name: check for check in diagnose(folder, trust_remote_code=True)}
+    assert found["load"].status == found["identity"].status == found["unpatch"].status == "PASS"
+    assert "copy.deepcopy" in found["host"].advice
+    # The double has no processor of its own.
+    assert [name for name, check in found.items() if check.status == "FAIL"] == ["processor"]
+
+
 if real_names():
+
+    @pytest.mark.parametrize("name", real_names())
+    def test_the_real_processor_makes_one_picture(name: str) -> None:
+        """For both towers, to the rounding of float32."""
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 100, 3), dtype=np.uint8))
+        first, second = real_processor(name)("lift the cup", picture)["pixel_values"].split(3, dim=1)
+        torch.testing.assert_close(IMAGENET.unnormalise(first), HALF.unnormalise(second), rtol=0, atol=1.5e-7)
 
     @pytest.mark.parametrize("name", real_names())
     def test_doctor_with_the_real_processor(name: str) -> None:

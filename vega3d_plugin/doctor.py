@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ def diagnose(
     pretrained: str | None = None,
     branch: str | Path | None = None,
     device: str | None = None,
+    trust_remote_code: bool = False,
+    host: str | None = None,
 ) -> Iterator[Check]:
     """Load a host and check it. Yields each check when it is done; what is wrong with the host is a check that failed.
 
@@ -88,20 +91,25 @@ def diagnose(
         prior, pretrained: to patch with; with a branch, only where its prior's weights are.
         branch: a saved branch, to be checked on this host.
         device: default: CUDA when there is any.
+        trust_remote_code: code that comes with the host and its processor may run.
+        host: name of the adapter; default: found by looking at the model.
 
     Raises:
-        UnknownNameError, SavedBranchError: no such prior, or no branch there; found out before the host is loaded.
+        UnknownNameError, SavedBranchError: no such prior or adapter, or no branch there; found out before the host is
+            loaded.
     """
     steps = HOST_STEPS
     plugin_manager().priors.get(prior)
+    if host is not None:
+        plugin_manager().hosts.get(host)
     if branch is not None:
         steps = BRANCH_STEPS
         read_saved(branch)
     name = "load"
     try:
-        found = read_source(source)
+        found = read_source(source, trust_remote_code=trust_remote_code)
         name = "host"
-        check_supported(found)
+        check_supported(found, host)
         name = "load"
         loaded = load_host(found, device=device)
     except HostError as error:
@@ -111,13 +119,13 @@ def diagnose(
     yield check_load(loaded)
     images, problem = None, ""
     try:
-        images = load_processor(processor or source)
+        images = load_processor(processor or source, trust_remote_code=trust_remote_code)
     except HostError as error:
         problem = str(error)
     if branch is not None:
-        yield from examine_branch(loaded.model, branch, images, pretrained=pretrained, problem=problem)
+        yield from examine_branch(loaded.model, branch, images, pretrained=pretrained, problem=problem, host=host)
     else:
-        yield from examine(loaded.model, images, prior=prior, pretrained=pretrained, problem=problem)
+        yield from examine(loaded.model, images, prior=prior, pretrained=pretrained, problem=problem, host=host)
 
 
 def examine(
@@ -127,6 +135,7 @@ def examine(
     prior: str | Prior = "tiny-wan",
     pretrained: str | None = None,
     problem: str = "No processor was given.",
+    host: str | None = None,
 ) -> Iterator[Check]:
     """Check a host in memory; it is unpatched at the end. Yields each check when it is done.
 
@@ -136,13 +145,14 @@ def examine(
         prior, pretrained: to patch with. The default has random weights and nothing to download: what is checked is
             the way of the frames, not the features.
         problem: why there is no processor.
+        host: name of the adapter; default: found by looking at the model.
     """
-    host = _attempt("host", lambda: check_host(model))
-    yield host
-    if host.status == "FAIL":
+    found = _host(model, processor, problem, host)
+    yield found
+    if found.status == "FAIL":
         yield from _skip(_after("host", HOST_STEPS), "host failed")
         return
-    check, probe = _processor(model, processor, problem)
+    check, probe = _processor(model, processor, problem, host)
     yield check
     try:
         baseline = Baseline.of(model, probe.picture if probe else words(model))
@@ -152,7 +162,7 @@ def examine(
     yield _look("vision", probe, lambda p: check_vision(model, p, baseline))
     try:
         loaded = _load_prior(prior, pretrained)
-        patch(model, loaded, processor=processor)
+        patch(model, loaded, processor=processor, host=host)
     except Exception as error:
         yield from _give_up("patch", error, HOST_STEPS)
         return
@@ -161,7 +171,7 @@ def examine(
         yield _look("pixels", probe, lambda p: check_pixels(model, p))
         yield _look("seam", probe, lambda p: check_seam(model, p))
         yield _attempt("identity", lambda: check_identity(model, baseline))
-        yield _look("branch", probe, lambda p: _check_open_branch(model, p, loaded, processor))
+        yield _look("branch", probe, lambda p: _check_open_branch(model, p, loaded, processor, host))
     finally:
         if is_patched(model):
             unpatch(model)
@@ -175,6 +185,7 @@ def examine_branch(
     *,
     pretrained: str | None = None,
     problem: str = "No processor was given.",
+    host: str | None = None,
 ) -> Iterator[Check]:
     """Check a saved branch on a host in memory; it is unpatched at the end. Yields each check when it is done.
 
@@ -184,17 +195,18 @@ def examine_branch(
         processor: the host's processor.
         pretrained: where the prior's weights are on this machine, when not where they were.
         problem: why there is no processor.
+        host: name of the adapter; default: found by looking at the model.
     """
-    host = _attempt("host", lambda: check_host(model))
-    yield host
-    if host.status == "FAIL":
+    found = _host(model, processor, problem, host)
+    yield found
+    if found.status == "FAIL":
         yield from _skip(_after("host", BRANCH_STEPS), "host failed")
         return
-    check, probe = _processor(model, processor, problem)
+    check, probe = _processor(model, processor, problem, host)
     yield check
     try:
         with _random_weights_are_meant():
-            load_pretrained(model, branch, pretrained=pretrained, processor=processor)
+            load_pretrained(model, branch, pretrained=pretrained, processor=processor, host=host)
     except Exception as error:
         yield from _give_up("saved", error, BRANCH_STEPS)
         return
@@ -207,10 +219,18 @@ def examine_branch(
         unpatch(model)
 
 
-def _processor(model: nn.Module, processor: Any, problem: str) -> tuple[Check, Probe | None]:
+def _host(model: nn.Module, processor: Any, problem: str, host: str | None) -> Check:
+    """The check ``host``. An adapter that is named may need a processor for it."""
+    check = _attempt("host", lambda: check_host(model, processor, host))
+    if check.status == "FAIL" and host is not None and processor is None:
+        return replace(check, advice=problem)
+    return check
+
+
+def _processor(model: nn.Module, processor: Any, problem: str, host: str | None) -> tuple[Check, Probe | None]:
     """The check ``processor``, and the pictures as the processor gives them."""
     if processor is None:
-        statistics = find_host(model).seams(model)[0].statistics
+        statistics = find_host(model, host).seams(model)[0].statistics
         check = Check(
             "processor",
             "FAIL",
@@ -219,15 +239,15 @@ def _processor(model: nn.Module, processor: Any, problem: str) -> tuple[Check, P
         )
         return check, None
     try:
-        return check_processor(model, processor), make_probe(processor, model)
+        return check_processor(model, processor, host), make_probe(processor, model, host)
     except Exception as error:
         return _failure("processor", error), None
 
 
-def _check_open_branch(model: nn.Module, probe: Probe, prior: Prior, processor: Any) -> Check:
+def _check_open_branch(model: nn.Module, probe: Probe, prior: Prior, processor: Any, host: str | None) -> Check:
     """A fresh branch changes nothing, so there would be nothing to see: check one that is wide open."""
     unpatch(model)
-    patch(model, prior, processor=processor, fusion=OPEN)
+    patch(model, prior, processor=processor, fusion=OPEN, host=host)
     return check_branch(model, probe)
 
 

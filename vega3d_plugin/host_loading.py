@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ class HostSource:
 
     Attributes:
         source: folder or hub id.
-        model_class: the class of transformers that the config names.
+        model_class: the class that the config names, of transformers or of the checkpoint's own code.
         config: the host's config.
     """
 
@@ -50,23 +50,35 @@ class LoadedHost:
     surplus: list[str]
 
 
-def read_source(source: str | Path) -> HostSource:
+def read_source(source: str | Path, *, trust_remote_code: bool = False) -> HostSource:
     """Find out which model class a folder or a hub id holds.
 
+    Args:
+        source: folder or hub id.
+        trust_remote_code: the user's word that code which comes with the checkpoint may run.
+
     Raises:
-        HostError: no such folder or hub id, no model in it, or a class that the installed transformers lacks.
+        HostError: no such folder or hub id, no model in it, code that may not run, or a class that neither the
+            installed transformers nor that code has.
     """
     import transformers
 
     checked = _folder_or_id(source)
     try:
-        config = transformers.AutoConfig.from_pretrained(checked)
+        config = transformers.AutoConfig.from_pretrained(checked, trust_remote_code=trust_remote_code)
     except Exception as error:
+        if "trust_remote_code" in str(error) and not trust_remote_code:
+            raise HostError(
+                f"{source} comes with code of its own, which does not run without your word. Read it, then pass "
+                "--trust-remote-code (in Python trust_remote_code=True)."
+            ) from error
         raise HostError(_not_a_model(checked) or f"{source}: no model can be read from it. {_brief(error)}") from error
     names = getattr(config, "architectures", None) or []
     if not names:
         raise HostError(f"{source}: its config.json names no model class (architectures), so it cannot be loaded.")
     model_class = getattr(transformers, names[0], None)
+    if model_class is None and trust_remote_code:
+        model_class = _own_class(checked, names[0], getattr(config, "auto_map", None) or {})
     if model_class is None:
         raise HostError(
             f"{source}: transformers {transformers.__version__} has no class {names[0]!r}. Install a version that has "
@@ -75,8 +87,12 @@ def read_source(source: str | Path) -> HostSource:
     return HostSource(checked, model_class, config)
 
 
-def check_supported(found: HostSource) -> None:
+def check_supported(found: HostSource, host: str | None = None) -> None:
     """Find out whether an adapter matches, without reading weights: on the meta device a model takes no memory.
+
+    Args:
+        found: what :func:`read_source` gave.
+        host: name of the adapter, which then need not match.
 
     Raises:
         HostError: none does.
@@ -87,7 +103,7 @@ def check_supported(found: HostSource) -> None:
     except Exception:
         # Not every class can be built there; then the loaded model tells.
         return
-    find_host(model)
+    find_host(model, host)
 
 
 def load_host(
@@ -156,6 +172,21 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def _own_class(source: str, name: str, auto_map: Mapping[str, Any]) -> Any:
+    """A class of the code that comes with a checkpoint; None when its config points to none of that name."""
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    for reference in auto_map.values():
+        if isinstance(reference, str) and reference.rpartition(".")[2] == name:
+            try:
+                return get_class_from_dynamic_module(reference, source)
+            except Exception as error:
+                raise HostError(
+                    f"{source}: its own code ({reference}) cannot be imported here: {_brief(error)}"
+                ) from error
+    return None
 
 
 def _folder_or_id(source: str | Path) -> str:

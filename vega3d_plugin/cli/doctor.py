@@ -45,6 +45,12 @@ def doctor(
     pretrained: Annotated[str | None, typer.Option(help="Folder or hub id of the prior's weights.")] = None,
     processor: Annotated[str | None, typer.Option(help="Folder or hub id of MODEL's processor, if elsewhere.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to run; default: CUDA when there is any.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Adapter, for a MODEL that none finds by itself (`vega3d ls hosts`).")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that comes with MODEL (OpenVLA has such).")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """Check the installation, or that the branch works on a host.
@@ -66,13 +72,16 @@ def doctor(
     Exit code 1 when a check fails or a plugin is broken.
     """
     if model is None:
-        if branch or prior or pretrained or processor:
-            raise typer.BadParameter("--branch, --prior, --pretrained and --processor need a MODEL.")
+        if branch or prior or pretrained or processor or host or trust_remote_code:
+            raise typer.BadParameter(
+                "--branch, --prior, --pretrained, --processor, --host and --trust-remote-code need a MODEL."
+            )
         _installation(as_json)
         return
     if branch and prior:
         raise typer.BadParameter("A saved branch has its own prior: leave out --prior. --pretrained may differ.")
-    _host(model, as_json, processor=processor, prior=prior, pretrained=pretrained, branch=branch, device=device)
+    options = {"processor": processor, "prior": prior, "pretrained": pretrained, "branch": branch, "device": device}
+    _host(model, as_json, **options, host=host, trust_remote_code=trust_remote_code)
 
 
 def _installation(as_json: bool) -> None:
