@@ -60,12 +60,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts = [{"type": "image", "image": "3.png"}, {"type": "text", "text": "Where?"}]
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "Left"}]
     (root / "chat.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RandomWeightsWarning)
         vega3d.patch(model, "tiny-wan", projector=PROJECTOR, fusion="token_gated_residual")
     vega3d.save_pretrained(model, root / "fresh")
     branch = vega3d.get_handle(model).branch
-    torch.manual_seed(0)
     with torch.no_grad():
         branch.fuser.residual_scale.fill_(5.0)
     vega3d.save_pretrained(model, root / "trained")
@@ -153,6 +153,27 @@ def test_a_full_checkpoint_is_host_and_branch(root: Path) -> None:
     assert found.scores("patched") == run(root).scores("patched")[-1:]
     (first, *_) = found.differences
     assert first.verdict == "one row: nothing can be said"
+
+
+def test_of_a_trained_host_the_base_is_the_one_it_was_trained_from(root: Path) -> None:
+    model = tiny_model()
+    vega3d.load_pretrained(model, root / "trained")
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "lm_head" in name).mul_(1.5)
+    model.save_pretrained(root / "whole")
+    shown = {"settings": {"data": {"video_as": "images", "frames": 2, "workers": 3}}}
+    (root / "whole" / "vega3d_run.json").write_text(json.dumps(shown))
+    found, plain = run(root, branch=root / "whole", generated=False), run(root, generated=False)
+    # All rows but the one with a video, which was trained as images.
+    same = [index for index, answer in enumerate(found.answers) if answer["answer"] != "Four"]
+    assert [found.scores("base")[i] for i in same] == [plain.scores("base")[i] for i in same]
+    assert found.scores("base") != plain.scores("base")
+    for variant in ("patched", "off", "zeroed"):
+        assert all(found.scores(variant)[i] != plain.scores(variant)[i] for i in same)
+    assert (found.settings["data"]["video_as"], found.settings["data"]["frames"]) == ("images", 2)
+    assert found.settings["data"]["workers"] == 0
+    assert found.settings["trained_host"] == str(root / "whole")
+    assert found.warnings == []
 
 
 def test_a_host_that_loading_changed_is_noticed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 
 import vega3d
 from vega3d_plugin.demo.video import write_video
+from vega3d_plugin.evaluated_host import limit_pixels
 from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
 from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
 
@@ -23,6 +25,12 @@ DOCS = [
     {"image": "", "video": "room.mp4", "question": "How many chairs?", "answer": "4"},
     {"image": "b.png", "video": "", "question": "Where?", "answer": "left"},
 ]
+#: The kinds of question in VSI-Bench: with options, and with a number.
+VSIBENCH = (
+    "object_rel_direction_easy", "object_rel_direction_medium", "object_rel_direction_hard", "object_rel_distance",
+    "route_planning", "obj_appearance_order", "object_abs_distance", "object_counting", "object_size_estimation",
+    "room_size_estimation",
+)  # fmt: skip
 UTILS = """
 from pathlib import Path
 from PIL import Image
@@ -72,7 +80,20 @@ def real_python() -> str | None:
 
 
 def build(root: Path) -> Path:
-    """Folders ``host``, ``branch`` (trained), ``adapter`` (PEFT with a branch) and ``tasks``, and the pictures."""
+    """A host and what was trained from it, the task and the pictures.
+
+    Folders: ``host``; ``branch``; ``adapter``, PEFT with the branch; ``plain``, PEFT without; ``full``, a checkpoint of
+    the whole patched host, trained with videos as small images; ``tasks``.
+    """
+    # A module's fixture is made before the one that keeps the tiny prior quiet.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RandomWeightsWarning)
+        _write_trained(root)
+    _write_plain(root)
+    return _write_task(root)
+
+
+def _write_trained(root: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     model = tiny_model()
@@ -83,22 +104,68 @@ def build(root: Path) -> Path:
     for name, picture in zip(("a", "b"), pictures, strict=False):
         Image.fromarray(picture).save(root / f"{name}.png")
     write_video(root / "room.mp4", np.stack(pictures))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RandomWeightsWarning)
-        vega3d.patch(model, "tiny-wan", projector={"name": "mlp", "hidden_dim": 64})
+    torch.manual_seed(0)
+    vega3d.patch(model, "tiny-wan", projector={"name": "mlp", "hidden_dim": 64})
     with torch.no_grad():
         vega3d.get_handle(model).branch.fuser.residual_scale.fill_(5.0)
     vega3d.save_pretrained(model, root / "branch")
-    torch.manual_seed(0)
     tuned = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["vega3d"]))
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
             if "lora_B" in name:
                 parameter.normal_()
     tuned.save_pretrained(root / "adapter")
+    _write_full(root)
+
+
+def _write_task(root: Path) -> Path:
     tasks = root / "tasks"
     tasks.mkdir()
     (tasks / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in DOCS))
     (tasks / "utils.py").write_text(UTILS)
     (tasks / "rooms.yaml").write_text(TASK.format(docs=tasks / "docs.jsonl"))
     return root
+
+
+def build_vsibench(root: Path, cwd: Path) -> None:
+    """What lmms-eval finds, when run in ``cwd`` with ``HF_HOME`` at ``cwd / "hf"``, in place of VSI-Bench."""
+    folder, videos = cwd / "nyu-visionx" / "VSI-Bench", cwd / "hf" / "vsibench" / "rooms"
+    folder.mkdir(parents=True)
+    videos.mkdir(parents=True)
+    shutil.copy(root / "room.mp4", videos / "room.mp4")
+    card = "---\nconfigs:\n- config_name: full\n  data_files:\n  - split: test\n    path: test.jsonl\n---\n"
+    (folder / "README.md").write_text(card)
+    rows = []
+    for index, kind in enumerate(VSIBENCH):
+        options, answer = (["A. left", "B. right"], "A") if index < 6 else (None, "4")
+        rows.append(
+            {
+                "id": index, "dataset": "rooms", "scene_name": "room", "question_type": kind, "question": "Which?",
+                "options": options, "ground_truth": answer,
+            }
+        )  # fmt: skip
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _write_plain(root: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    tuned = get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj"]))
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    tuned.save_pretrained(root / "plain")
+
+
+def _write_full(root: Path) -> None:
+    model = vega3d.load_pretrained(tiny_model(), root / "branch")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embed_tokens" in name:
+                parameter.normal_(std=0.1)
+    model.save_pretrained(root / "full")
+    processor = tiny_processor()
+    limit_pixels(processor, 28 * 28, 56 * 56)
+    processor.save_pretrained(root / "full")
+    (root / "full" / "vega3d_run.json").write_text(json.dumps({"settings": {"data": {"video_as": "images"}}}))

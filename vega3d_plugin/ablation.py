@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from .asking import answer_likelihood, generate, split_answer
 from .controls import disabled, zeroed
+from .errors import SavedBranchError
 from .host_loading import load_host, load_processor, read_source
 from .patching import get_handle
 from .saving import load_pretrained
+from .trained import find_trained, with_adapter
 from .training.conversation import Conversation, read_conversation
 from .training.data import ConversationData
 from .training.encoding import Encoded, Encoder
@@ -27,6 +29,8 @@ from .training.settings import DataSettings
 #: What is scored, in order: without the branch; as trained; the branch switched off; the generative tokens zero.
 VARIANTS = ("base", "patched", "off", "zeroed")
 CONTROLS = ("base", "off", "zeroed")
+#: Settings of the data that are, by default, those of training.
+SHOWN = ("frames", "sampling", "fps", "video_as", "video_max_pixels", "system")
 Tick = Callable[[str], None]
 
 
@@ -149,10 +153,11 @@ def ablate(
     Args:
         source: the host, folder or hub id.
         files: rows with a question, media and an answer, LLaVA-style or chat-style.
-        branch: a saved branch or a trainer's checkpoint; default: ``source`` itself.
+        branch: a saved branch or a trainer's checkpoint; default: ``source`` itself. Where it holds a whole trained
+            host, that is what is patched, and ``source`` is the base alone.
         adapter: a PEFT adapter; default: ``branch``, when it holds one. The base is measured without it, ``off`` with.
         pretrained: the prior's weights.
-        processor: of the host, when elsewhere.
+        processor: of the host; default: that of the checkpoint, which has the limits of training, else the host's.
         data: further :class:`~vega3d_plugin.training.settings.DataSettings` (``frames``, ``video_as``, ...).
         limit: rows at most, from the first.
         max_new_tokens: of a generated answer.
@@ -166,13 +171,15 @@ def ablate(
         TrainError, BadRowsError: files or rows that cannot be used.
         HostError, SavedBranchError: a host or branch that cannot be loaded.
     """
-    settings = DataSettings.parse({"files": tuple(map(str, files)), **(data or {})})
-    branch = source if branch is None else branch
-    adapter = branch if adapter is None and (Path(branch) / "adapter_config.json").is_file() else adapter
-    encoder = Encoder(load_processor(processor or source), settings)
+    trained = find_trained(source, branch, adapter=adapter, processor=processor)
+    if trained.branch is None:
+        raise SavedBranchError("An ablation needs a branch: name its folder or checkpoint.")
+    shown = {key: trained.data[key] for key in SHOWN if key in trained.data}
+    settings = DataSettings.parse({"files": tuple(map(str, files)), **shown, **(data or {})})
+    encoder = Encoder(load_processor(trained.processor), settings)
     found = Ablation(
         {
-            "model": str(source), "branch": str(branch), "adapter": None if adapter is None else str(adapter),
+            "model": str(source), "trained_host": trained.host, "branch": trained.branch, "adapter": trained.adapter,
             "data": settings.to_dict(), "limit": limit, "max_new_tokens": max_new_tokens if generated else None,
             "seed": seed, "resamples": resamples,
         }
@@ -185,8 +192,12 @@ def ablate(
         found.answers.append({"row": name, **answer.described, "scores": {"base": scorer(model, answer, "base")}})
     if not found.answers:
         raise BadRowsError("No row could be used:\n  " + "\n  ".join(found.skipped[:10]))
-    load_pretrained(model, branch, pretrained=pretrained, processor=encoder.processor, store=store)
-    model = _with_adapter(model, adapter)
+    tuned = trained.adapter is not None or trained.host != str(source)
+    if trained.host != str(source):
+        del model
+        model = load_host(read_source(trained.host), device=device).model
+    load_pretrained(model, trained.branch, pretrained=pretrained, processor=encoder.processor, store=store)
+    model = with_adapter(model, trained.adapter)
     found.settings["prior"] = get_handle(model).settings.prior.to_dict()
     memory = _RowMemory()
     if store is None:
@@ -200,7 +211,7 @@ def ablate(
             with context:
                 found.answers[place]["scores"][variant] = scorer(model, answer, variant)
     found.differences = differences(found, seed=seed, resamples=resamples)
-    found.warnings = _doubts(found, adapter is not None)
+    found.warnings = _doubts(found, tuned)
     return found
 
 
@@ -339,20 +350,11 @@ def _parts(conversation: Conversation) -> list[Conversation]:
     return [Conversation(turns[: i + 1]) for i, turn in enumerate(turns) if turn.role == "assistant"]
 
 
-def _with_adapter(model: nn.Module, adapter: str | Path | None) -> nn.Module:
-    if adapter is None:
-        return model
-    from peft import PeftModel
-
-    loaded: nn.Module = PeftModel.from_pretrained(model, str(adapter)).eval()
-    return loaded
-
-
-def _doubts(found: Ablation, adapted: bool) -> list[str]:
+def _doubts(found: Ablation, tuned: bool) -> list[str]:
     """What makes the figures doubtful."""
     doubts = []
     unequal = [
-        answer["row"] for answer in found.answers if not adapted and answer["scores"]["base"] != answer["scores"]["off"]
+        answer["row"] for answer in found.answers if not tuned and answer["scores"]["base"] != answer["scores"]["off"]
     ]
     if unequal:
         doubts.append(

@@ -36,16 +36,24 @@ class Saved:
     tensors: dict[str, Tensor]
 
 
+def saved_folder(source: str | Path, *, revision: str | None = None, token: str | None = None) -> Path:
+    """The folder of a saved branch or of an adapter with one; of a hub id, its files are fetched.
+
+    Raises:
+        SavedBranchError: no such folder or hub id.
+    """
+    patterns = [CONFIG_FILE, WEIGHTS_FILE, "adapter_model*", "adapter_config.json"]
+    folder = local_folder(source, SavedBranchError)
+    return folder or fetch(str(source), patterns, SavedBranchError, revision=revision, token=token)
+
+
 def read_saved(source: str | Path, *, revision: str | None = None, token: str | None = None) -> Saved:
     """Read a branch from a folder or a hub id.
 
     Raises:
         SavedBranchError: no such folder, nothing of a branch in it, or files that are damaged.
     """
-    patterns = [CONFIG_FILE, WEIGHTS_FILE, "adapter_model*"]
-    folder = local_folder(source, SavedBranchError)
-    if folder is None:
-        folder = fetch(str(source), patterns, SavedBranchError, revision=revision, token=token)
+    folder = saved_folder(source, revision=revision, token=token)
     if (folder / CONFIG_FILE).is_file():
         if not (folder / WEIGHTS_FILE).is_file():
             raise SavedBranchError(f"{folder} is half there: {CONFIG_FILE} without {WEIGHTS_FILE}.")

@@ -13,10 +13,11 @@ from torch import nn
 from .asking import encode_question, generate
 from .config import Float, Int, Positive, Settings
 from .controls import disabled, zeroed
-from .errors import SavedBranchError, Vega3dError
+from .errors import Vega3dError
 from .host_loading import load_host, load_processor, read_source
 from .released import load_released
 from .saving import load_pretrained
+from .trained import NONE, find_trained, with_adapter
 from .training.conversation import Medium, Turn
 from .training.encoding import Encoder
 from .training.settings import DataSettings
@@ -34,18 +35,20 @@ class HostArguments(Settings):
 
     Attributes:
         pretrained: the host, folder or hub id.
-        branch: a saved branch or a trainer's checkpoint; ``none``: the host alone, for a baseline.
+        branch: a saved branch or a trainer's checkpoint, whose own host is taken where it holds a whole one; default:
+            ``pretrained``, when it holds one; ``none``: the host alone, for a baseline.
         released: a checkpoint of the released code instead of ``branch``; its language model is loaded too.
         adapter: a PEFT adapter; default: ``branch``, when it holds one; ``none``: without it.
         prior_pretrained: the prior's weights.
         prior_device, store: where the prior lives, and a folder of a feature store.
-        processor: of the host, when elsewhere.
+        processor: of the host; default: that of the checkpoint, which has the limits of training, else the host's.
         control: ``off``: the branch switched off; ``zeroed``: the generative tokens zero.
         device, dtype, attn_implementation: of the host; by default CUDA when there is any, and the saved dtype.
         min_pixels, max_pixels: area of an image, for processors that take them; default: the processor's own.
         max_num_frames: frames of a video.
         fps: sample so many frames per second, ``max_num_frames`` at most, instead of spreading them.
-        video_as: ``video``; or ``images``: each frame an image of its own, as VG-LLM and the released code evaluate.
+        video_as: ``video``; or ``images``: each frame an image of its own, as VG-LLM and the released code evaluate;
+            default: as it was trained, where the checkpoint says, else ``video``.
         video_max_pixels: area of a frame of a video.
         system_prompt: for questions without one.
         max_new_tokens: where a task does not say.
@@ -68,7 +71,7 @@ class HostArguments(Settings):
     max_pixels: Positive | None = None
     max_num_frames: Positive = 32
     fps: Float | Int | None = Field(default=None, gt=0)
-    video_as: Literal["video", "images"] = "video"
+    video_as: Literal["video", "images"] | None = None
     video_max_pixels: Positive | None = None
     system_prompt: str | None = None
     max_new_tokens: Positive = 128
@@ -77,12 +80,9 @@ class HostArguments(Settings):
 
     @model_validator(mode="after")
     def _one(self) -> HostArguments:
-        if (self.branch is None) == (self.released is None):
-            raise ValueError(
-                "give branch=DIR or released=DIR (or branch=none for the host alone), so that a forgotten branch is "
-                "not evaluated as one"
-            )
-        if self.branch == "none" and self.control != "none":
+        if self.branch is not None and self.released is not None:
+            raise ValueError("branch and released exclude each other: a released checkpoint has its own branch")
+        if self.branch == NONE and self.control != "none":
             raise ValueError(f"control={self.control} needs a branch")
         return self
 
@@ -99,10 +99,12 @@ class EvaluatedHost:
 
     def __init__(self, arguments: HostArguments) -> None:
         self.arguments = a = arguments
-        self.processor = load_processor(a.processor or a.pretrained)
+        branch = NONE if a.released is not None else a.branch
+        self.trained = find_trained(a.pretrained, branch, adapter=a.adapter, processor=a.processor)
+        self.processor = load_processor(self.trained.processor)
         limit_pixels(self.processor, a.min_pixels, a.max_pixels)
         options = {} if a.attn_implementation is None else {"attn_implementation": a.attn_implementation}
-        host = load_host(read_source(a.pretrained), device=a.device, dtype=a.dtype, **options).model
+        host = load_host(read_source(self.trained.host), device=a.device, dtype=a.dtype, **options).model
         self.model = self._with_branch(host).eval()
         self.encoder = Encoder(
             self.processor,
@@ -113,7 +115,7 @@ class EvaluatedHost:
                     "frames": a.max_num_frames,
                     "sampling": "uniform" if a.fps is None else "fps",
                     "fps": None if a.fps is None else float(a.fps),
-                    "video_as": a.video_as,
+                    "video_as": a.video_as or self.trained.data.get("video_as", "video"),
                     "video_max_pixels": a.video_max_pixels,
                 }
             ),
@@ -159,20 +161,9 @@ class EvaluatedHost:
         common = {"pretrained": a.prior_pretrained, "processor": self.processor, "store": a.store, **prior}
         if a.released is not None:
             load_released(host, a.released, **common)
-        elif a.branch != "none":
-            load_pretrained(host, str(a.branch), **common)
-        adapter = a.adapter
-        if adapter is None and a.branch is not None and (Path(a.branch) / "adapter_config.json").is_file():
-            adapter = a.branch
-        if adapter in (None, "none"):
-            return host
-        from peft import PeftModel
-
-        try:
-            loaded: nn.Module = PeftModel.from_pretrained(host, adapter)
-        except ValueError as error:
-            raise SavedBranchError(f"The adapter {adapter} cannot be loaded: {error}") from error
-        return loaded
+        elif self.trained.branch is not None:
+            load_pretrained(host, self.trained.branch, **common)
+        return with_adapter(host, self.trained.adapter)
 
     def _control(self) -> AbstractContextManager[None]:
         controls = {"off": disabled, "zeroed": zeroed}

@@ -39,10 +39,16 @@ def ablate(
         str | None, typer.Option(metavar="DIR", help="A PEFT adapter; default: --branch, if it is one.")
     ] = None,
     pretrained: Annotated[str | None, typer.Option(help="Folder or hub id of the prior's weights.")] = None,
-    processor: Annotated[str | None, typer.Option(help="Folder or hub id of MODEL's processor, if elsewhere.")] = None,
+    processor: Annotated[
+        str | None, typer.Option(help="Folder or hub id of a processor; default: the checkpoint's or MODEL's.")
+    ] = None,
     media_root: Annotated[str | None, typer.Option(help="Folder that relative paths in the rows start from.")] = None,
-    frames: Annotated[int, typer.Option(min=1, help="Frames of a video.")] = 8,
-    video_as: Annotated[str, typer.Option(help="video, or images: each frame an image of its own.")] = "video",
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a video; default: as in training, else 8.")
+    ] = None,
+    video_as: Annotated[
+        str | None, typer.Option(help="video, or images (each frame one); default: as in training, else video.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Rows at most, from the first.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of a generated answer.")] = 16,
     generate: Annotated[bool, typer.Option(help="Generate answers, for exact match; else likelihoods only.")] = True,
@@ -57,7 +63,7 @@ def ablate(
     """Score your own questions without the branch, with it, and with its two controls.
 
     \b
-      base     the host alone, without branch and adapter
+      base     MODEL alone, without branch and adapter
       patched  as trained
       off      the branch switched off, the adapter still on
       zeroed   the generative tokens zero: does it use what they say?
@@ -65,6 +71,8 @@ def ablate(
     For each answer: exact match of what is generated (greedily), and the
     negative log-likelihood of the expected answer. Differences of patched
     to each control come with a 95% interval (paired bootstrap over rows).
+    Where --branch is the checkpoint of a whole trained host, that host is
+    used for all but the base.
 
     \b
       vega3d ablate Qwen/Qwen2.5-VL-3B-Instruct --data mine.json --branch out/checkpoint-500
@@ -74,7 +82,8 @@ def ablate(
 
     if report is not None:
         check_target(report, ".json")
-    values = {"frames": frames, "video_as": video_as, "media_root": media_root, "skip_bad_rows": skip_bad_rows}
+    given = {"frames": frames, "video_as": video_as, "media_root": media_root, "skip_bad_rows": skip_bad_rows or None}
+    values = {key: value for key, value in given.items() if value is not None}
     with yellow_warnings(), quiet_transformers(), _progress() as start:
         # Others' remarks would bury ours.
         warnings.simplefilter("ignore", FutureWarning)
