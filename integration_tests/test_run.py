@@ -9,30 +9,21 @@ import json
 import os
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from scripts import SCRIPTS, Script, logits, moved, run_script, saved_branch, scripts_own, write_recipe
 
 import vega3d
 from vega3d_plugin.errors import FrozenBranchError, SavedBranchError
-from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
-from vega3d_plugin.running import RunError, make_session, parse_command, run
+from vega3d_plugin.running import RunError
 from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
 
-SCRIPTS = Path(__file__).parent / "host_scripts"
-RECIPE = {
-    "host": {"adapter": "qwen_vl", "model": "tiny", "dtype": "float32"},
-    "prior": {"name": "tiny-wan", "context": "views", "tap": 2, "size": [96, 160]},
-    "projector": {"name": "mlp", "hidden_dim": 64},
-}
 REMOTE = """
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -56,35 +47,11 @@ def recipe(tmp_path: Path) -> Path:
     return write_recipe(tmp_path / "recipe.yaml")
 
 
-def write_recipe(path: Path, **blocks: object) -> Path:
-    path.write_text("# A recipe for tests\n" + yaml.safe_dump({**RECIPE, **blocks}))
-    return path
-
-
 @pytest.fixture
-def script(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
+def script(recipe: Path) -> Iterator[Script]:
     """Run a script in this process; gives the lines that were said."""
-    # One of the scripts replaces it, as its model does.
-    monkeypatch.setattr(transformers.Trainer, "create_optimizer", transformers.Trainer.create_optimizer)
-    modules = set(sys.modules)
-
-    def call(name: str, *arguments: object, recipe: Path = recipe) -> list[str]:
-        lines: list[str] = []
-        words = [str(SCRIPTS / name), *map(str, arguments)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RandomWeightsWarning)
-            warnings.simplefilter("ignore", FutureWarning)
-            try:
-                run(make_session(recipe, lines.append), parse_command(words))
-            except SystemExit as end:
-                if end.code not in (None, 0):
-                    raise
-        return lines
-
-    yield call
-    for name in set(sys.modules) - modules:
-        if name == "rows":
-            del sys.modules[name]
+    with scripts_own():
+        yield lambda name, *arguments, recipe=recipe: run_script(recipe, name, *arguments)
 
 
 def trainer_arguments(base: Path, out: Path, steps: int, **options: object) -> list[str]:
@@ -96,31 +63,9 @@ def trainer_arguments(base: Path, out: Path, steps: int, **options: object) -> l
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
-def logits(model: nn.Module) -> Tensor:
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        from rows import batch
-    finally:
-        sys.path.remove(str(SCRIPTS))
-    with torch.no_grad():
-        out: Tensor = model.eval()(**batch(tiny_processor())).logits
-    return out
-
-
-def saved_branch(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "vega3d.safetensors")
-
-
-def moved(tensors: dict[str, Tensor]) -> bool:
-    """Whether a branch has trained: it starts with a residual scale of zero."""
-    return bool(tensors["fuser.residual_scale"].abs() > 0)
-
-
 class TestLikeVgLlm:
     @pytest.mark.parametrize("tuned", [{"tune_mm_llm": True}, {"lora_enable": True}], ids=["full", "lora"])
-    def test_trains_saves_and_resumes(
-        self, base: Path, tmp_path: Path, script: Callable[..., list[str]], tuned: dict[str, bool]
-    ) -> None:
+    def test_trains_saves_and_resumes(self, base: Path, tmp_path: Path, script: Script, tuned: dict[str, bool]) -> None:
         whole = tmp_path / "whole"
         options = {**tuned, "gradient_checkpointing": True}
         lines = script("vg_style.py", *trainer_arguments(base, whole, 4, **options, vision_tower_lr=2e-2))
@@ -137,7 +82,7 @@ class TestLikeVgLlm:
         script("vg_style.py", *trainer_arguments(base, half, 4, **options, vision_tower_lr=2e-2))
         assert torch.equal(torch.load(half / "logits-0.pt"), torch.load(whole / "logits-0.pt"))
 
-    def test_the_result_rebuilds_the_model(self, base: Path, tmp_path: Path, script: Callable[..., list[str]]) -> None:
+    def test_the_result_rebuilds_the_model(self, base: Path, tmp_path: Path, script: Script) -> None:
         out = tmp_path / "out"
         script("vg_style.py", *trainer_arguments(base, out, 2, tune_mm_llm=True))
         expected = torch.load(out / "logits-0.pt")
@@ -149,7 +94,7 @@ class TestLikeVgLlm:
         assert lines == [f"Qwen2_5_VLForConditionalGeneration from {out} has the branch of {out}"]
         assert torch.equal(torch.load(tmp_path / "again.pt"), expected)
 
-    def test_an_adapter_on_its_base(self, base: Path, tmp_path: Path, script: Callable[..., list[str]]) -> None:
+    def test_an_adapter_on_its_base(self, base: Path, tmp_path: Path, script: Script) -> None:
         out = tmp_path / "out"
         script("vg_style.py", *trainer_arguments(base, out, 2, lora_enable=True))
         expected = torch.load(out / "logits-0.pt")
@@ -161,7 +106,7 @@ class TestLikeVgLlm:
         model = vega3d.load_pretrained(tiny_model(), out)
         assert torch.equal(logits(PeftModel.from_pretrained(model, out)), expected)
 
-    def test_all_frozen_but_the_branch(self, base: Path, tmp_path: Path, script: Callable[..., list[str]]) -> None:
+    def test_all_frozen_but_the_branch(self, base: Path, tmp_path: Path, script: Script) -> None:
         script("vg_style.py", *trainer_arguments(base, tmp_path / "out", 2))
         assert moved(saved_branch(tmp_path / "out"))
         full = load_file(tmp_path / "out" / "model.safetensors")
@@ -170,7 +115,7 @@ class TestLikeVgLlm:
 
 
 class TestLikeLlava:
-    def test_lora_and_what_else_trained(self, base: Path, tmp_path: Path, script: Callable[..., list[str]]) -> None:
+    def test_lora_and_what_else_trained(self, base: Path, tmp_path: Path, script: Script) -> None:
         out = tmp_path / "out"
         script("llava_style.py", *trainer_arguments(base, out, 2, lora_enable=True, save_strategy="no"))
         trained = saved_branch(out)
@@ -186,7 +131,7 @@ class TestLikeLlava:
         script("evaluate.py", base, tmp_path / "again.pt", out)
         assert torch.equal(torch.load(tmp_path / "again.pt"), torch.load(out / "logits.pt"))
 
-    def test_the_projector_alone(self, base: Path, tmp_path: Path, script: Callable[..., list[str]]) -> None:
+    def test_the_projector_alone(self, base: Path, tmp_path: Path, script: Script) -> None:
         out = tmp_path / "out"
         options = {"mm_tunable_parts": "mm_mlp_adapter", "save_strategy": "no"}
         lines = script("llava_style.py", *trainer_arguments(base, out, 2, **options))
@@ -198,6 +143,15 @@ class TestLikeLlava:
         model = vega3d.patch(tiny_model(), config=vega3d.get_handle(vega3d.load_pretrained(tiny_model(), out)).settings)
         model.load_state_dict(state, strict=False)
         assert torch.equal(logits(model), torch.load(out / "logits.pt"))
+        # The next stage picks the projector's weights out of the file; the branch beside it comes along.
+        lines = script("next_stage.py", base, out / "mm_projector.bin", tmp_path / "next.pt")
+        assert f"Qwen2_5_VLForConditionalGeneration from {base} has the branch of {out}" in lines
+        assert torch.equal(torch.load(tmp_path / "next.pt"), torch.load(out / "logits.pt"))
+
+    def test_training_that_moves_nothing_is_told(self, base: Path, tmp_path: Path, script: Script) -> None:
+        options = {"mm_tunable_parts": "mm_mlp_adapter", "save_strategy": "no", "learning_rate": 0.0}
+        lines = script("llava_style.py", *trainer_arguments(base, tmp_path / "out", 1, **options))
+        assert "note: that branch is as it was when the run began: none of 1 optimisers moved it" in lines
 
 
 def torchrun(recipe: Path, *words: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
@@ -229,9 +183,7 @@ def bring_code(folder: Path) -> None:
 
 
 class TestLikeOpenVlaOft:
-    def test_two_processes_merge_and_evaluate(
-        self, remote: Path, recipe: Path, tmp_path: Path, script: Callable[..., list[str]]
-    ) -> None:
+    def test_two_processes_merge_and_evaluate(self, remote: Path, recipe: Path, tmp_path: Path, script: Script) -> None:
         ended = torchrun(recipe, SCRIPTS / "oft_style.py", "--vla_path", remote, "--run_dir", tmp_path / "run")
         assert ended.returncode == 0, ended.stderr
         lines = [line for line in ended.stderr.splitlines() if line.startswith("vega3d: ")]
@@ -256,7 +208,7 @@ class TestLikeOpenVlaOft:
 
 
 class TestMistakes:
-    def test_a_checkpoint_of_another_recipe(self, base: Path, tmp_path: Path, script: Callable[..., list[str]]) -> None:
+    def test_a_checkpoint_of_another_recipe(self, base: Path, tmp_path: Path, script: Script) -> None:
         out = tmp_path / "out"
         script("vg_style.py", *trainer_arguments(base, out, 1))
         other = write_recipe(tmp_path / "other.yaml", fusion={"name": "add"})
@@ -264,7 +216,7 @@ class TestMistakes:
         with pytest.raises(SavedBranchError, match=message):
             script("evaluate.py", out, tmp_path / "x.pt", recipe=other)
 
-    def test_a_model_that_is_no_host(self, tmp_path: Path, script: Callable[..., list[str]]) -> None:
+    def test_a_model_that_is_no_host(self, tmp_path: Path, script: Script) -> None:
         config = transformers.LlamaConfig(
             vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
         )
@@ -293,7 +245,7 @@ class TestMistakes:
         ],
     )
     def test_an_optimiser_that_lost_the_branch(
-        self, base: Path, tmp_path: Path, script: Callable[..., list[str]], code: str, message: str
+        self, base: Path, tmp_path: Path, script: Script, code: str, message: str
     ) -> None:
         path = tmp_path / "script.py"
         path.write_text(
@@ -310,9 +262,7 @@ class TestMistakes:
         with pytest.raises(FrozenBranchError, match=message):
             script(path, base)
 
-    def test_a_new_branch_that_nothing_trained(
-        self, base: Path, tmp_path: Path, script: Callable[..., list[str]]
-    ) -> None:
+    def test_a_new_branch_that_nothing_trained(self, base: Path, tmp_path: Path, script: Script) -> None:
         lines = script("evaluate.py", base, tmp_path / "x.pt")
         assert lines[-1].startswith("note: nothing was trained or restored")
         assert torch.equal(torch.load(tmp_path / "x.pt"), logits(tiny_model()))

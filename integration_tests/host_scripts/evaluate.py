@@ -3,7 +3,7 @@
 import sys
 
 import torch
-from rows import batch
+from tiny_rows import batch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 path, target, *adapter = sys.argv[1:]

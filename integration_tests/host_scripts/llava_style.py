@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from rows import batch
+from tiny_rows import batch
 from transformers import AutoProcessor, HfArgumentParser, Trainer
 
 

@@ -56,16 +56,18 @@ def _places(session: Session) -> Iterator[tuple[Any, str, Original, str]]:
     yield adapter, "save_pretrained", around.adapter_save, "writes the branch beside the adapter"
     yield DistributedDataParallel, "__init__", around.parallel, "unfreezes the branch first, so that DDP sees it"
     yield torch.optim.Optimizer, "__init__", around.optimizer, "puts the branch into the parameter groups"
-    yield torch, "save", around.save_state, "adds the branch to a state dictionary that lacks it"
-    yield safetensors.torch, "save_file", around.save_state, "the same"
+    yield torch, "save", around.save_state, "adds the branch to a host's state dictionary that lacks it"
+    yield safetensors.torch, "save_file", around.save_state, "adds the branch to a host's tensors that lack it"
+    yield torch, "load", around.load_state, "restores the branch that lies beside a host's state dictionary"
+    yield safetensors.torch, "load_file", around.load_state, "restores the branch that lies beside a host's tensors"
     trainer = getattr(transformers, "Trainer", None)
     if inspect.isclass(trainer) and "train" in vars(trainer):
         yield trainer, "__init__", around.trainer, "unfreezes the branch before parameters are counted"
         yield trainer, "train", around.train, "unfreezes the branch before the optimiser is made"
         if "_load_from_checkpoint" in vars(trainer):
-            yield trainer, "_load_from_checkpoint", around.resume, "restores the branch, and the host, on resume"
+            yield trainer, "_load_from_checkpoint", around.resume, "restores the branch, and what it missed of the host"
         if "_load_best_model" in vars(trainer):
-            yield trainer, "_load_best_model", around.best, "the same, for the best checkpoint"
+            yield trainer, "_load_best_model", around.best, "restores the branch of the best checkpoint"
 
 
 def explain(session: Session) -> list[tuple[str, str]]:
@@ -119,14 +121,16 @@ class Around:
 
     def resume(self, original: Original, trainer: Any, folder: Any, *args: Any, **kwargs: Any) -> Any:
         """``Trainer._load_from_checkpoint``."""
-        result = original(trainer, folder, *args, **kwargs)
-        self.session.resumed(kwargs.get("model", args[0] if args else None) or trainer.model, Path(folder))
+        with self.session.outermost("load"):
+            result = original(trainer, folder, *args, **kwargs)
+            self.session.resumed(kwargs.get("model", args[0] if args else None) or trainer.model, Path(folder))
         return result
 
     def best(self, original: Original, trainer: Any) -> Any:
         """``Trainer._load_best_model``."""
-        result = original(trainer)
-        self.session.resumed(trainer.model, Path(trainer.state.best_model_checkpoint))
+        with self.session.outermost("load"):
+            result = original(trainer)
+            self.session.resumed(trainer.model, Path(trainer.state.best_model_checkpoint))
         return result
 
     # PEFT
@@ -144,12 +148,14 @@ class Around:
 
     def adapter_build(self, original: Original, cls: Any, base: nn.Module, source: Any, *args: Any, **kw: Any) -> Any:
         """``PeftModel.from_pretrained``."""
+        self.session.complete(base)
         known = bool(self.session.hosts_in(base))
-        folder = folder_with_branch(source, kw) if known else None
-        if folder is not None:
-            # First, so that another recipe's branch is told as such, and one that lies beside the adapter is found.
-            self.session.restore(base, folder)
         with self.session.outermost("adapter"):
+            here = known or self.session.hosts_in(base, self.session.waiting)
+            folder = folder_with_branch(source, kw) if here else None
+            if folder is not None:
+                # First, so that another recipe's branch is told as such, and one beside the adapter is found.
+                self.session.restore(base, folder)
             model = original(cls, base, source, *args, **kw)
         if known and (kw.get("is_trainable") or (len(args) > 1 and args[1])):
             _make_part_of_adapter(model)
@@ -203,6 +209,15 @@ class Around:
             if isinstance(target, str | Path):
                 self.session.write(model, Path(target).parent, state)
         return result
+
+    def load_state(self, original: Original, source: Any, *args: Any, **kwargs: Any) -> Any:
+        """``torch.load`` and ``safetensors.torch.load_file``."""
+        with self.session.outermost("load") as outermost:
+            state = original(source, *args, **kwargs)
+            # Libraries read their files here too, and are seen to where they are called.
+            if outermost and not (self.session.inside("build") or self.session.inside("adapter")):
+                self.session.loaded(state, source)
+        return state
 
     def _owner(self, state: Any) -> nn.Module | None:
         """The host that a state dictionary, or a part of one, was taken from."""

@@ -21,6 +21,9 @@ def own_groups(session: Session, optimizer: torch.optim.Optimizer) -> None:
     but for the rate.
     """
     session.optimizers.add(optimizer)
+    for waiting in list(_alive(session)):
+        if _trains(optimizer, waiting):
+            session.complete(waiting)
     for host, model, branch in session.branches():
         if not branch.trainable or not _trains(optimizer, model):
             continue

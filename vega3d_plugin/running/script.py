@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import runpy
 import sys
 import traceback
@@ -67,9 +68,22 @@ def run_command(command: Command) -> None:
     """
     with _as_python_sets_them(command):
         if command.is_module:
+            _check_module(command.target)
             runpy.run_module(command.target, run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(command.target, run_name="__main__")
+
+
+def _check_module(name: str) -> None:
+    try:
+        found = importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError as error:
+        # Else the package itself lacks something, and its own traceback tells.
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        found = False
+    if not found:
+        raise RunError(f"There is no module {name!r} to run with -m, here ({Path.cwd()}) or among what is installed.")
 
 
 def script_traceback(error: BaseException, command: Command) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +15,18 @@ import torch
 from torch import nn
 
 from ..branch import GenerativeBranch
+from ..checkpoint import CONFIG_FILE
 from ..config import BranchSettings
 from ..errors import HostError, PatchError, SavedBranchError
 from ..features.store import FeatureStore
-from ..hooks import CHILD
 from ..patching import get_handle, is_patched, patch
 from ..peft_support import is_peft_model
 from ..plugins import plugin_manager
 from ..priors.base import Prior
 from ..saving import load_pretrained, save_pretrained
 from .restoring import folder_with_branch, holds_branch, host_processor, reload_renamed
+from .states import is_branchs, is_state_of
+from .waiting import before_first_call
 from .wraps import Wraps
 
 
@@ -40,6 +42,8 @@ class Host:
         processor: that of its folder, or None.
         restored: where its branch came from; empty when it is new.
         error: why it has no branch yet.
+        release: takes back what waits for the first call.
+        start: sums of the tensors of a new branch.
     """
 
     ref: weakref.ref[nn.Module]
@@ -49,6 +53,8 @@ class Host:
     processor: Any = None
     restored: str = ""
     error: str = ""
+    release: Callable[[], None] = lambda: None
+    start: tuple[float, ...] = ()
 
 
 @dataclass
@@ -116,28 +122,40 @@ class Session:
         try:
             self._add(host, model)
         except HostError as error:
-            # LLaVA's scripts load the vision tower later. Whoever never completes the model is told before training.
+            # LLaVA's scripts load the vision tower later.
             host.error = str(error)
             self.waiting.append(host)
+            host.release = before_first_call(model, lambda: self.complete(model, must=True))
             self.tell(f"{host.name} from {source} is not complete yet and waits for its branch: {error}")
 
-    def complete(self, module: nn.Module | None) -> None:
-        """Try again with hosts in ``module`` that could not be given their branch when they were built."""
-        inside = set() if module is None or not self.waiting else {id(part) for part in module.modules()}
-        for host in [host for host in self.waiting if id(host.ref()) in inside]:
+    def complete(self, module: nn.Module | None, *, must: bool = False) -> None:
+        """Try again with hosts in ``module`` that could not be given their branch when they were built.
+
+        Args:
+            module: a host, or what wraps one.
+            must: it is about to run, so an incomplete host is an error.
+
+        Raises:
+            HostError: ``must``, and it is still incomplete.
+        """
+        for host in self.hosts_in(module, self.waiting):
             try:
                 self._add(host, module if is_peft_model(module) else host.ref())  # type: ignore[arg-type]
             except HostError as error:
                 host.error = str(error)
+                if must:
+                    raise HostError(f"{host.name} from {host.source} is run without its branch: {error}") from error
             else:
                 self.waiting.remove(host)
+                host.release()
 
     def _add(self, host: Host, model: nn.Module) -> None:
         """Patch a model, the host itself or a ``PeftModel`` of it, and load the branch it was saved with."""
         prior = [] if self.prior is None else [self.prior]
         with torch.random.fork_rng(devices=[]):
-            # Equal on all ranks and in every run, and the script's own random numbers stay what they were.
-            torch.manual_seed(self.seed)
+            # Equal on all ranks and in every run, and the script's own random numbers stay what they were: a branch is
+            # made on the CPU, and torch.manual_seed would set the GPUs' generators too.
+            torch.default_generator.manual_seed(self.seed)
             patch(
                 model, *prior, config=self.settings, processor=host.processor, store=self.store, host=self.adapter
             )  # fmt: skip
@@ -149,23 +167,47 @@ class Session:
         if host.saved is not None:
             self.restore(model, host.saved)
         else:
+            host.start = _sums(handle.branch)
             self.tell(f"{host.name} from {host.source} has a new branch: {handle}")
 
     def restore(self, model: nn.Module, folder: Path) -> None:
-        """Load the branch of a folder into a host that has one with the recipe's settings.
+        """Load the branch of a folder into a host that has one with the recipe's settings, or will have.
 
         Raises:
             SavedBranchError, PatchError: it is another recipe's.
         """
+        for host in self.hosts_in(model, self.waiting):
+            host.saved = folder
+        if not self.hosts_in(model):
+            return
         try:
-            load_pretrained(model, folder, prior=get_handle(model).prior, host=self.adapter)
+            with self.outermost("load"):
+                load_pretrained(model, folder, prior=get_handle(model).prior, host=self.adapter)
         except PatchError as error:
             raise SavedBranchError(
                 f"{folder} holds a branch of another recipe. {error} Run with the recipe it was trained with."
             ) from error
         for host in self.hosts_in(model):
+            if host.restored != str(folder):
+                self.tell(f"{host.name} from {host.source} has the branch of {folder}")
             host.restored = str(folder)
-            self.tell(f"{host.name} from {host.source} has the branch of {folder}")
+
+    def loaded(self, state: Any, source: Any) -> None:
+        """After a script has read a host's state dictionary, or a part of one, that a branch was written beside.
+
+        LLaVA's stages hand ``mm_projector.bin`` on like this, and pick the projector's weights out of it by name. A
+        host that trains, or that was given its branch already, is left alone.
+        """
+        folder = Path(source).parent if isinstance(source, str | Path) else None
+        if self.steps or folder is None or not (folder / CONFIG_FILE).is_file() or not isinstance(state, Mapping):
+            return
+        others = {name: value for name, value in state.items() if not is_branchs(name)}
+        if len(others) == len(state):
+            return
+        for host in [*self.hosts, *self.waiting]:
+            model = host.ref()
+            if model is not None and not host.restored and is_state_of(others, model):
+                self.restore(model, folder)
 
     def resumed(self, model: nn.Module, folder: Path) -> None:
         """After a trainer has read a checkpoint back: see to it that the branch is that of the checkpoint."""
@@ -177,12 +219,16 @@ class Session:
                 self.tell(f"{host.name}: its weights have other names in {folder}, and were read by these")
             self.restore(model, folder)
 
-    def hosts_in(self, module: nn.Module | None) -> list[Host]:
-        """The hosts of this session that are in a module: itself, or inside PEFT, DDP and other wrappers."""
-        if module is None:
-            return []
-        inside = {id(part) for part in module.modules()}
-        return [host for host in self.hosts if id(host.ref()) in inside]
+    def hosts_in(self, module: nn.Module | None, among: Sequence[Host] | None = None) -> list[Host]:
+        """The hosts of this session that are in a module: itself, or inside PEFT, DDP and other wrappers.
+
+        Args:
+            module: where to look.
+            among: default: those that have their branch.
+        """
+        among = self.hosts if among is None else among
+        inside = set() if module is None or not among else {id(part) for part in module.modules()}
+        return [host for host in among if id(host.ref()) in inside]
 
     def branches(self) -> Iterator[tuple[Host, nn.Module, GenerativeBranch]]:
         """Hosts that are alive, with the branch that is active."""
@@ -214,7 +260,7 @@ class Session:
         branch = get_handle(model).branch
         if any(hasattr(p, "full_tensor") or hasattr(p, "ds_numel") for p in branch.parameters()):
             # To gather takes all processes, and they may not all be here; the trainer has gathered for its own file.
-            if state is None or not any(f".{CHILD}." in f".{name}" for name in state):
+            if state is None or not any(map(is_branchs, state)):
                 raise SavedBranchError(
                     f"The branch is sharded over processes and is not part of what was saved in {folder}. Save the "
                     "full state dictionary: model.save_pretrained(folder, state_dict=full)."
@@ -224,11 +270,20 @@ class Session:
         if str(folder) not in self.written:
             self.tell(f"the branch is in {folder}, too")
         self.written[str(folder)] = None
+        if self.steps and not self.frozen and any(h.start == _sums(branch) for h in self.hosts_in(model)):
+            self.tell(f"note: that branch is as it was when the run began: none of {self.steps} optimisers moved it")
 
     def tell(self, line: str) -> None:
         """One line for the user, from the first process alone."""
         if rank() == 0:
             self.say(line)
+
+
+def _sums(branch: GenerativeBranch) -> tuple[float, ...]:
+    """What tells whether a branch has moved; empty when its parameters are elsewhere (ZeRO-3)."""
+    if any(hasattr(p, "full_tensor") or hasattr(p, "ds_numel") for p in branch.parameters()):
+        return ()
+    return tuple(float(p.detach().double().sum()) for p in branch.parameters())
 
 
 def unfreeze(branch: GenerativeBranch) -> None:

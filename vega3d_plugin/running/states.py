@@ -20,6 +20,11 @@ def is_state_of(state: Mapping[str, Any], model: nn.Module) -> bool:
     return all(isinstance(name, str) and name[len(_lead(name, names)) :] in names for name in state)
 
 
+def is_branchs(name: Any) -> bool:
+    """True for the name of a branch's tensor in a host's state dictionary."""
+    return isinstance(name, str) and f".{CHILD}." in f".{name}"
+
+
 def complete(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The state dictionary with the tensors of the branch that it lacks, named as its other tensors are.
 
