@@ -498,6 +498,14 @@ def test_statistics_that_are_wrong_within_the_range(build: Build) -> None:
         logits(hosts.patch(build()), {**batch_of(shown), "pixel_values": stacked(shown, HALF, HALF)})
 
 
+def test_wrong_statistics_of_a_single_tower(build: Build) -> None:
+    """There is no other picture to compare with; the range tells."""
+    shown = pictures()
+    with pytest.raises(errors.FramesError, match=r"pixels of 'featurizer' lie in \[-0\.\d+, 1\.\d+\]") as caught:
+        logits(hosts.patch(build(fused=False)), {**batch_of(shown), "pixel_values": stacked(shown, IMAGENET)})
+    assert "These would fit: ImageNet's for 'featurizer'." in str(caught.value)
+
+
 def test_pixels_that_were_never_normalised(build: Build) -> None:
     shown = pictures()
     with pytest.raises(errors.FramesError, match=r"none, pixels in \[0, 1\] for 'featurizer'"):
