@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import hosts
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from hosts import Host, freeze_host, patch
+from processes import spawn, start
+from torch import Tensor, nn
 
 import vega3d
 
-TIMEOUT = 60
 # One host for each kind of seam.
-DDP = ("qwen2_5_vl", "llava_double", "openvla_double", "llava_onevision")
+DDP = [
+    host.name
+    for host in hosts.HOSTS
+    if host.name in ("qwen2_5_vl", "llava_double", "openvla_double", "llava_onevision")
+]
 
 
-def start(rank: int, folder: str) -> None:
-    os.environ["VEGA3D_CACHE"] = folder
-    torch.set_num_threads(1)
-    from datetime import timedelta
-
-    init = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2, timeout=timedelta(seconds=TIMEOUT))
-
-
-def ddp_worker(rank: int, folder: str, name: str) -> None:
+def worker(rank: int, folder: str) -> None:
+    """All tests' runs, one after the other: to start two processes takes longer than most of them."""
     start(rank, folder)
-    from hosts import PROJECTOR, named
+    for name in DDP:
+        ddp(rank, f"{folder}/{name}", hosts.named(name))
+    fsdp(rank, folder, hosts.named("qwen2_5_vl"))
+    dist.destroy_process_group()
 
-    host = named(name)
-    torch.manual_seed(0)
-    model = vega3d.patch(host.build(), "tiny-wan", projector=PROJECTOR)
-    model.requires_grad_(False)
-    vega3d.get_handle(model).unfreeze()
+
+def branch_of(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in vega3d.get_handle(model).parameters()])
+
+
+def ddp(rank: int, folder: str, host: Host) -> None:
+    model = patch(host.build())
+    freeze_host(model)
+    before = branch_of(model)
     wrapped = torch.nn.parallel.DistributedDataParallel(model.train())
     optimiser = torch.optim.SGD(vega3d.get_handle(wrapped).parameters(), lr=0.1)
     # Rank 1 never sees an image: without a term that touches the branch, DDP would wait for it until the timeout.
@@ -45,20 +48,15 @@ def ddp_worker(rank: int, folder: str, name: str) -> None:
         wrapped(**batch, labels=batch["input_ids"]).loss.backward()
         optimiser.step()
         optimiser.zero_grad()
-    state = torch.cat([p.detach().flatten() for p in vega3d.get_handle(wrapped).parameters()])
-    torch.save(state, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    Path(folder).mkdir(exist_ok=True)
+    torch.save((before, branch_of(wrapped)), f"{folder}/{rank}.pt")
 
 
-def fsdp_worker(rank: int, folder: str) -> None:
-    start(rank, folder)
-    from hosts import PROJECTOR, freeze_host, named
+def fsdp(rank: int, folder: str, host: Host) -> None:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.fsdp import fully_shard
 
-    host = named("qwen2_5_vl")
-    torch.manual_seed(0)
-    model = vega3d.patch(host.build(), "tiny-wan", projector=PROJECTOR, init="released")
+    model = patch(host.build(), init="released")
     freeze_host(model)
     batch = host.batch()
     model.train()
@@ -72,31 +70,26 @@ def fsdp_worker(rank: int, folder: str) -> None:
     vega3d.save_pretrained(model, f"{folder}/saved-{rank}")
     if rank == 0:
         torch.save({k.partition(".vega3d.")[2]: v for k, v in full.items() if ".vega3d." in k}, f"{folder}/full.pt")
-    dist.destroy_process_group()
 
 
-def run(worker, folder: Path, *given: str) -> None:
-    mp.spawn(worker, args=(str(folder), *given), nprocs=2, join=True)
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("distributed")
+    spawn(worker, folder)
+    return folder
 
 
-@pytest.fixture(autouse=True)
-def _children_find_our_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = Path(__file__).parent
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent / "tests")]))
-
-
-@pytest.mark.parametrize("name", [host.name for host in hosts.HOSTS if host.name in DDP])
-def test_ddp_with_a_rank_without_images(tmp_path: Path, name: str) -> None:
-    run(ddp_worker, tmp_path, name)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+@pytest.mark.parametrize("name", DDP)
+def test_ddp_with_a_rank_without_images(done: Path, name: str) -> None:
+    (before, first), (_, second) = (torch.load(done / name / f"{rank}.pt") for rank in (0, 1))
     assert torch.equal(first, second)
+    assert not torch.equal(first, before)
 
 
-def test_fsdp2_trains_and_saves_the_branch(tmp_path: Path) -> None:
+def test_fsdp2_trains_and_saves_the_branch(done: Path) -> None:
     from safetensors.torch import load_file
 
-    run(fsdp_worker, tmp_path)
-    saved, full = load_file(tmp_path / "saved-0" / "vega3d.safetensors"), torch.load(tmp_path / "full.pt")
+    saved, full = load_file(done / "saved-0" / "vega3d.safetensors"), torch.load(done / "full.pt")
     assert set(full) == {*saved, "record"}
     for name, tensor in saved.items():
         torch.testing.assert_close(full[name], tensor)

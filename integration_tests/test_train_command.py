@@ -1,4 +1,4 @@
-"""``vega3d train`` on tiny models: what it writes plus the base gives the model back, and nothing is lost on the way."""
+"""``vega3d train`` on tiny models: what it writes plus the base gives the model back; nothing is lost on the way."""
 
 from __future__ import annotations
 
