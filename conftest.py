@@ -32,9 +32,9 @@ def _tiny_wan_is_meant():
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say loudly which of the hosts' own repositories were not there to be run against."""
+    """Say loudly which of the hosts' own repositories and of the harnesses were not there to be run against."""
+    from harnesses import HARNESSES, interpreter
     from host_sources import REPOSITORIES, missing_sources
-    from lmms_eval_task import real_python
 
     for name in missing_sources():
         terminalreporter.write_line(
@@ -42,9 +42,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             "holds a checkout of that name; their doubles were run.",
             yellow=True,
         )
-    if real_python() is None:
-        terminalreporter.write_line(
-            "NOT RUN: tests against the real lmms-eval. Install it in an environment of its own (docs/evaluation.md) "
-            "and set VEGA3D_LMMS_EVAL_PYTHON to its interpreter; a double of its classes was run.",
-            yellow=True,
-        )
+    for name, (_, variable) in HARNESSES.items():
+        if interpreter(name) is None:
+            terminalreporter.write_line(
+                f"NOT RUN: tests against the real {name}. Install it in an environment of its own (docs/evaluation.md) "
+                f"and set {variable} to its interpreter; a double of what it calls was run.",
+                yellow=True,
+            )

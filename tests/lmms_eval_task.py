@@ -1,12 +1,9 @@
-"""A host, branches and a small task of lmms-eval's kind, all local; and where the real lmms-eval is, if anywhere."""
+"""A host, branches and a small task of lmms-eval's kind, all local."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import shutil
-import sys
 import warnings
 from pathlib import Path
 
@@ -70,13 +67,6 @@ metric_list:
     aggregation: mean
     higher_is_better: true
 """
-
-
-def real_python() -> str | None:
-    """An interpreter that has lmms-eval: this one, or the one that ``VEGA3D_LMMS_EVAL_PYTHON`` names."""
-    if importlib.util.find_spec("lmms_eval") is not None:
-        return sys.executable
-    return os.environ.get("VEGA3D_LMMS_EVAL_PYTHON") or None
 
 
 def build(root: Path) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 import lmms_eval_task
 import pytest
 import torch
+from harnesses import interpreter
 from PIL import Image
 
 import vega3d
@@ -287,7 +288,7 @@ def lmms_eval(root: Path, cwd: Path, task: str, *launch: str, home: Path | None 
     """Run the real command in a folder; returns what it prints."""
     given = {"pretrained": root / "host", "branch": root / "branch", "max_num_frames": 4, **arguments}
     command = [
-        str(lmms_eval_task.real_python()), *launch, "-m", "lmms_eval", "--model", "vega3d", "--model_args",
+        str(interpreter("lmms-eval")), *launch, "-m", "lmms_eval", "--model", "vega3d", "--model_args",
         ",".join(f"{key}={value}" for key, value in given.items()), "--tasks", task, "--include_path",
         str(root / "tasks"), "--output_path", "out", "--log_samples", "--device", "cpu", "--batch_size", "1",
     ]  # fmt: skip
@@ -306,7 +307,7 @@ def answered(cwd: Path, task: str) -> list[str]:
     return [text if isinstance(text, str) else text[0] for text in said]
 
 
-if lmms_eval_task.real_python() is not None:
+if interpreter("lmms-eval") is not None:
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
