@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -23,6 +24,7 @@ import vega3d
 from vega3d_plugin.asking import encode_question
 from vega3d_plugin.errors import SavedBranchError, SettingsError
 from vega3d_plugin.evaluated_host import EvaluatedHost, EvaluationError, HostArguments
+from vega3d_plugin.recipes import list_recipes, read_recipe
 from vega3d_plugin.training.conversation import Medium, Turn
 from vega3d_plugin.training.errors import RowError
 from vega3d_qwen_vl.tiny import tiny_processor
@@ -167,6 +169,30 @@ def test_arguments_that_are_wrong_are_told_together() -> None:
         HostArguments.parse(wrong, where="--model_args")
     for part in ("3 settings are wrong in --model_args", "Did you mean 'control'?", "max_num_frames", "video_as"):
         assert part in str(error.value)
+
+
+def header_commands() -> list[tuple[str, str]]:
+    """Recipes whose header evaluates with this plugin, and the command there in one line."""
+    found = []
+    for recipe in list_recipes():
+        header = "".join(line for line in recipe.path.read_text().splitlines(keepends=True) if line.startswith("#"))
+        lines = re.sub(r"\\\n#\s*", "", header).splitlines()
+        found += [(recipe.name, line.partition("eval:")[2].strip()) for line in lines if "--model vega3d" in line]
+    return found
+
+
+@pytest.mark.parametrize(("name", "command"), header_commands())
+def test_commands_in_the_recipes(name: str, command: str) -> None:
+    words = command.split()
+    assert words[:3] == ["lmms-eval", "--model", "vega3d"]
+    given = dict(part.split("=", 1) for part in words[words.index("--model_args") + 1].split(","))
+    given = {key: int(value) if value.isdigit() else value for key, value in given.items()}
+    arguments = HostArguments.parse(given)
+    recipe = read_recipe(name, blocks=("host", "lora"))
+    # Without a branch, an adapter must be named, and a host that was trained whole is the host.
+    assert (arguments.branch == "none") is (recipe.prior is None)
+    assert (arguments.pretrained == recipe.host.model) is not (recipe.prior is None and recipe.lora is None)
+    assert (arguments.adapter is not None) is (recipe.prior is None and recipe.lora is not None)
 
 
 def test_a_branch_that_was_forgotten_is_not_evaluated(root: Path) -> None:

@@ -73,10 +73,9 @@ def find_trained(
     if processor is None:
         beside = (place for place in checkpoints if any((place / name).is_file() for name in PROCESSOR_FILES))
         processor = next(beside, host)
-    data: dict[str, Any] = {}
-    for file in (place / RUN_FILE for place in checkpoints):
-        if file.is_file():
-            data = json.loads(file.read_text(encoding="utf-8"))["settings"]["data"] or {}
+    runs = (place / RUN_FILE for place in (*checkpoints, Path(host)))
+    run = next((file for file in runs if file.is_file()), None)
+    data = {} if run is None else json.loads(run.read_text(encoding="utf-8"))["settings"].get("data") or {}
     return Trained(
         host=str(folder if whole else host),
         branch=None if folder is None else str(folder),
