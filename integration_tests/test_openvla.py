@@ -44,6 +44,7 @@ from vega3d_plugin.branch import GenerativeBranch
 from vega3d_plugin.cli.app import app
 from vega3d_plugin.doctor import diagnose, examine
 from vega3d_plugin.hooks import SeamMissedWarning
+from vega3d_plugin.patching import find_host
 
 Build = Callable[..., nn.Module]
 TOKENS = GRID[1] * GRID[2]
@@ -621,6 +622,31 @@ def test_doctor_explains_oft(oft: OFT, film: bool) -> None:
     found = results(model.eval(), DoubleProcessor())
     assert {name: status for name, (status, _, _) in found.items() if status != "PASS"} == {"host": "WARN"}
     assert "1x4x4, 1x4x4 tokens" in found["seam"][1]
+    # Its parallel decoding needs another attention than transformers has.
+    assert "copy.deepcopy" in found["host"][2]
+    assert "attends to earlier tokens alone" in found["host"][2]
+
+
+class BothWays(nn.Module):
+    """A language model whose every token sees all tokens."""
+
+    def __init__(self, embeddings: nn.Module) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        embedded = self.embeddings(input_ids)
+        return SimpleNamespace(logits=embedded + embedded.mean(dim=1, keepdim=True))
+
+
+def test_doctor_is_quiet_about_attention_in_both_directions(oft: OFT, build: Build) -> None:
+    model = oft.model(2)
+    model.language_model = BothWays(model.get_input_embeddings())
+    for quiet in (model, build()):
+        assert not any("attends" in notice for notice in find_host(quiet).notices(quiet))
 
 
 def own_code(folder: Path, code: str) -> Path:

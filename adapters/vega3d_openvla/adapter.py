@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from vega3d_plugin.clips import PixelStatistics
@@ -62,23 +63,8 @@ class OpenVLAAdapter:
         ]
 
     def notices(self, model: nn.Module) -> list[str]:
-        """What their code does that a user of a copy should know; see the protocol."""
-        backbone = _backbone(model)
-        owners = {name: _ran_by(getattr(backbone, name, None)) for name in TOWERS}
-        copied = [name for name, owner in owners.items() if owner not in (None, getattr(backbone, name, None))]
-        if copied:
-            return [
-                f"This model is a deep copy: {' and '.join(copied)} of its vision backbone still run the original's "
-                "weights, as OpenVLA's code ties their forward to the module it was made for. What is loaded into or "
-                "trained in the copy's vision tower has no effect. Build a second model with from_pretrained instead."
-            ]
-        if any(owner is not None for owner in owners.values()):
-            return [
-                "OpenVLA's code ties the forward of its vision towers to this very model: a copy.deepcopy of it runs "
-                "this model's vision towers, and it cannot be pickled. Build a second model with from_pretrained; save "
-                "with save_pretrained."
-            ]
-        return []
+        """What a user of their code should know of copies and, in OpenVLA-OFT, of attention; see the protocol."""
+        return [*_copies(_backbone(model)), *_attention(model)]
 
     def probe_batch(self, processor: Any, model: nn.Module, picture: Any) -> Mapping[str, Any]:
         """The inputs for one picture ``[H, W, 3]`` uint8, shown as every image of an observation; see the protocol."""
@@ -91,6 +77,45 @@ class OpenVLAAdapter:
             batch["labels"] = batch["input_ids"].new_full(batch["input_ids"].shape, IGNORE_INDEX)
             batch["use_film"] = _backbone(model) is not model.vision_backbone
         return batch
+
+
+def _copies(backbone: Any) -> list[str]:
+    """Whose weights the towers run."""
+    owners = {name: _ran_by(getattr(backbone, name, None)) for name in TOWERS}
+    copied = [name for name, owner in owners.items() if owner not in (None, getattr(backbone, name, None))]
+    if copied:
+        return [
+            f"This model is a deep copy: {' and '.join(copied)} of its vision backbone still run the original's "
+            "weights, as OpenVLA's code ties their forward to the module it was made for. What is loaded into or "
+            "trained in the copy's vision tower has no effect. Build a second model with from_pretrained instead."
+        ]
+    if any(owner is not None for owner in owners.values()):
+        return [
+            "OpenVLA's code ties the forward of its vision towers to this very model: a copy.deepcopy of it runs "
+            "this model's vision towers, and it cannot be pickled. Build a second model with from_pretrained; save "
+            "with save_pretrained."
+        ]
+    return []
+
+
+def _attention(model: Any) -> list[str]:
+    """OFT predicts all actions at once and is trained with attention in both directions; measured on three tokens."""
+    if not callable(getattr(type(model), PROCESS, None)):
+        return []
+    like = model.get_input_embeddings().weight
+    prompts = torch.tensor([[1, 2, 3], [1, 2, 4]], device=like.device).split(1)
+    with torch.no_grad():
+        first, second = (
+            model.language_model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 0] for ids in prompts
+        )
+    if not torch.equal(first, second):
+        return []
+    return [
+        f"The language model attends to earlier tokens alone ({_versions()}). OpenVLA-OFT's parallel decoding is made "
+        "for attention in both directions, which its own fork of transformers 4.40.1 brings; a released OFT checkpoint "
+        "acts wrongly without it, patched or not. The page on OpenVLA (docs/openvla.md) has the lines for this "
+        "transformers."
+    ]
 
 
 def _part(owner: nn.Module, name: str, where: str = "") -> Any:
