@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import warnings
 
@@ -47,5 +48,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(
                 f"NOT RUN: tests against the real {name}. Install it in an environment of its own (docs/evaluation.md) "
                 f"and set {variable} to its interpreter; a double of what it calls was run.",
+                yellow=True,
+            )
+    for name, what in {"trl": "TRL's trainer", "deepspeed": "ZeRO-3 on the CPU"}.items():
+        if importlib.util.find_spec(name) is None:
+            terminalreporter.write_line(
+                f"NOT RUN: tests of {what}. Install {name} in this environment, or in one that sees its packages.",
                 yellow=True,
             )

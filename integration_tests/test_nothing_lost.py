@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -298,3 +302,45 @@ def test_nothing_is_lost(done: tuple[Way, Path]) -> None:
     assert json.loads((resumed / LOSSES).read_text())[-(STEPS - HALF) :] == losses[HALF:]
     assert torch.equal(torch.load(resumed / LOGITS), expected)
     assert torch.equal(hosts.logits(way.rebuild(resumed / last).eval(), batch()), expected)
+
+
+# ZeRO-3, on the CPU with two processes, by `vega3d train`: its launcher and its configuration belong to it
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@pytest.mark.parametrize("mode", [(), ("lora=null", "tune={vision: full, projector: full}")], ids=["lora", "full"])
+def test_zero3(mode: tuple[str, ...], tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    tiny.tiny_model().save_pretrained(base)
+    tiny.tiny_processor().save_pretrained(base)
+    deepspeed = (
+        "train.deepspeed={train_micro_batch_size_per_gpu: auto, gradient_accumulation_steps: auto, "
+        "gradient_clipping: auto, zero_optimization: {stage: 3, stage3_param_persistence_threshold: 0, "
+        "stage3_gather_16bit_weights_on_model_save: true}}"
+    )
+
+    def run(output: str, *more: str, processes: int = 2) -> Path:
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+            "-m", "vega3d_plugin.train", "qwen_vl/smoke", f"host.model={base}", f"train.output_dir={output}",
+            *mode, *more,
+        ]  # fmt: skip
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return tmp_path / output / f"checkpoint-{STEPS}"
+
+    whole = run("whole", deepspeed)
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / f"checkpoint-{STEPS}")
+    rebuild = rebuilt_whole if mode else rebuilt_lora
+    logits = [
+        hosts.logits(rebuild(checkpoint).eval(), batch())
+        for checkpoint in (whole, run("resumed", deepspeed, "--resume"), run("alone", processes=1))
+    ]
+    assert torch.equal(logits[0], logits[1])
+    # Another process cannot be asked for its logits; one process without DeepSpeed comes to the same.
+    torch.testing.assert_close(logits[0], logits[2], rtol=1e-3, atol=1e-4)

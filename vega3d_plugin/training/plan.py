@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..lora_targets import prior_parts
 from ..patching import get_handle, is_patched
@@ -16,6 +16,7 @@ from .encoding import IGNORED
 from .job import Job
 from .manifest import world_size
 from .parts import by_part
+from .settings import TrainSettings
 
 #: Bytes of an optimiser's states for a parameter: two float32 moments for the AdamW family.
 ADAMW_BYTES = 8
@@ -46,8 +47,8 @@ class Plan:
 
     Attributes:
         parts: of the model.
-        memory: bytes on one device by what they are for. Weights, gradients and states are counted; activations are a
-            rough estimate.
+        memory: bytes on one device by what they are for. Weights, gradients and states are counted, and divided where
+            ZeRO or FSDP divides them; activations are a rough estimate.
         batch: shape and dtype of each tensor of the first batch.
         lengths: tokens of each of its samples.
         learned: tokens of each sample that are learned.
@@ -77,8 +78,8 @@ def make_plan(job: Job) -> Plan:
             part,
             job.prepared.parts[part].mode,
             # PEFT keeps what a trained copy was made from.
-            sum(p.numel() for name, p in parameters if ".original_module." not in name),
-            sum(p.numel() for _, p in parameters if p.requires_grad),
+            sum(_count(p) for name, p in parameters if ".original_module." not in name),
+            sum(_count(p) for _, p in parameters if p.requires_grad),
             tuple(sorted({str(p.dtype).removeprefix("torch.") for _, p in parameters if p.requires_grad})),
             _rate(job, part) if any(p.requires_grad for _, p in parameters) else None,
         )
@@ -120,16 +121,36 @@ def _facts(job: Job) -> dict[str, str]:
 
 def _memory(job: Job, batch: Mapping[str, Tensor]) -> dict[str, int]:
     model = job.prepared.model
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
     trains = [p for p in model.parameters() if p.requires_grad]
+    stage, world = zero_stage(job.arguments, job.train), world_size()
     memory = {
-        "weights": weights,
-        "gradients": sum(p.numel() * p.element_size() for p in trains),
-        "optimiser": sum(p.numel() for p in trains) * ADAMW_BYTES if "adam" in job.train.optimiser else 0,
+        "weights": sum(_count(p) * p.element_size() for p in model.parameters()) // (world if stage > 2 else 1),
+        "gradients": sum(_count(p) * p.element_size() for p in trains) // (world if stage > 1 else 1),
+        "optimiser": _states(job.train, trains) // (world if stage else 1),
         "prior": _prior(model),
         "activations (rough)": _activations(job, batch),
     }
     return {name: size for name, size in memory.items() if size or name != "prior"}
+
+
+def zero_stage(arguments: Any, train: TrainSettings) -> int:
+    """What is divided among the processes, as ZeRO counts: 0 nothing, 1 the optimiser's states, 2 gradients, 3 all."""
+    plugin = getattr(arguments, "deepspeed_plugin", None)
+    if plugin is not None:
+        return int(plugin.hf_ds_config.get_value("zero_optimization.stage", 0))
+    if isinstance(train.fsdp, str):
+        return 2 if "shard_grad_op" in train.fsdp else 3
+    return 0 if train.fsdp is None else 3
+
+
+def _count(parameter: nn.Parameter) -> int:
+    """Numbers in a parameter; where ZeRO-3 has partitioned it, those of all processes."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _states(train: TrainSettings, trains: Sequence[nn.Parameter]) -> int:
+    """Bytes of the optimiser's states."""
+    return ADAMW_BYTES * sum(map(_count, trains)) if "adam" in train.optimiser else 0
 
 
 def _prior(model: Any) -> int:

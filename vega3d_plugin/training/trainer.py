@@ -24,6 +24,9 @@ from .parts import optimiser_groups
 from .restoring import restore_weights
 from .settings import PartSettings, TrainSettings
 
+#: DeepSpeed's option that has whole weights written.
+GATHER = "stage3_gather_16bit_weights_on_model_save"
+
 
 def make_arguments(recipe: RecipeSettings, train: TrainSettings, output: Path) -> Any:
     """``TrainingArguments``, or TRL's ``SFTConfig``.
@@ -32,7 +35,7 @@ def make_arguments(recipe: RecipeSettings, train: TrainSettings, output: Path) -
 
     Raises:
         TrainError: the batch cannot be made with this number of processes, TRL is not installed, or a setting is
-            refused.
+            refused or would leave checkpoints without weights.
     """
     import torch
 
@@ -79,9 +82,26 @@ def make_arguments(recipe: RecipeSettings, train: TrainSettings, output: Path) -
         length = "max_length" if "max_length" in fields else "max_seq_length"
         values |= {"dataset_kwargs": {"skip_prepare_dataset": True}, length: None}
     try:
-        return config_class(**values)
+        arguments = config_class(**values)
     except (ValueError, TypeError, ImportError) as error:
         raise TrainError(f"{config_class.__name__} refuses the block `train`: {error}") from error
+    check_gathered(arguments)
+    return arguments
+
+
+def check_gathered(arguments: Any) -> None:
+    """Refuse a ZeRO-3 that leaves each checkpoint in pieces, of which nothing but DeepSpeed makes a model again.
+
+    Raises:
+        TrainError: names the option.
+    """
+    plugin = getattr(arguments, "deepspeed_plugin", None)
+    config = getattr(plugin, "hf_ds_config", None)
+    if config is not None and config.is_zero3() and not config.is_true(f"zero_optimization.{GATHER}"):
+        raise TrainError(
+            f"DeepSpeed's ZeRO-3 writes checkpoints without a model file. Set zero_optimization: {{{GATHER}: true}} "
+            "in train.deepspeed (or in the configuration that accelerate launch was given)."
+        )
 
 
 def accumulation(train: TrainSettings) -> int:
