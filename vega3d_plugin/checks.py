@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .clips import RANGE_TOLERANCE, PixelStatistics
 from .controls import disabled
-from .errors import PatchError
+from .errors import HostError, PatchError
 from .hooks import SeamMissedWarning
 from .host_loading import LoadedHost
 from .patching import find_host, get_handle, is_patched
@@ -98,22 +98,32 @@ def check_load(loaded: LoadedHost) -> Check:
     return Check("load", "PASS", measured)
 
 
-def check_host(model: nn.Module) -> Check:
-    """An adapter matches, and finds its seam. WARN: it has something to say about this model."""
+def check_host(model: nn.Module, processor: Any = None, host: str | None = None) -> Check:
+    """An adapter matches or was named, and finds its seam. WARN: it has something to say about this model."""
     if is_patched(model):
         raise PatchError("The model is already patched. Call vega3d.unpatch(model) first.")
-    adapter = find_host(model)
-    seam = adapter.seams(model)[0]
+    adapter = find_host(model, host)
+    try:
+        seam = adapter.seams(model)[0]
+    except HostError:
+        # Some need the processor for it.
+        if processor is None:
+            raise
+        seam = adapter.seams(model, processor)[0]
     measured = f"{adapter.name}, seam {seam.path!r}, tokens of size {seam.hidden_size}, merge {seam.merge}"
     notices: list[str] = getattr(adapter, "notices", lambda model: [])(model)
     return Check("host", "WARN" if notices else "PASS", measured, " ".join(notices))
 
 
-def check_processor(model: nn.Module, processor: Any) -> Check:
+def check_processor(model: nn.Module, processor: Any, host: str | None = None) -> Check:
     """The processor normalises pixels as the family's does, so that ``patch`` is right without it too."""
-    adapter = find_host(model)
-    known, found = (adapter.seams(model, given)[0].statistics for given in (None, processor))
-    name = type(processor).__name__
+    adapter = find_host(model, host)
+    found, name = adapter.seams(model, processor)[0].statistics, type(processor).__name__
+    try:
+        known = adapter.seams(model)[0].statistics
+    except HostError:
+        # No family that is known, so `patch` asks for the processor.
+        return Check("processor", "PASS", f"{name}, {statistics_text(found)}; patch this host with it")
     if known == found:
         return Check("processor", "PASS", f"{name}, {statistics_text(found)}")
     return Check(

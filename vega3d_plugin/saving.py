@@ -19,6 +19,7 @@ from .files import write_atomically
 from .model_card import model_card
 from .patching import find_host, get_handle, is_patched, patch, unpatch
 from .peft_support import base_model
+from .plugins import plugin_manager
 from .priors.base import Prior
 from .record import make_record
 
@@ -102,7 +103,8 @@ def load_pretrained(
         pretrained: where the prior's weights are on this machine, when not where they were.
         allow_prior: name of a prior that may differ from the recorded one, in kind or in weights.
         revision, token: for the hub.
-        processor, store, host: as for :func:`~vega3d_plugin.patching.patch`.
+        processor, store, host: as for :func:`~vega3d_plugin.patching.patch`; a host that had to be named then need
+            not be named again.
         prior_settings: ``device``, ``dtype`` or ``chunk_frames``; others would change the features.
 
     Returns:
@@ -115,7 +117,7 @@ def load_pretrained(
     saved = read_saved(source, revision=revision, token=token)
     record = saved.record
     base = base_model(model)
-    adapter = find_host(base, host)
+    adapter = find_host(base, host or _recorded_host(base, record))
     seam = adapter.seams(base, processor)[0]
     _compare("host", record["host"].get("name"), adapter.name, saved)
     _compare("hidden size", record["host"].get("hidden_size"), seam.hidden_size, saved)
@@ -132,6 +134,14 @@ def load_pretrained(
             unpatch(model)
         raise
     return model
+
+
+def _recorded_host(base: nn.Module, record: Mapping[str, Any]) -> str | None:
+    """The adapter that the branch was made with, where none finds this model by itself: it was named then."""
+    manager, name = plugin_manager(), record["host"].get("name")
+    if manager.hook.vega3d_match_host(model=base) is None and name in manager.hosts.names():
+        return str(name)
+    return None
 
 
 def _prior(

@@ -42,7 +42,7 @@ class Packing:
         columns = 3 * self.temporal * p * p
         if rows.ndim != 2 or rows.shape != (t * h * w, columns) or h % m or w % m:
             raise AlignmentError(
-                f"Qwen-VL pixels {list(rows.shape)} do not fit the grid (t, h, w) = {grid}: expected "
+                f"Packed pixels {list(rows.shape)} do not fit the grid (t, h, w) = {grid}: expected "
                 f"[{t * h * w}, {columns}] with h and w divisible by {m}."
             )
         x = rows.reshape(t, h // m, w // m, m, m, 3, self.temporal, p, p)

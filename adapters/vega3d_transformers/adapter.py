@@ -15,10 +15,16 @@ from vega3d_plugin.seams import Seam, SeamPoint
 from vega3d_plugin.statistics import processor_statistics
 
 from .measuring import SeamRefusedError, measure
+from .packed import PackedReader
 from .reader import IMAGES, VIDEOS, ProjectorReader
 
-#: Arguments of methods that take patches cut out of pictures beforehand.
-PACKED = ("grid_thw", "spatial_shapes", "position_ids", "merge_sizes")
+#: Arguments of methods that take patches cut out of pictures beforehand, in another way than Qwen-VL's.
+PACKED = ("spatial_shapes", "position_ids")
+#: Of the classes that were tried and fit.
+PREFIXES = (
+    "AyaVision", "Cohere2Vision", "DeepseekVL", "Gemma3", "Glm46V", "Glm4v", "Glm4vMoe", "GotOcr2", "Idefics3",
+    "InternVL", "Janus", "LightOnOcr", "Mistral3", "Ovis2", "PI0", "PaliGemma", "SmolVLM", "VideoLlama3",
+)  # fmt: skip
 
 
 class TransformersAdapter:
@@ -30,17 +36,7 @@ class TransformersAdapter:
 
     name = "transformers"
     summary = "other vision-language models with one token grid per picture (by name, with their processor)"
-    classes: Sequence[str] = (
-        "AyaVisionForConditionalGeneration",
-        "Cohere2VisionForConditionalGeneration",
-        "Gemma3ForConditionalGeneration",
-        "GotOcr2ForConditionalGeneration",
-        "Idefics3ForConditionalGeneration",
-        "InternVLForConditionalGeneration",
-        "Mistral3ForConditionalGeneration",
-        "PaliGemmaForConditionalGeneration",
-        "SmolVLMForConditionalGeneration",
-    )
+    classes: Sequence[str] = tuple(f"{prefix}ForConditionalGeneration" for prefix in PREFIXES)
 
     def matches(self, model: nn.Module) -> bool:
         """False: this adapter must be named."""
@@ -83,8 +79,12 @@ class TransformersAdapter:
         except SeamRefusedError as error:
             raise SeamRefusedError(f"Host {self.name!r} cannot patch {type(model).__name__}: {error}") from error
         projector = f"{path}.{found.projector}" if path else found.projector
-        layout = None if found.cell else found.layout
-        reader = ProjectorReader(self.name, statistics, projector, layout, found.cell)
+        reader: ProjectorReader
+        if found.packing is not None:
+            reader = PackedReader(self.name, statistics, projector, packing=found.packing)
+        else:
+            layout = None if found.cell else found.layout
+            reader = ProjectorReader(self.name, statistics, projector, layout, found.cell)
         videos = callable(getattr(type(base), VIDEOS, None))
         return [
             Seam(
@@ -128,8 +128,8 @@ class TransformersAdapter:
         if packed:
             raise SeamRefusedError(
                 f"Host {self.name!r} cannot patch {type(base).__name__}: {method!r} takes packed patches "
-                f"({packed[0]}), not pictures. How they are packed differs by family, so it needs an adapter of its "
-                "own, as 'qwen_vl' is one (vega3d_plugin/hookspecs.py)."
+                f"({packed[0]}), not pictures nor Qwen-VL's rows of them. How they are packed differs by family, so it "
+                "needs an adapter of its own, as 'qwen_vl' is one (vega3d_plugin/hookspecs.py)."
             )
 
     def _hidden_size(self, base: Any) -> int:

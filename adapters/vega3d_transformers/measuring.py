@@ -13,9 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vega3d_plugin.checks import PICTURE_TOLERANCE
 from vega3d_plugin.clips import RANGE_TOLERANCE, PixelStatistics
-from vega3d_plugin.errors import HostError
+from vega3d_plugin.errors import AlignmentError, HostError
+from vega3d_plugin.probe import as_frame, known_picture
+from vega3d_qwen_vl.pixels import Packing
 
+from .packed import GRIDS, named, pack
 from .reader import IMAGES, Layout
 
 SIDE = 224
@@ -39,11 +43,32 @@ class Measured:
         projector: path of the module that makes the tokens, below the one with the method.
         layout: of the tokens of the probe's picture.
         cell: pixels per token and axis where the host encodes each picture in its own size, else 0.
+        packing: of the pixels, where the processor cuts pictures into rows of patches.
     """
 
     projector: str
     layout: Layout
     cell: int
+    packing: Packing | None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The pictures in what the processor made.
+
+    Attributes:
+        pictures: ``[N, 3, H, W]``, normalised.
+        shape: of the host's ``pixel_values``.
+        packing: see :class:`Measured`.
+    """
+
+    pictures: Tensor
+    shape: Sequence[int]
+    packing: Packing | None
+
+    def given_for(self, pictures: Tensor) -> Tensor:
+        """The host's ``pixel_values`` for other pictures of that size."""
+        return pictures.reshape(tuple(self.shape)) if self.packing is None else pack(pictures, self.packing)
 
 
 @dataclass(frozen=True)
@@ -72,18 +97,21 @@ def measure(base: nn.Module, processor: Any, statistics: PixelStatistics, hidden
         SeamRefusedError: the tokens keep no grid, are not in raster order, or not made by one module.
     """
     arguments = _arguments(base, processor)
-    given = arguments["pixel_values"]
-    _check_statistics(processor, statistics)
-    dark = torch.full((3, 1, 1), DARK)
-    arguments["pixel_values"] = given = statistics.normalise(dark).to(given).expand_as(given).contiguous()
+    shown = _shown(processor, statistics, arguments)
+    _check_statistics(processor, statistics, shown)
+    dark = statistics.normalise(torch.full((3, 1, 1), DARK)).to(shown.pictures)
+    dark = dark.expand_as(shown.pictures).contiguous()
     with torch.no_grad(), _left_as_it_was(base):
-        first = _run(base, arguments, hidden_size)
-        pictures = given.reshape(-1, *given.shape[-3:]).shape[0]
-        sizes = arguments.get("image_sizes")
-        layout, cell = _layout(first.tokens.shape[0], pictures, given.shape[-2:], sizes)
+
+        def run(pictures: Tensor) -> Run:
+            return _run(base, {**arguments, "pixel_values": shown.given_for(pictures)}, hidden_size)
+
+        first = run(dark)
+        layout, cell = _layout(first.tokens.shape[0], shown, arguments.get("image_sizes"))
         projector = _projector(base, first)
-        _check_order(base, arguments, statistics, hidden_size, layout)
-    return Measured(projector, layout, cell)
+        light = statistics.normalise(torch.ones(3, 1, 1)).to(dark)
+        _check_order(lambda where: run(torch.where(where.to(dark.device), light, dark)).tokens, dark.shape[-2:], layout)
+    return Measured(projector, layout, cell, shown.packing)
 
 
 def tokens_of(output: Any, hidden_size: int) -> Tensor:
@@ -99,7 +127,9 @@ def tokens_of(output: Any, hidden_size: int) -> Tensor:
         parts = [part.reshape(-1, part.shape[-1]) for part in found]
         found = torch.cat(parts) if len({part.shape[-1] for part in parts}) == 1 else None
     if not isinstance(found, Tensor):
-        raise SeamRefusedError(f"{IMAGES!r} returned {type(output).__name__} without tokens.")
+        raise SeamRefusedError(
+            f"{IMAGES!r} returned {type(output).__name__} without tokens in it: they are made somewhere else."
+        )
     if found.ndim < 2 or found.shape[-1] != hidden_size:
         raise SeamRefusedError(
             f"{IMAGES!r} returned {list(found.shape)}: not tokens in the LLM's hidden size {hidden_size}."
@@ -120,11 +150,40 @@ def _arguments(base: Any, processor: Any) -> dict[str, Any]:
             arguments[name] = getattr(base.config, name)
         elif parameter.default is inspect.Parameter.empty and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             raise SeamRefusedError(f"{IMAGES!r} asks for {name!r}, which the image processor does not make.")
-    pixels = arguments.get("pixel_values")
-    if not isinstance(pixels, Tensor) or pixels.ndim < 4 or pixels.shape[-3] != 3:
-        found = list(pixels.shape) if isinstance(pixels, Tensor) else sorted(arguments)
-        raise SeamRefusedError(f"{IMAGES!r} takes no pictures [..., 3, H, W] as 'pixel_values', but {found}.")
+    if not isinstance(arguments.get("pixel_values"), Tensor):
+        raise SeamRefusedError(f"{IMAGES!r} takes no 'pixel_values', but {sorted(arguments)}.")
     return arguments
+
+
+def _shown(processor: Any, statistics: PixelStatistics, arguments: Mapping[str, Any]) -> Shown:
+    """The pictures among the arguments; rows of patches are put together again."""
+    given = arguments["pixel_values"]
+    grids = named(arguments, GRIDS)
+    if grids is None:
+        if given.ndim < 4 or given.shape[-3] != 3:
+            raise SeamRefusedError(f"{IMAGES!r} takes no pictures [..., 3, H, W], but {list(given.shape)}.")
+        return Shown(given.reshape(-1, *given.shape[-3:]), given.shape, None)
+    images = getattr(processor, "image_processor", processor)
+    keys = ("patch_size", "temporal_patch_size", "merge_size")
+    # Some pack no frames together, and do not say so.
+    values: list[Any] = [getattr(images, key, 1 if key == "temporal_patch_size" else None) for key in keys]
+    if not all(isinstance(value, int) for value in values):
+        raise SeamRefusedError(f"{type(images).__name__} does not say how it packs patches ({', '.join(keys)}).")
+    packing = Packing(*values)
+    t, h, w = grids[0].tolist()
+    try:
+        pictures = packing.unpack(given, (t, h, w))
+        known = packing.unpack(_prepared(processor, known_picture(SIDE))["pixel_values"], (t, h, w))
+    except AlignmentError as error:
+        raise SeamRefusedError(f"{type(images).__name__} packs patches in another way: {error}") from error
+    frame = statistics.unnormalise(known[0])
+    off = float((frame - as_frame(known_picture(SIDE), *frame.shape[-2:])).abs().mean())
+    if off > PICTURE_TOLERANCE:
+        raise SeamRefusedError(
+            f"{type(images).__name__} packs patches in another order than Qwen-VL's does: put together again, a known "
+            f"picture is off by {off:.3f} on average."
+        )
+    return Shown(pictures, given.shape, packing)
 
 
 def _prepared(processor: Any, picture: np.ndarray) -> Mapping[str, Tensor]:
@@ -140,10 +199,15 @@ def _prepared(processor: Any, picture: np.ndarray) -> Mapping[str, Tensor]:
     return {name: torch.as_tensor(value) for name, value in batch.items() if isinstance(value, Tensor | list)}
 
 
-def _check_statistics(processor: Any, statistics: PixelStatistics) -> None:
+def _check_statistics(processor: Any, statistics: PixelStatistics, shown: Shown) -> None:
     for value in (0, 255):
         pixels = _prepared(processor, np.full((SIDE, SIDE, 3), value, dtype=np.uint8))["pixel_values"]
-        found = float(statistics.unnormalise(pixels.reshape(-1, *pixels.shape[-3:])).median())
+        if shown.packing is None:
+            pictures = pixels.reshape(-1, *pixels.shape[-3:])
+        else:
+            size = (shown.pictures.shape[-2] // shown.packing.patch, shown.pictures.shape[-1] // shown.packing.patch)
+            pictures = shown.packing.unpack(pixels, (shown.pictures.shape[0] // shown.packing.temporal, *size))
+        found = float(statistics.unnormalise(pictures).median())
         if abs(found - value / 255) > RANGE_TOLERANCE:
             raise SeamRefusedError(
                 f"The processor's statistics do not undo what it does: a picture of {value} un-normalises to "
@@ -198,9 +262,16 @@ def _projector(base: Any, run: Run) -> str:
     return name
 
 
-def _layout(tokens: int, pictures: int, size: Sequence[int], sizes: Any) -> tuple[Layout, int]:
+def _layout(tokens: int, shown: Shown, sizes: Any) -> tuple[Layout, int]:
     """The grid of the first picture's tokens."""
-    height, width = size
+    pictures, (height, width) = shown.pictures.shape[0], shown.pictures.shape[-2:]
+    if shown.packing is not None:
+        side = shown.packing.patch * shown.packing.merge
+        if (height // side) * (width // side) != tokens:
+            raise SeamRefusedError(
+                f"{tokens} tokens for a picture of {width}x{height}, expected one for {side}x{side}."
+            )
+        return Layout(0, height // side, width // side), 0
     if sizes is not None:
         height, width = (int(value) for value in torch.as_tensor(sizes).reshape(-1, 2)[0].tolist())
         cell = round(math.sqrt(height * width / tokens))
@@ -225,9 +296,7 @@ def _layout(tokens: int, pictures: int, size: Sequence[int], sizes: Any) -> tupl
     )
 
 
-def _check_order(
-    base: Any, arguments: Mapping[str, Any], statistics: PixelStatistics, hidden_size: int, layout: Layout
-) -> None:
+def _check_order(show: Callable[[Tensor], Tensor], size: Sequence[int], layout: Layout) -> None:
     """Have each token say in which part of the picture it looks, the parts down to two tokens wide.
 
     The picture is halved both ways, and its four parts are lit one after the other; then the four parts of each part at
@@ -241,15 +310,8 @@ def _check_order(
         # Parts of one token are too fine: convolutions spill into their neighbours.
         if min(layout.h, layout.w) < 2 ** (depth + 1):
             return
-        lit = [
-            _run(
-                base,
-                {**arguments, "pixel_values": _lit(arguments["pixel_values"], statistics, depth, part)},
-                hidden_size,
-            )
-            for part in QUARTERS
-        ]
-        grids = torch.stack([run.tokens[layout.lead : layout.tokens].float() for run in lit])
+        lit = [show(_part(size, depth, part)) for part in QUARTERS]
+        grids = torch.stack([tokens[layout.lead : layout.tokens].float() for tokens in lit])
         apart = (grids[:, None] - grids[None]).abs().mean(dim=-1).sum(dim=1)
         if not bool(apart.any()):
             raise SeamRefusedError("The tokens are the same whatever the picture shows.")
@@ -270,15 +332,12 @@ def _check_order(
             )
 
 
-def _lit(pixels: Tensor, statistics: PixelStatistics, depth: int, part: tuple[int, int]) -> Tensor:
-    """Light up, in every cell of the ``depth - 1``-th halving, the part ``(top, left)``."""
-    height, width = pixels.shape[-2:]
-    rows, columns = (
-        (torch.arange(size, device=pixels.device) * 2**depth // size) % 2 == half
-        for size, half in zip((height, width), part, strict=True)
-    )
-    light = statistics.normalise(torch.ones(3, 1, 1)).to(pixels)
-    return torch.where(rows[:, None] & columns[None], light, pixels)
+def _part(size: Sequence[int], depth: int, part: tuple[int, int]) -> Tensor:
+    """``[H, W]``: the part ``(lower, right)`` of every cell of the ``depth - 1``-th halving."""
+    rows, columns = (torch.arange(length) * 2**depth // length % 2 for length in size)
+    lower, right = part
+    both: Tensor = (rows == lower)[:, None] & (columns == right)[None]
+    return both
 
 
 def _halves(length: int, depth: int) -> Tensor:

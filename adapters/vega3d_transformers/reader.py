@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ class Pictures:
         pixels: ``[N, 3, H, W]``, normalised: pictures in the order in which they are encoded.
         counts: pictures of each image (more than one when it was cut into tiles) or frames of each video.
         video: True for videos.
-        sizes: ``[N, 2]``, height and width of each picture, where pictures of several sizes were padded to one.
+        sizes: of each picture, where they differ: ``[N, 2]``, height and width, of pictures padded to one size.
         fused: their tokens have been fused.
     """
 
@@ -92,11 +92,6 @@ class ProjectorReader:
         given = next((v for k, v in arguments.items() if k in PIXELS and isinstance(v, Tensor)), None)
         if given is None:
             return None
-        if given.ndim < 4 or given.shape[-3] != 3:
-            raise AlignmentError(
-                f"Host {self.host!r}: {call.method!r} was called with pixels {list(given.shape)}, expected pictures "
-                "[..., 3, H, W]."
-            )
         return self.pictures(call.module, given, arguments, video=call.method == VIDEOS)
 
     def pictures(self, module: nn.Module, given: Tensor, arguments: Mapping[str, Any], video: bool) -> Pictures:
@@ -107,7 +102,12 @@ class ProjectorReader:
             given: its pixels, ``[..., 3, H, W]``; videos ``[B, T, 3, H, W]``.
             arguments: all arguments, by name.
             video: True for videos.
+
+        Raises:
+            AlignmentError: the pixels are not pictures.
         """
+        if given.ndim < 4 or given.shape[-3] != 3:
+            raise AlignmentError(f"Host {self.host!r}: the pixels {list(given.shape)} are not pictures [..., 3, H, W].")
         pixels = given.reshape(-1, *given.shape[-3:])
         frames = given.shape[1] if video and given.ndim == 5 else 1
         sizes = arguments.get("image_sizes") if self.cell else None
@@ -151,19 +151,16 @@ class ProjectorReader:
         return found or ("mm_encoder_outputs" if any(value is not None for value in encoded.values()) else None)
 
     def image_samples(self, entry: nn.Module, kwargs: Mapping[str, Any]) -> ImageSamples | None:
-        """Images per sample, from the image tokens of each row of ``input_ids``: all images have equally many."""
-        ids = kwargs.get("input_ids")
+        """Images per sample, from the image tokens of each row of ``input_ids``."""
         given = next((kwargs[key] for key in PIXELS[:2] if kwargs.get(key) is not None), None)
-        config: Any = entry.config
-        token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
-        if not isinstance(ids, Tensor) or not isinstance(given, Tensor) or token is None:
+        if not isinstance(given, Tensor):
             return None
-        found = (ids == token).sum(dim=-1)
-        images = int(_shown(given.reshape(-1, *given.shape[-3:])).sum())
-        each = int(found.sum()) // images if images else 0
-        if not each or any(int(row) % each for row in found):
-            return None
-        return ImageSamples(tuple(int(row) // each for row in found), given)
+        sizes = kwargs.get("image_sizes") if self.cell else None
+        if sizes is not None:
+            tokens = [int(h) // self.cell * (int(w) // self.cell) for h, w in torch.as_tensor(sizes).tolist()]
+        else:
+            tokens = [1] * int(_shown(given.reshape(-1, *given.shape[-3:])).sum())
+        return samples_from_tokens(self.host, entry, kwargs, tokens, given)
 
     def missed(self, notes: Pictures) -> str:
         """All pictures of a call in which the projector was not called."""
@@ -219,6 +216,50 @@ class ProjectorReader:
         return Clip(self.statistics.unnormalise(pixels), grid, kind)
 
 
+def samples_from_tokens(
+    host: str, entry: nn.Module, kwargs: Mapping[str, Any], tokens: Sequence[int], given: Tensor
+) -> ImageSamples | None:
+    """Give images to samples in order, as many as each sample has image tokens for.
+
+    Args:
+        host: name of the adapter, for the message.
+        entry: the module whose forward is called.
+        kwargs: its arguments.
+        tokens: of each image, or in proportion.
+        given: the pixels.
+
+    Returns:
+        None where the prompts are not among the arguments.
+
+    Raises:
+        HostError: there are several samples, and the tokens do not come out even.
+    """
+    ids: Any = kwargs.get("input_ids")
+    config: Any = entry.config
+    token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    if not isinstance(ids, Tensor) or token is None or not tokens:
+        return None
+    rows = (ids == token).sum(dim=-1).tolist()
+    counts, image = [], 0
+    for row in rows:
+        # Compared in whole numbers: a row's share of all tokens.
+        left, first = row * sum(tokens), image
+        while left > 0 and image < len(tokens):
+            left -= tokens[image] * sum(rows)
+            image += 1
+        if left:
+            break
+        counts.append(image - first)
+    if len(counts) == len(rows) and image == len(tokens):
+        return ImageSamples(tuple(counts), given)
+    if len(rows) == 1:
+        return None
+    raise HostError(
+        f"Host {host!r}: images='scene' cannot tell which image belongs to which prompt: the prompts have {rows} image "
+        f"tokens, for {len(tokens)} images. Give one prompt at a time, or patch with images='separate'."
+    )
+
+
 def arguments_of(call: SeamCall) -> dict[str, Any]:
     """The arguments of a method's call, by name."""
     method = getattr(type(call.module), call.method)
@@ -254,5 +295,6 @@ def _shown(pixels: Tensor) -> Tensor:
 
 
 __all__ = [
-    "IMAGES", "PIXELS", "VIDEOS", "Layout", "Pictures", "ProjectorReader", "arguments_of", "square",
+    "IMAGES", "PIXELS", "VIDEOS", "Layout", "Pictures", "ProjectorReader", "arguments_of", "samples_from_tokens",
+    "square",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +13,8 @@ PATCH = 14
 SIDE = 8 * PATCH
 HIDDEN = 32
 VOCABULARY = 64
-#: Stands for one visual token in ``input_ids``.
-IMAGE = 60
+#: Stand for one visual token of a picture and of a video in ``input_ids``.
+IMAGE, VIDEO = 60, 61
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Family:
         vision: its vision config.
         text: its text config.
         config: its own settings.
+        video: its video processor, for families whose videos go another way than pictures.
     """
 
     prefix: str
@@ -33,6 +35,7 @@ class Family:
     vision: Mapping[str, Any]
     text: Mapping[str, Any]
     config: Mapping[str, Any] = field(default_factory=dict)
+    video: tuple[str, Mapping[str, Any]] | None = None
 
 
 def _text(model_type: str, **more: Any) -> dict[str, Any]:
@@ -54,6 +57,26 @@ def _vision(model_type: str, **more: Any) -> dict[str, Any]:
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 SQUARE = {"height": SIDE, "width": SIDE}
 SIGLIP = _vision("siglip_vision_model", vision_use_head=False)
+
+# What the GLM family shares.
+GLM_SIZE = {"shortest_edge": 2 * 28 * 28, "longest_edge": 2 * SIDE * SIDE}
+GLM_VISION = {
+    "depth": 2, "hidden_size": 24, "num_heads": 2, "image_size": SIDE, "patch_size": PATCH, "out_hidden_size": HIDDEN,
+    "intermediate_size": 48, "temporal_patch_size": 2, "spatial_merge_size": 2,
+}  # fmt: skip
+GLM = {
+    "image_token_id": IMAGE, "video_token_id": VIDEO, "image_start_token_id": 56, "image_end_token_id": 57,
+    "video_start_token_id": 58, "video_end_token_id": 59,
+}  # fmt: skip
+MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}
+BLIP_TEXT = _text("opt", word_embed_proj_dim=HIDDEN, ffn_dim=64)
+BLIP = {
+    "image_token_index": IMAGE, "num_query_tokens": 16,
+    "qformer_config": {
+        "hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
+        "encoder_hidden_size": 24, "vocab_size": VOCABULARY,
+    },
+}  # fmt: skip
 
 #: By ``config.model_type``: what an attempt was made with, those that are refused too.
 FAMILIES: dict[str, Family] = {
@@ -171,22 +194,10 @@ FAMILIES: dict[str, Family] = {
         {"image_token_index": IMAGE, "projector_patch_to_query_dict": {1225: 16}},
     ),
     "blip_2": Family(
-        "Blip2",
-        ("BlipImageProcessor", {"size": SQUARE}),
-        _vision("blip_2_vision_model"),
-        _text("opt", word_embed_proj_dim=HIDDEN, ffn_dim=64),
-        {
-            "image_token_index": IMAGE,
-            "num_query_tokens": 16,
-            "qformer_config": {
-                "hidden_size": HIDDEN,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "intermediate_size": 48,
-                "encoder_hidden_size": 24,
-                "vocab_size": VOCABULARY,
-            },
-        },
+        "Blip2", ("BlipImageProcessor", {"size": SQUARE}), _vision("blip_2_vision_model"), BLIP_TEXT, BLIP
+    ),
+    "instructblip": Family(
+        "InstructBlip", ("BlipImageProcessor", {"size": SQUARE}), _vision("instructblip_vision_model"), BLIP_TEXT, BLIP
     ),
     "deepseek_vl": Family(
         "DeepseekVL",
@@ -224,17 +235,110 @@ FAMILIES: dict[str, Family] = {
     ),
     "glm4v": Family(
         "Glm4v",
-        ("Glm4vImageProcessor", {"size": {"shortest_edge": 28 * 28, "longest_edge": SIDE * SIDE}}),
-        _vision("glm4v_vision", depth=2, num_heads=2, out_hidden_size=HIDDEN, temporal_patch_size=2),
-        _text("glm4v_text"),
-        {"image_token_id": IMAGE},
+        ("Glm4vImageProcessor", {"size": GLM_SIZE}),
+        GLM_VISION,
+        _text("glm4v_text", rope_parameters=MROPE),
+        GLM,
+        ("Glm4vVideoProcessor", {"size": GLM_SIZE}),
+    ),
+    "glm4v_moe": Family(
+        "Glm4vMoe",
+        ("Glm4vImageProcessor", {"size": GLM_SIZE}),
+        GLM_VISION,
+        _text(
+            "glm4v_moe_text",
+            rope_parameters=MROPE,
+            moe_intermediate_size=16,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            first_k_dense_replace=1,
+        ),
+        GLM,
+        ("Glm4vVideoProcessor", {"size": GLM_SIZE}),
+    ),
+    "glm46v": Family(
+        "Glm46V",
+        ("Glm46VImageProcessor", {"size": GLM_SIZE}),
+        {**GLM_VISION, "model_type": "glm4v_vision"},
+        _text("glm4v_text", rope_parameters=MROPE),
+        GLM,
+        ("Glm46VVideoProcessor", {"size": GLM_SIZE}),
     ),
     "video_llama_3": Family(
         "VideoLlama3",
-        ("VideoLlama3ImageProcessor", {}),
+        (
+            "VideoLlama3ImageProcessor",
+            {"size": {"shortest_edge": 4 * 28 * 28, "longest_edge": SIDE * SIDE}, "patch_size": PATCH},
+        ),
         _vision("video_llama_3_vision"),
         _text("qwen2"),
+        {"image_token_id": IMAGE, "video_token_id": VIDEO},
+        (
+            "VideoLlama3VideoProcessor",
+            {"size": {"shortest_edge": 4 * 28 * 28, "longest_edge": 4 * SIDE * SIDE}, "patch_size": PATCH},
+        ),
+    ),
+    "llama4": Family(
+        "Llama4",
+        ("Llama4ImageProcessor", {"size": SQUARE, "max_patches": 1}),
+        _vision(
+            "llama4_vision_model",
+            intermediate_size=96,
+            vision_output_dim=32,
+            projector_input_dim=32,
+            projector_output_dim=32,
+        ),
+        _text("llama4_text", num_local_experts=2, intermediate_size_mlp=64, attention_chunk_size=64),
+        {"image_token_index": IMAGE},
+    ),
+    "chameleon": Family(
+        "Chameleon",
+        ("ChameleonImageProcessor", {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}),
+        {},
+        {},
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": HIDDEN,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "image_token_id": IMAGE,
+            "vq_config": {
+                "embed_dim": 8,
+                "num_embeddings": 16,
+                "latent_channels": 8,
+                "base_channels": 32,
+                "channel_multiplier": [1, 1],
+                "num_res_blocks": 1,
+                "resolution": 64,
+            },
+            "vocabulary_map": {"<image>": IMAGE, **{f"IMGIMG{chr(65 + code)}AZ": code for code in range(16)}},
+        },
+    ),
+    "kosmos2": Family(
+        "Kosmos2",
+        ("CLIPImageProcessor", {"size": SQUARE, "crop_size": SQUARE}),
+        _vision("kosmos_2_vision_model"),
+        {"vocab_size": VOCABULARY, "embed_dim": HIDDEN, "layers": 2, "ffn_dim": 64, "attention_heads": 4},
+        {"latent_query_num": 16},
+    ),
+    "gemma4": Family(
+        "Gemma4",
+        ("Gemma4ImageProcessor", {}),
+        _vision("gemma4_vision", num_key_value_heads=2, head_dim=12),
+        _text("gemma4_text"),
         {"image_token_id": IMAGE},
+    ),
+    "paddleocr_vl": Family(
+        "PaddleOCRVL",
+        (
+            "PaddleOCRVLImageProcessor",
+            {"size": {"shortest_edge": 4 * 28 * 28, "longest_edge": SIDE * SIDE}},
+        ),
+        _vision("paddleocr_vl_vision"),
+        _text("paddleocr_vl_text", rope_parameters=MROPE),
+        {"image_token_id": IMAGE, "video_token_id": VIDEO},
     ),
     "lfm2_vl": Family(
         "Lfm2Vl",
@@ -250,24 +354,28 @@ def available_families() -> list[str]:
     """Families that the installed transformers has."""
     import transformers
 
-    return [
-        name for name, family in FAMILIES.items() if hasattr(transformers, f"{family.prefix}ForConditionalGeneration")
-    ]
+    # The names alone: to ask for a class is to import its model's code.
+    known = set(dir(transformers))
+    return [name for name, family in FAMILIES.items() if f"{family.prefix}ForConditionalGeneration" in known]
 
 
-def tiny_model(family: str, *, seed: int = 0) -> Any:
+def tiny_model(family: str, *, seed: int = 0, vocabulary: int = VOCABULARY, image: int = IMAGE) -> Any:
     """A random ``...ForConditionalGeneration`` of a family, in float32 and eval mode.
 
     Args:
         family: a key of :data:`FAMILIES`.
         seed: of the weights.
+        vocabulary, image: number of tokens and the one that stands for a picture, to fit a tokenizer.
     """
     import transformers
 
-    wanted = FAMILIES[family]
-    parts = {"vision_config": dict(wanted.vision), "text_config": dict(wanted.text)}
+    # Configs write into what they are given.
+    wanted = copy.deepcopy(FAMILIES[family])
+    text = {**wanted.text, "vocab_size": vocabulary} if wanted.text else {}
+    parts = {"vision_config": wanted.vision, "text_config": text}
+    own = {name: image if name in ("image_token_id", "image_token_index") else v for name, v in wanted.config.items()}
     config = getattr(transformers, f"{wanted.prefix}Config")(
-        **{name: value for name, value in parts.items() if value}, **wanted.config, tie_word_embeddings=False
+        **{name: value for name, value in parts.items() if value}, **own, tie_word_embeddings=False
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -288,3 +396,18 @@ def tiny_processor(family: str) -> Any:
 
     name, settings = FAMILIES[family].processor
     return getattr(transformers, name)(**settings)
+
+
+def tiny_video_processor(family: str) -> Any:
+    """The family's real video processor, which takes every frame that it is given.
+
+    Raises:
+        ValueError: its videos are rows of pictures, made by the image processor, or it takes none.
+    """
+    import transformers
+
+    video = FAMILIES[family].video
+    if video is None:
+        raise ValueError(f"{family!r} has no video processor of its own here.")
+    name, settings = video
+    return getattr(transformers, name)(**settings, do_sample_frames=False)
