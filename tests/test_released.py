@@ -251,6 +251,8 @@ def test_every_fusion_and_projector_is_told_by_its_tensors(tmp_path: Path, fusio
     name = {"instruction_token_gated": "context_gated"}.get(fusion, fusion)
     assert (found["fusion"]["name"], found["projector"]["name"]) == (name, merger)
     assert released.inferred.feature_dim == 1536
+    # What the released code does and a branch does not is said.
+    assert any("instruction" in note for note in released.inferred.notes) is (name == "context_gated")
     # What is built of these settings takes the tensors.
     fuser = vega3d.build_fuser(fusion, 16, **{k: v for k, v in found["fusion"].items() if k not in ("name", "init")})
     fuser.load_state_dict(goldens.below(released.tensors, "fuser."))

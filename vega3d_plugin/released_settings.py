@@ -114,6 +114,8 @@ def infer(layout: Layout, projector: Shapes, fuser: Shapes, config: Mapping[str,
         fusion["num_heads"] = int(heads or 8)
         if heads is None:
             notes.append("attention heads are not recorded: 8, as the released code takes then")
+    if fusion["name"] == "context_gated":
+        notes.append("no instruction reaches a branch, so its term of context_gated's gate is left out")
     dropout = values.get(f"{layout.options}dropout")
     if dropout is not None:
         fusion["dropout"] = float(dropout)
