@@ -58,6 +58,18 @@ def test_a_prior_that_is_not_known(tmp_path: Path) -> None:
     assert read_saved(tmp_path / "out").record["prior"]["name"] == "external"
 
 
+def test_for_llava_in_transformers(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", llava_tensors(), LLAVA)
+    result = run(source, "--out", tmp_path / "out", "--host", "llava_transformers")
+    assert "llava_transformers, hidden size 16" in result.output
+    assert read_saved(tmp_path / "out").record["host"]["name"] == "llava_transformers"
+    wrong = run(source, "--out", tmp_path / "other", "--host", "qwen_vl")
+    assert wrong.exit_code == 1
+    assert "'qwen_vl'" in str(wrong.exception)
+    assert "llava_video" in str(wrong.exception)
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_branch_that_is_there_stays(tmp_path: Path) -> None:
     source = write(tmp_path / "source", qwen_tensors(), TOWER)
     assert run(source, "--out", tmp_path / "out").exit_code == 0

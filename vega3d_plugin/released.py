@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .checkpoint import CONFIG_FILE, Saved
 from .config import BranchSettings, PriorSettings
-from .errors import SavedBranchError, SettingsError
+from .errors import SavedBranchError, SettingsError, UnknownNameError
 from .features.store import FeatureStore
 from .fusers.build import build_fuser
 from .patching import find_host, get_handle, is_patched, patch, unpatch
@@ -187,6 +187,7 @@ def convert_released(
     source: str | Path,
     folder: str | Path,
     *,
+    host: str | None = None,
     prior: str | None = None,
     pretrained: str | Path | None = None,
     fingerprint: bool = False,
@@ -200,6 +201,7 @@ def convert_released(
     Args:
         source: as for :func:`read_released`.
         folder: where to write.
+        host: name of the adapter whose hosts it is for; default: that of the host it was trained on.
         prior: name of the prior, when config.json names none that is known here.
         pretrained: where the prior's weights are, to be recorded.
         fingerprint: load the prior and record its fingerprint, so that loading checks for the same weights; else any
@@ -211,13 +213,16 @@ def convert_released(
     """
     released = read_released(source, revision=revision, token=token)
     inferred = released.inferred
+    host = released.layout.host if host is None else host
+    if host not in released.layout.hosts:
+        raise UnknownNameError("host of this checkpoint", host, released.layout.hosts)
     chosen = resolve(PriorSettings.parse(_prior_values(released, prior, pretrained, {})))
     settings = BranchSettings.parse({**inferred.settings, "prior": chosen})
     mark = load_prior(settings.prior).fingerprint if fingerprint else None
     record = {
         "format": FORMAT,
         "library_version": library_version(),
-        "host": {"name": released.layout.host, "hidden_size": inferred.hidden_size, "merge": inferred.merge},
+        "host": {"name": host, "hidden_size": inferred.hidden_size, "merge": inferred.merge},
         "prior": {
             "name": settings.prior.name,
             "source": settings.prior.pretrained,

@@ -17,6 +17,9 @@ from .targets import OutputError
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Folder, file of weights, or hub id.")],
     target: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write to.")],
+    host: Annotated[
+        str | None, typer.Option(metavar="ADAPTER", help="Of LLaVA: llava_video (default) or llava_transformers.")
+    ] = None,
     prior: Annotated[str | None, typer.Option(help="A prior, when config.json names none; `vega3d ls priors`.")] = None,
     pretrained: Annotated[str | None, typer.Option(help="Folder or hub id of the prior's weights, recorded.")] = None,
     fingerprint: Annotated[
@@ -44,14 +47,20 @@ def convert(
         raise OutputError(f"{target} is a file; the path of a folder is expected.")
     with yellow_warnings():
         released = convert_released(
-            source, target, prior=prior, pretrained=pretrained, fingerprint=fingerprint, revision=revision
+            source,
+            target,
+            host=host,
+            prior=prior,
+            pretrained=pretrained,
+            fingerprint=fingerprint,
+            revision=revision,
         )
     if as_json:
         print_json(
             {
                 "source": released.where,
                 "out": str(target),
-                "host": released.layout.host,
+                "host": host or released.layout.host,
                 "hidden_size": released.inferred.hidden_size,
                 "settings": released.inferred.settings,
                 "tensors": {name: list(tensor.shape) for name, tensor in released.tensors.items()},
@@ -66,7 +75,7 @@ def convert(
     chosen = settings.get("prior", {})
     print_pairs(
         {
-            "host": f"{released.layout.host}, hidden size {released.inferred.hidden_size}",
+            "host": f"{host or released.layout.host}, hidden size {released.inferred.hidden_size}",
             "prior": prior or chosen.get("name"),
             "fusion": settings["fusion"]["name"],
             "projector": f"{settings['projector']['name']}, width {settings['projector']['hidden_dim']}",
