@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -30,36 +32,54 @@ HERE = Path(__file__).parent
 STAND_INS = HERE / "host_scripts" / "stand_ins.py"
 
 
-def write_recipe(path: Path, adapter: str) -> Path:
+def write_recipe(path: Path, adapter: str, **others: object) -> Path:
     blocks = {
         "host": {"adapter": adapter, "model": "tiny", "dtype": "bfloat16"},
         "prior": {"name": "tiny-wan", "context": "views", "tap": 2, "size": [96, 160]},
         "projector": {"name": "mlp2x_gelu", "hidden_dim": 64},
         "space": "adaptive_avg",
+        **others,
     }
     path.write_text("# A recipe for tests\n" + yaml.safe_dump(blocks))
     return path
 
 
-def run(host: str, checkout: str, recipe: Path, *words: object, launched: bool = False) -> str:
-    """Run a script of a checkout; what was said."""
+def run(host: str, checkout: str, recipe: Path | None, *words: object, processes: int = 0, **variables: str) -> str:
+    """Run a script of a checkout; what was said.
+
+    Args:
+        host: whose stand-ins.
+        checkout: its folder's name.
+        recipe: None: without ``vega3d run``.
+        words: script and arguments.
+        processes: of torchrun; 0: without it.
+        variables: of the environment.
+    """
+    source = host_source(checkout)
+    assert source is not None
     python = [sys.executable]
-    if launched:
-        python = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "1"]
+    if processes:
+        python = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", str(processes)]
         python += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    command = [*python, STAND_INS, host, "run", "--recipe", recipe, "--", *words]
+    through = [] if recipe is None else ["run", "--recipe", recipe, "--"]
+    command = [*python, STAND_INS, host, *through, *words]
     environment = {
         **os.environ,
         # The doubles are enough here, and the checkout's package must be imported as its script does it.
         "VEGA3D_HOST_SOURCES": "",
         # The checkout is importable, as `pip install -e` would make it.
-        "PYTHONPATH": os.pathsep.join(map(str, [HERE, HERE.parent / "tests", host_source(checkout)])),
-        "HF_MODULES_CACHE": str(recipe.parent / "modules"),
+        "PYTHONPATH": os.pathsep.join(map(str, [HERE, HERE.parent / "tests", source])),
         "CUDA_VISIBLE_DEVICES": "",
+        **variables,
     }
-    ended = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, cwd=host_source(checkout), env=environment, timeout=500
-    )
+    with tempfile.TemporaryDirectory(prefix="vega3d-run-") as here:
+        # Scripts find their files from where they are run, and write there.
+        for entry in source.iterdir():
+            Path(here, entry.name).symlink_to(entry)
+        ended = subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, timeout=500, cwd=here,
+            env={**environment, "HF_MODULES_CACHE": f"{here}/modules"}, check=False,
+        )  # fmt: skip
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-6000:]
     return ended.stderr
 
@@ -216,26 +236,95 @@ class TestOpenVlaOft:
         processing.PrismaticProcessor(images, action_tokenizer()).save_pretrained(folder)
         return folder
 
-    def test_finetune_merges_and_evaluates(self, base: Path, tmp_path: Path) -> None:
-        recipe, runs = write_recipe(tmp_path / "r.yaml", "openvla"), tmp_path / "runs"
-        words = flags(
-            vla_path=base, data_root_dir=tmp_path, dataset_name="libero_spatial_no_noops", run_root_dir=runs,
-            use_l1_regression=True, num_images_in_input=2, use_proprio=True, batch_size=1, learning_rate=1e-2,
-            max_steps=4, save_freq=2, image_aug=False, lora_rank=4, run_id_override="tiny", grad_accumulation_steps=1,
-            merge_lora_during_training=True,
-        )  # fmt: skip
-        text = run("oft", "openvla-oft", recipe, "vla-scripts/finetune.py", *words, launched=True)
-        lines = said(text)
+    @pytest.fixture(scope="class")
+    @classmethod
+    def recipe(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return write_recipe(tmp_path_factory.mktemp("recipe") / "r.yaml", "openvla")
+
+    @classmethod
+    def finetune(cls, recipe: Path, base: Path, runs: Path, *, processes: int = 1, **options: object) -> list[str]:
+        values: dict[str, object] = {
+            "vla_path": base, "data_root_dir": runs, "dataset_name": "libero_spatial_no_noops", "run_root_dir": runs,
+            "use_l1_regression": True, "num_images_in_input": 2, "use_proprio": True, "batch_size": 1,
+            "learning_rate": 1e-2, "max_steps": 4, "save_freq": 2, "image_aug": False, "lora_rank": 4,
+            "run_id_override": "tiny", "grad_accumulation_steps": 1, "merge_lora_during_training": True, **options,
+        }  # fmt: skip
+        words = ("vla-scripts/finetune.py", *flags(**values))
+        return said(run("oft", "openvla-oft", recipe, *words, processes=processes))
+
+    def evaluate(
+        self, recipe: Path | None, folder: Path, out: Path, *before: object, **options: object
+    ) -> tuple[Tensor, list[str]]:
+        """Act through OFT's evaluation; the actions, ``[22, 7]``, and what was said."""
+        logs = out.with_suffix("")
+        values: dict[str, object] = {
+            "pretrained_checkpoint": folder, "task_suite_name": "libero_spatial", "center_crop": False,
+            "num_trials_per_task": 1, "local_log_dir": logs, "env_img_res": 64, "lora_rank": 4, **options,
+        }  # fmt: skip
+        words = before or ("experiments/robot/libero/run_libero_eval.py",)
+        text = run("oft", "openvla-oft", recipe, *words, *flags(**values), VEGA3D_TEST_ACTIONS=str(out))
+        log = next(logs.glob("EVAL-*.txt")).read_text()
+        # The script catches what goes wrong in an episode, and goes on.
+        assert "Episode error" not in log
+        assert "Overall success rate: 1.0000" in log
+        return torch.load(out), said(text)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def trained(cls, base: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+        """The runs of two processes, and what was said."""
+        runs = tmp_path_factory.mktemp("runs")
+        return runs, cls.finetune(recipe, base, runs, processes=2)
+
+    def test_finetune_merges_while_it_trains(self, base: Path, trained: tuple[Path, list[str]]) -> None:
+        runs, lines = trained
         assert f"OpenVLAForActionPrediction from {base} has a new branch" in lines[0]
         assert "AdamW: the branch of OpenVLAForActionPrediction is in the groups" in lines[1]
         for step in (2, 4):
             folder = runs / f"tiny--{step}_chkpt"
-            trained = branch_of(folder / "lora_adapter")
-            assert bool(trained["fuser.residual_scale"].abs() > 0)
+            branch = branch_of(folder / "lora_adapter")
+            assert bool(branch["fuser.residual_scale"].abs() > 0)
             # The base was read again and merged with the adapter; the result holds the trained branch.
-            assert same(branch_of(folder), trained)
+            assert same(branch_of(folder), branch)
         assert not same(branch_of(runs / "tiny--2_chkpt"), branch_of(runs / "tiny--4_chkpt"))
-        script = HERE / "host_scripts" / "oft_eval.py"
-        lines = said(run("oft", "openvla-oft", recipe, script, folder, tmp_path / "evaluated.safetensors", "libero"))
+
+    def test_libero_evaluation(self, base: Path, recipe: Path, trained: tuple[Path, list[str]], tmp_path: Path) -> None:
+        folder = trained[0] / "tiny--4_chkpt"
+        actions, lines = self.evaluate(recipe, folder, tmp_path / "a.pt")
         assert lines == [f"OpenVLAForActionPrediction from {folder} has the branch of {folder}"]
-        assert same(load_file(tmp_path / "evaluated.safetensors"), trained)
+        # What the merged checkpoint computes is what base, adapter and branch compute, bit for bit.
+        script = HERE / "host_scripts" / "oft_eval.py"
+        assert torch.equal(self.evaluate(None, folder, tmp_path / "b.pt", script, base)[0], actions)
+        # And the branch takes part.
+        alone = write_recipe(tmp_path / "none.yaml", "openvla", prior=None)
+        assert not torch.equal(self.evaluate(alone, folder, tmp_path / "c.pt")[0], actions)
+
+    def test_merged_later(self, base: Path, recipe: Path, trained: tuple[Path, list[str]], tmp_path: Path) -> None:
+        """``merge_lora_weights_and_save.py``, for runs that did not merge."""
+        merged, folder = trained[0] / "tiny--4_chkpt", tmp_path / "tiny--4_chkpt"
+        shutil.copytree(merged / "lora_adapter", folder / "lora_adapter")
+        words = flags(base_checkpoint=base, lora_finetuned_checkpoint_dir=folder)
+        run("oft", "openvla-oft", recipe, "vla-scripts/merge_lora_weights_and_save.py", *words)
+        assert same(branch_of(folder), branch_of(merged))
+        assert same(load_file(folder / "model.safetensors"), load_file(merged / "model.safetensors"))
+
+    def test_resumes_from_the_merged_checkpoint(
+        self, recipe: Path, trained: tuple[Path, list[str]], tmp_path: Path
+    ) -> None:
+        folder = trained[0] / "tiny--4_chkpt"
+        options = {"resume": True, "resume_step": 4, "max_steps": 6}
+        lines = self.finetune(recipe, folder, tmp_path, **options)
+        assert lines[0] == f"OpenVLAForActionPrediction from {folder} has the branch of {folder}"
+        again = branch_of(tmp_path / "tiny--6_chkpt")
+        assert not same(again, branch_of(folder))
+        assert same(again, branch_of(tmp_path / "tiny--6_chkpt" / "lora_adapter"))
+
+    def test_film(self, base: Path, recipe: Path, tmp_path: Path) -> None:
+        """The vision backbone is wrapped after the branch was added; the evaluation makes LoRA and wrapper again."""
+        self.finetune(recipe, base, tmp_path, use_film=True, max_steps=2)
+        folder = tmp_path / "tiny--2_chkpt"
+        assert bool(branch_of(folder)["fuser.residual_scale"].abs() > 0)
+        actions, lines = self.evaluate(recipe, folder, tmp_path / "a.pt", use_film=True)
+        assert f"OpenVLAForActionPrediction from {folder} has the branch of {folder}" in lines
+        alone = write_recipe(tmp_path / "none.yaml", "openvla", prior=None)
+        assert not torch.equal(self.evaluate(alone, folder, tmp_path / "b.pt", use_film=True)[0], actions)

@@ -1,24 +1,31 @@
-"""Loads a policy with OFT's own functions, as its LIBERO evaluation does, and acts once."""
+"""OFT's LIBERO evaluation of base and adapter, put together in Python: no merged checkpoint and no ``vega3d run``."""
 
+import json
 import sys
-from types import SimpleNamespace
+from pathlib import Path
 
-import numpy as np
-from experiments.robot import openvla_utils
-from experiments.robot.robot_utils import get_model
-from safetensors.torch import save_file
+import torch
+from experiments.robot.libero import run_libero_eval as evaluation
+from peft import PeftModel
+from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 
-path, target, *_ = sys.argv[1:]
-cfg = SimpleNamespace(
-    model_family="openvla", pretrained_checkpoint=path, load_in_8bit=False, load_in_4bit=False, use_film=False,
-    num_images_in_input=2, use_l1_regression=True, use_diffusion=False, use_proprio=True, center_crop=False,
-    unnorm_key="bridge", lora_rank=4,
-)  # fmt: skip
-model = get_model(cfg)
-processor = openvla_utils.get_processor(cfg)
-head = openvla_utils.get_action_head(cfg, model.llm_dim)
-proprio = openvla_utils.get_proprio_projector(cfg, model.llm_dim, 8)
-print(type(model), type(head), type(proprio), type(processor), np.__version__)
-state = model.state_dict()
-mine = {name.partition("vega3d.")[2]: t.clone() for name, t in state.items() if "vega3d." in name}
-save_file({name: t for name, t in mine.items() if name != "record"}, target)
+import vega3d
+
+base = sys.argv.pop(1)
+its_own = evaluation.get_model
+
+
+def rebuilt(cfg):
+    folder = Path(cfg.pretrained_checkpoint)
+    # Registers OFT's classes, which the processor needs too.
+    its_own(cfg)
+    model = OpenVLAForActionPrediction.from_pretrained(base, torch_dtype=torch.bfloat16)
+    vega3d.load_pretrained(model, folder / "lora_adapter")
+    model = PeftModel.from_pretrained(model, folder / "lora_adapter").merge_and_unload()
+    model.vision_backbone.set_num_images_in_input(cfg.num_images_in_input)
+    model.norm_stats = json.loads((folder / "dataset_statistics.json").read_text())
+    return model.eval()
+
+
+evaluation.get_model = rebuilt
+evaluation.eval_libero()

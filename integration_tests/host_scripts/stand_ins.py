@@ -1,7 +1,8 @@
 """``python stand_ins.py HOST run ...``: the command ``vega3d`` where packages that a host's script imports are absent.
 
-Stands in for imports alone: data pipelines in tensorflow, parsers, trackers, and calls to a GPU that is not there. The
-models, their code, PEFT, the optimisers and all that saves are the real ones.
+Stands in for imports alone: data pipelines in tensorflow, parsers, trackers, the simulator LIBERO, and calls to a GPU
+that is not there. The models, their code, PEFT, the optimisers and all that saves are the real ones.
+``python stand_ins.py HOST SCRIPT ARGS`` runs a script without ``vega3d run``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import importlib.machinery
 import importlib.util
 import inspect
 import json
+import os
+import runpy
 import sys
 import types
 import typing
@@ -82,6 +85,8 @@ def install(host: str) -> None:
     {"llava": llava, "oft": oft}[host]()
     if not torch.cuda.is_available():
         torch.cuda.synchronize = torch.cuda.empty_cache = torch.cuda.set_device = lambda *_: None
+        to = torch.nn.Module.to
+        torch.nn.Module.to = lambda self, *where, **how: to(self, *("cpu" if w == "cuda" else w for w in where), **how)
 
 
 def llava() -> None:
@@ -115,7 +120,13 @@ def oft() -> None:
     register_towers()
     datasets = importlib.import_module("prismatic.vla.datasets.datasets")
     datasets.get_oxe_dataset_kwargs_and_weights = lambda *_, **__: ([{}], [1.0])
-    datasets.make_interleaved_dataset = lambda **_: (Steps(), len(Steps.rows()), Steps.statistics)
+    datasets.make_interleaved_dataset = lambda **_: (Steps(), len(Steps.rows()), statistics())
+    # Without tensorflow's JPEG round trip.
+    importlib.import_module("experiments.robot.openvla_utils").resize_image_for_policy = resized
+    libero = importlib.import_module("libero.libero")
+    libero.benchmark = types.SimpleNamespace(get_benchmark_dict=lambda: {"libero_spatial": Suite})
+    libero.get_libero_path = str
+    importlib.import_module("libero.libero.envs").OffScreenRenderEnv = Environment
 
 
 def wrap() -> Any:
@@ -173,8 +184,6 @@ def on_the_cpu() -> None:
 class Steps:
     """What the tensorflow pipeline would give: steps of an episode, with the next actions."""
 
-    statistics: typing.ClassVar[dict[str, Any]] = {}
-
     @staticmethod
     def rows() -> range:
         return range(8)
@@ -194,6 +203,69 @@ class Steps:
             }  # fmt: skip
 
 
+def statistics() -> dict[str, Any]:
+    """Limits of actions and proprioception, as the pipeline computes them from a data set."""
+
+    def limits(count: int) -> dict[str, Any]:
+        low, high = [-1.0] * count, [1.0] * count
+        return {"min": low, "q01": low, "max": high, "q99": high, "mask": [True] * count}
+
+    return {"libero_spatial_no_noops": {"action": limits(7), "proprio": limits(8)}}
+
+
+def resized(image: Any, size: int) -> Any:
+    import numpy as np
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
+
+
+class Suite:
+    """One task with one start."""
+
+    n_tasks = 1
+
+    def get_task(self, index: int) -> Any:
+        return types.SimpleNamespace(language="Lift the cup", problem_folder="folder", bddl_file="file")
+
+    def get_task_init_states(self, index: int) -> list[None]:
+        return [None]
+
+
+class Environment:
+    """Stands in for the simulator: pictures of noise, and an end after so many actions, which are kept in a file."""
+
+    def __init__(self, **options: Any) -> None:
+        self.actions: list[list[float]] = []
+        self.side = options["camera_heights"]
+
+    def seed(self, seed: int) -> None:
+        pass
+
+    def reset(self) -> None:
+        pass
+
+    def get_observation(self) -> dict[str, Any]:
+        import numpy as np
+
+        rng = np.random.default_rng(len(self.actions))
+        shape = (self.side, self.side, 3)
+        views = {name: rng.integers(0, 255, shape, dtype=np.uint8) for name in ("agentview", "robot0_eye_in_hand")}
+        return {
+            **{f"{name}_image": view for name, view in views.items()},
+            "robot0_eef_pos": rng.uniform(-1, 1, 3), "robot0_eef_quat": rng.uniform(-0.5, 0.5, 4),
+            "robot0_gripper_qpos": rng.uniform(-1, 1, 2),
+        }  # fmt: skip
+
+    def step(self, action: list[float]) -> tuple[dict[str, Any], float, bool, dict[str, Any]]:
+        self.actions.append(action)
+        # Ten of waiting, then more than a chunk of eight.
+        done = len(self.actions) == 22
+        if done:
+            torch.save(torch.tensor(self.actions, dtype=torch.float64), os.environ["VEGA3D_TEST_ACTIONS"])
+        return self.get_observation(), 0.0, done, {}
+
+
 if __name__ == "__main__":
     name, *rest = sys.argv[1:]
     here = Path(__file__).resolve().parent
@@ -201,6 +273,10 @@ if __name__ == "__main__":
         sys.path.remove(str(here))
     sys.argv = ["vega3d", *rest]
     install(name)
-    from vega3d_plugin.cli import main
+    if rest[0] == "run":
+        from vega3d_plugin.cli import main
 
-    main()
+        main()
+    else:
+        sys.argv = rest
+        runpy.run_path(rest[0], run_name="__main__")
