@@ -144,9 +144,15 @@ class TestLlavaNext:
         }  # fmt: skip
         return flags(**values)
 
-    def evaluate(self, recipe: Path, base: Path, out: Path, *words: object) -> list[str]:
-        script = HERE / "host_scripts" / "llava_eval.py"
-        return said(run("llava", "LLaVA-NeXT", recipe, script, base, out, *words))
+    def evaluate(self, recipe: Path, out: Path, path: Path, *adapter: Path) -> tuple[dict[str, Tensor], list[str]]:
+        """The branch that an evaluation has, and what was said; its logits are those of a model made in Python."""
+        script, target = HERE / "host_scripts" / "llava_eval.py", out / "evaluated.safetensors"
+        lines = said(run("llava", "LLaVA-NeXT", recipe, script, path, target, *adapter))
+        run("llava", "LLaVA-NeXT", None, script, "plain", path, out / "plain.safetensors", *adapter)
+        found, plain = load_file(target), load_file(out / "plain.safetensors")
+        assert same(found, plain)
+        assert found.pop("logits").isfinite().all()
+        return found, lines
 
     @pytest.mark.parametrize("parts", ["mm_vision_tower,mm_mlp_adapter,mm_language_model", "mm_mlp_adapter"])
     def test_full(self, base: Path, data: Path, tmp_path: Path, parts: str) -> None:
@@ -162,10 +168,17 @@ class TestLlavaNext:
             state = torch.load(out / "mm_projector.bin", weights_only=True)
             mine = {name.partition("vega3d.")[2]: tensor for name, tensor in state.items() if "vega3d." in name}
             assert same({name: t for name, t in mine.items() if name != "record"}, trained)
+            # The next stage is given that file, and the base again.
+            again = tmp_path / "llava-qwen-next"
+            words = self.arguments(base, data, again, mm_tunable_parts=parts, max_steps=1)
+            words += flags(pretrain_mm_mlp_adapter=out / "mm_projector.bin", learning_rate=0.0)
+            lines = said(run("llava", "LLaVA-NeXT", recipe, "llava/train/train_mem.py", *words))
+            assert f"LlavaQwenForCausalLM from {base} has the branch of {out}" in lines
+            assert same(branch_of(again), trained)
             return
-        lines = self.evaluate(recipe, out, tmp_path / "evaluated.safetensors")
+        found, lines = self.evaluate(recipe, tmp_path, out)
         assert lines == [f"LlavaQwenForCausalLM from {out} has the branch of {out}"]
-        assert same(load_file(tmp_path / "evaluated.safetensors"), trained)
+        assert same(found, trained)
 
     def test_lora(self, base: Path, data: Path, tmp_path: Path) -> None:
         recipe, out = write_recipe(tmp_path / "r.yaml", "llava_video"), tmp_path / "llava-qwen-lora-out"
@@ -178,10 +191,9 @@ class TestLlavaNext:
             mine = {name.partition(".vega3d.")[2]: tensor for name, tensor in tensors.items() if ".vega3d." in name}
             mine = {name.removeprefix("modules_to_save.default."): tensor for name, tensor in mine.items()}
             assert same({name: t for name, t in mine.items() if name != "record"}, trained)
-        # As llava's own builder goes about it.
-        lines = self.evaluate(recipe, base, tmp_path / "evaluated.safetensors", out)
+        found, lines = self.evaluate(recipe, tmp_path, base, out)
         assert lines[-1] == f"LlavaQwenForCausalLM from {base} has the branch of {out}"
-        assert same(load_file(tmp_path / "evaluated.safetensors"), trained)
+        assert same(found, trained)
 
     def test_a_vision_tower_that_is_loaded_later(self, base: Path, data: Path, tmp_path: Path) -> None:
         late = tmp_path / "llava-qwen-late"
