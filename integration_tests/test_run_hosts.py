@@ -6,8 +6,11 @@ Tiny models of the real classes, one process, a CPU. What stands in for absent p
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +28,9 @@ from rows.llava_package import CROP, installed, next_model, tower_folder
 from rows.openvla import SIDE, can_run, real_model, real_module
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import TrainingArguments
 
+from vega3d_plugin.recipes import list_recipes
 from vega3d_qwen_vl.tiny import tiny_tokenizer
 
 HERE = Path(__file__).parent
@@ -340,3 +345,50 @@ class TestOpenVlaOft:
         assert f"OpenVLAForActionPrediction from {folder} has the branch of {folder}" in lines
         alone = write_recipe(tmp_path / "none.yaml", "openvla", prior=None)
         assert not torch.equal(self.evaluate(alone, folder, tmp_path / "b.pt", use_film=True)[0], actions)
+
+
+#: Where the scripts are that recipes name. VG-LLM's is in no checkout that the tests know.
+CHECKOUTS = {"llava": "LLaVA-NeXT", "vla-scripts": "openvla-oft", "experiments": "openvla-oft"}
+
+
+def commands() -> list[tuple[str, str, tuple[str, ...]]]:
+    """Recipe, script and flags of each command that runs a host's script, from the recipes' header comments."""
+    found = []
+    for recipe in list_recipes():
+        lines = [line.removeprefix("#").strip() for line in recipe.path.read_text().splitlines() if line[:1] == "#"]
+        text = re.sub(r"\s*\\\n\s*", " ", "\n".join(lines))
+        for command in re.findall(r"--recipe \S+ -- (\S+\.py .*)", text):
+            script = command.split()[0]
+            if script.partition("/")[0] in CHECKOUTS:
+                found.append((recipe.name, script, tuple(re.findall(r" --(\w+)", command))))
+    return found
+
+
+class TestRecipesCommands:
+    """The flags in recipes' headers are those of the real scripts; these are read, not run."""
+
+    def test_there_are_commands(self) -> None:
+        scripts = {script for _, script, _ in commands()}
+        assert {"llava/train/train_mem.py", "vla-scripts/finetune.py"} <= scripts
+        assert "experiments/robot/libero/run_libero_eval.py" in scripts
+
+    @pytest.mark.parametrize(("recipe", "script", "given"), commands(), ids=lambda value: str(value)[:60])
+    def test_flags(self, recipe: str, script: str, given: tuple[str, ...]) -> None:
+        source = host_source(CHECKOUTS[script.partition("/")[0]])
+        if source is None:
+            pytest.skip(f"no checkout with {script}")
+        path = source / script
+        # train_mem.py is train.py with an entry of its own.
+        path = path.with_name("train.py") if path.name == "train_mem.py" else path
+        tree = ast.parse(path.read_text())
+        fields = {
+            line.target.id
+            for cls in ast.walk(tree)
+            if isinstance(cls, ast.ClassDef)
+            for line in cls.body
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+        }
+        if "TrainingArguments" in path.read_text():
+            fields |= {field.name for field in dataclasses.fields(TrainingArguments)}
+        assert given
+        assert set(given) <= fields, recipe
