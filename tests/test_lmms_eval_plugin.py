@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -107,6 +108,17 @@ def test_a_checkpoint_of_the_whole_host_is_evaluated_whole(root: Path) -> None:
     assert host.processor.image_processor.size["longest_edge"] == 56 * 56
     assert host.encoder.settings.video_as == "images"
     assert load(root, branch=str(root / "full"), video_as="video").encoder.settings.video_as == "video"
+
+
+def test_an_adapter_on_the_hub_is_not_left_out(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    stored = tmp_path / "models--me--tuned"
+    shutil.copytree(root / "adapter", stored / "snapshots" / "0123")
+    (stored / "refs").mkdir()
+    (stored / "refs" / "main").write_text("0123")
+    assert answers(root, branch="me/tuned") == answers(root, branch=str(root / "adapter"))
 
 
 def test_an_adapter_without_a_branch(root: Path) -> None:

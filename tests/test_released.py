@@ -162,6 +162,21 @@ def test_keys_that_do_not_fit_change_nothing(golden) -> None:
     assert vega3d.is_patched(model)
 
 
+def test_weights_that_break_off_leave_no_branch(golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vega3d_plugin import released
+
+    def broken(pairs) -> int:
+        raise OSError("the disk is gone")
+
+    vector, folder, model = golden
+    names = list(model.state_dict())
+    monkeypatch.setattr(released, "load_host_weights", broken)
+    with pytest.raises(OSError, match="the disk is gone"):
+        vega3d.load_released(model, folder, prior=RecordedTower(vector.inputs["tower_feat"]))
+    assert not vega3d.is_patched(model)
+    assert list(model.state_dict()) == names
+
+
 def test_a_checkpoint_saved_with_its_tower(golden) -> None:
     """The frozen tower is a submodule there, so its weights come along; they are the prior's, and left."""
     vector, folder, model = golden
