@@ -301,6 +301,25 @@ def test_no_history_unless_asked_and_none_in_training(oft: OFT) -> None:
     assert [len(frames) for frames in prior.seen] == [1] * 4
 
 
+def test_no_history_in_validation(oft: OFT) -> None:
+    """In eval mode, without gradients: rows of a data set, between two steps of an episode."""
+    model, prior = watch(oft.model(2), history=3)
+    oft.act(model, oft.batch(pictures(images=2)))
+    for rows in (1, 2):
+        logits(model, oft.batch(pictures(rows, images=2, seed=rows)))
+    oft.act(model, oft.batch(pictures(images=2, seed=3)))
+    assert [len(frames) for frames in prior.seen] == [1, 1] + [1] * 2 + [1] * 4 + [2, 2]
+    same(prior.seen[-2], torch.stack([pictures(images=2)[0, 0], pictures(images=2, seed=3)[0, 0]]))
+
+
+def test_no_history_for_several_rows_or_labels(build: Build) -> None:
+    model, prior = watch(build(), history=3)
+    one, two = batch_of(pictures()), batch_of(pictures(2))
+    for given in (two, two, {**one, "labels": one["input_ids"]}, {**one, "labels": one["input_ids"]}, one, one):
+        logits(model, given)
+    assert [len(frames) for frames in prior.seen] == [1] * 4 + [1] * 2 + [1, 2]
+
+
 # LoRA as OFT applies it.
 
 

@@ -77,6 +77,8 @@ class GenerativeBranch(nn.Module):
         self.left_out = ""
         #: Earlier observations of a policy, see :mod:`~vega3d_plugin.history`.
         self.history = History(settings.history)
+        #: False for rows that are no step of an episode.
+        self.acting = True
         #: Receives one gate map per clip while ``vega3d.record_gates`` is open.
         self.gates: list[Tensor] | None = None
 
@@ -104,7 +106,7 @@ class GenerativeBranch(nn.Module):
             return tokens
         self._check_tokens(tokens, clips)
         self._check_trainable()
-        clips = self.history.extend(clips, keep=not (self.training or torch.is_grad_enabled()))
+        clips = self.history.extend(clips, keep=self.acting and not (self.training or torch.is_grad_enabled()))
         dtype = parameter_dtype(self) or tokens.dtype
         fused = []
         start = 0

@@ -27,8 +27,8 @@ class History:
 
         Args:
             clips: one observation: of each camera a clip, in a fixed order.
-            keep: False leaves the clips as they are and remembers nothing: in training, observations are drawn at
-                random.
+            keep: False leaves the clips as they are and remembers nothing: in training and validation, observations
+                are drawn at random.
 
         Returns:
             The clips, with up to ``(length - 1)`` observations before each. Observations of other cameras, or of

@@ -129,6 +129,7 @@ def _fuse(
     if not branch.notes_last:
         # Pixels of one forward must not be taken for those of the next, nor be kept in memory until then.
         branch.notes = None
+    branch.acting = found.acting
     # Through the child, not the branch, so that PEFT's and FSDP's own wrappers take part.
     fused = child(found.tokens, found.clips)
     return reader.write(output, fused) if found.put_back is None else found.put_back(fused)

@@ -18,11 +18,13 @@ class SeamInput(NamedTuple):
         tokens: ``[L, D]``, the visual tokens of all clips, one after the other, each in raster order (t, h, w).
         clips: the clips, in the order of the tokens; their grids have ``L`` tokens together.
         put_back: makes the call's result from the fused tokens; default: :meth:`SeamReader.write`.
+        acting: False: no step of a policy's episode (several rows, or rows with labels), so no history is kept.
     """
 
     tokens: Tensor
     clips: list[Clip]
     put_back: Callable[[Tensor], Any] | None = None
+    acting: bool = True
 
 
 class SeamCall(NamedTuple):

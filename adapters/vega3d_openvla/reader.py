@@ -28,10 +28,12 @@ class Notes:
     Attributes:
         pixels: ``[B, images * channels, H, W]``, normalised.
         images: per sample.
+        acting: one observation without labels: a policy that acts.
     """
 
     pixels: Tensor
     images: int
+    acting: bool
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class OpenVLAReader:
                 f"pixel_values must be [B, {expected}, H, W]; found {list(pixels.shape)}."
                 f"{self._advice(pixels, call.module)}"
             )
-        return Notes(pixels, images)
+        return Notes(pixels, images, self._acts(call, pixels))
 
     def read(self, call: SeamCall) -> SeamInput:
         """Tokens ``[B * images * h * w, D]`` and clips of one call of ``projector``."""
@@ -86,7 +88,7 @@ class OpenVLAReader:
             joined = join_views(clips, [row for row in range(batch) for _ in range(notes.images)])
         else:
             joined = [clip for (clip,) in clips]
-        return SeamInput(call.output.flatten(0, 1), joined)
+        return SeamInput(call.output.flatten(0, 1), joined, acting=notes.acting)
 
     def write(self, output: Tensor, tokens: Tensor) -> Tensor:
         """All tokens, in the shape that the host gave them."""
@@ -99,6 +101,15 @@ class OpenVLAReader:
     def image_samples(self, entry: nn.Module, kwargs: Mapping[str, Any]) -> ImageSamples | None:
         """None: every sample has the same number of images, which the notes have."""
         return None
+
+    def _acts(self, call: SeamCall, pixels: Tensor) -> bool:
+        if pixels.shape[0] > 1:
+            return False
+        if not call.method:
+            return _named(call).get("labels") is None
+        # OFT's forward, which is given labels, calls the method too.
+        outer: Notes | None = call.notes
+        return outer.acting if outer is not None and outer.pixels is pixels else True
 
     def _advice(self, pixels: Tensor, model: Any) -> str:
         if pixels.ndim != 4 or pixels.shape[1] % self.stacking.channels:
@@ -119,8 +130,9 @@ def images_per_sample(model: Any) -> int:
 
 
 def _named(call: SeamCall) -> dict[str, Any]:
-    """The arguments of the model's forward by name. All of OpenVLA's versions begin with these three."""
-    return {**dict(zip(("input_ids", "attention_mask", "pixel_values"), call.args, strict=False)), **call.kwargs}
+    """The arguments of the model's forward by name. All of OpenVLA's versions begin with these four."""
+    names = ("input_ids", "attention_mask", "pixel_values", "labels")
+    return {**dict(zip(names, call.args, strict=False)), **call.kwargs}
 
 
 def _pixels(call: SeamCall) -> Tensor | None:
