@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 from hosts import logits
+from peft import LoraConfig, PeftModel, get_peft_model
 from rows.generic import (
     FAMILIES,
     FRAMES,
@@ -51,8 +52,9 @@ from vega3d_qwen_vl.pixels import Packing
 from vega3d_qwen_vl.tiny import tiny_model as tiny_qwen
 from vega3d_qwen_vl.tiny import tiny_processor as tiny_qwen_processor
 from vega3d_transformers.adapter import TransformersAdapter
-from vega3d_transformers.measuring import SeamRefusedError
+from vega3d_transformers.measuring import SeamRefusedError, _check_order
 from vega3d_transformers.packed import PackedReader
+from vega3d_transformers.reader import Layout
 from vega3d_transformers.tiny import (
     HIDDEN,
     IMAGE,
@@ -171,6 +173,61 @@ def test_generate_finds_the_methods_signature(family: str) -> None:
 def signatures(module: nn.Module) -> list[inspect.Signature | None]:
     methods = (getattr(module, name, None) for name in ("get_image_features", "get_video_features"))
     return [inspect.signature(method) if callable(method) else None for method in methods]
+
+
+# The order of tokens.
+
+GRID = 16
+RASTER = torch.arange(GRID * GRID)
+
+
+def tokens_in(order: Tensor, shift: int = 0) -> Callable[[Tensor], Tensor]:
+    """A host whose tokens see their own cell of 8 pixels, moved by some, and a little of everything."""
+
+    def show(lit: Tensor) -> Tensor:
+        moved = lit.float().roll((shift, shift), (0, 1))
+        cells = nn.functional.avg_pool2d(moved[None], 8)[0].flatten()
+        return (cells + 0.3 * lit.float().mean())[order, None].repeat(1, HIDDEN)
+
+    return show
+
+
+def blocks_of(side: int) -> Tensor:
+    """The order of tokens that come block by block, as windows and Qwen-VL's unmerged patches do."""
+    grid = RASTER.reshape(GRID // side, side, GRID // side, side)
+    return grid.permute(0, 2, 1, 3).flatten()
+
+
+@pytest.mark.parametrize("shift", [0, 4, -4])
+def test_raster_order_is_recognised(shift: int) -> None:
+    _check_order(tokens_in(RASTER, shift), (8 * GRID, 8 * GRID), Layout(0, GRID, GRID))
+
+
+@pytest.mark.parametrize(
+    ("order", "reason"),
+    [
+        (RASTER.reshape(GRID, GRID).T.flatten(), "ordered by columns"),
+        (blocks_of(2), "not in raster order"),
+        (blocks_of(4), "not in raster order"),
+        (blocks_of(8), "not in raster order"),
+        (RASTER.reshape(GRID, GRID).flip(1).flatten(), "not in raster order"),
+        (torch.randperm(GRID * GRID, generator=torch.Generator().manual_seed(0)), "not in raster order"),
+        (RASTER // 64 * 64, "not in raster order"),
+        (RASTER * 0, "not in raster order"),
+    ],
+    ids=["columns", "blocks of 2", "blocks of 4", "blocks of 8", "mirrored", "shuffled", "too few", "pooled"],
+)
+def test_another_order_is_refused(order: Tensor, reason: str) -> None:
+    with pytest.raises(SeamRefusedError, match=reason):
+        _check_order(tokens_in(order), (8 * GRID, 8 * GRID), Layout(0, GRID, GRID))
+
+
+def test_tokens_that_do_not_look_are_refused() -> None:
+    size = (8 * GRID, 8 * GRID)
+    with pytest.raises(SeamRefusedError, match="the same whatever the picture shows"):
+        _check_order(lambda lit: torch.ones(GRID * GRID, HIDDEN), size, Layout(0, GRID, GRID))
+    with pytest.raises(SeamRefusedError, match=r"grid of 3 x 16 tokens is too coarse .* expected 4 x 4"):
+        _check_order(tokens_in(RASTER), size, Layout(0, 3, GRID))
 
 
 # Rows of patches.
@@ -509,6 +566,26 @@ def test_a_saved_branch_names_its_host(tmp_path: Path) -> None:
     assert torch.equal(logits(again, batch), logits(model, batch))
     with pytest.raises(HostError, match="needs the model's processor"):
         vega3d.load_pretrained(host.build(), tmp_path)
+
+
+@pytest.mark.parametrize("order", ["patch first", "peft first"])
+def test_lora_in_both_orders(order: str, tmp_path: Path) -> None:
+    """What test_peft.py tests of hosts that are found by themselves."""
+    host = row("gemma3")
+    batch, targets = host.batch(), r".*language_model.*\.(q|v)_proj"
+    if order == "patch first":
+        config = LoraConfig(r=4, target_modules=targets, modules_to_save=["vega3d"])
+        model = get_peft_model(hosts.patch(host.build(), **host.options), config)
+    else:
+        model = hosts.patch(get_peft_model(host.build(), LoraConfig(r=4, target_modules=targets)), **host.options)
+    hosts.train(model, batch, steps=2)
+    expected = logits(model, batch)
+    with vega3d.zeroed(model):
+        assert not torch.equal(logits(model, batch), expected)
+    model.save_pretrained(tmp_path)
+    again = vega3d.load_pretrained(host.build(), tmp_path, processor=host.options["processor"])
+    again = PeftModel.from_pretrained(again, tmp_path)
+    assert torch.equal(logits(again.eval(), batch), expected)
 
 
 def test_refusals_are_host_errors() -> None:

@@ -27,8 +27,10 @@ SIDE = 224
 DARK = 0.1
 #: Parts of a halved square: (lower, right).
 QUARTERS = ((0, 0), (0, 1), (1, 0), (1, 1))
-#: How often the sides are halved, and the share of tokens that must then be where they should.
+#: How often the sides are halved at most, and the share of tokens that must then be where they should.
 DEPTHS, AGREEMENT = 3, 0.75
+#: Tokens on the shorter side that a grid must have.
+COARSEST = 4
 
 
 class SeamRefusedError(HostError):
@@ -297,7 +299,7 @@ def _layout(tokens: int, shown: Shown, sizes: Any) -> tuple[Layout, int]:
 
 
 def _check_order(show: Callable[[Tensor], Tensor], size: Sequence[int], layout: Layout) -> None:
-    """Have each token say in which part of the picture it looks, the parts down to two tokens wide.
+    """Have each token say in which part of the picture it looks, the parts down to four tokens wide, or to a half.
 
     The picture is halved both ways, and its four parts are lit one after the other; then the four parts of each part at
     once, and so on. Attention lets every token see that there is light somewhere, which is the same in all four
@@ -306,9 +308,14 @@ def _check_order(show: Callable[[Tensor], Tensor], size: Sequence[int], layout: 
     Raises:
         SeamRefusedError: the tokens do not see the picture, or not where raster order has them.
     """
+    if min(layout.h, layout.w) < COARSEST:
+        raise SeamRefusedError(
+            f"A grid of {layout.h} x {layout.w} tokens is too coarse to find out whether they are in raster order, "
+            f"expected {COARSEST} x {COARSEST} or more."
+        )
     for depth in range(1, DEPTHS + 1):
-        # Parts of one token are too fine: convolutions spill into their neighbours.
-        if min(layout.h, layout.w) < 2 ** (depth + 1):
+        wide = min(layout.h, layout.w) // 2**depth >= 4
+        if depth > 1 and not wide:
             return
         lit = [show(_part(size, depth, part)) for part in QUARTERS]
         grids = torch.stack([tokens[layout.lead : layout.tokens].float() for tokens in lit])
@@ -316,7 +323,8 @@ def _check_order(show: Callable[[Tensor], Tensor], size: Sequence[int], layout: 
         if not bool(apart.any()):
             raise SeamRefusedError("The tokens are the same whatever the picture shows.")
         found = apart.argmax(dim=0).reshape(layout.h, layout.w).cpu()
-        down, right = _halves(layout.h, depth), _halves(layout.w, depth)
+        # Convolutions spill over a part's border, and GOT-OCR 2's shift all by half a token.
+        down, right = (_halves(length, depth, margin=int(wide)) for length in (layout.h, layout.w))
         clear = (down >= 0)[:, None] & (right >= 0)[None]
         agree, transposed = (
             float((found == expected)[clear].float().mean())
@@ -340,10 +348,11 @@ def _part(size: Sequence[int], depth: int, part: tuple[int, int]) -> Tensor:
     return both
 
 
-def _halves(length: int, depth: int) -> Tensor:
-    """For each row (or column) of tokens, the half in which it lies at a halving; -1 for those on a border."""
-    first = torch.arange(length) * 2**depth // length
-    last = ((torch.arange(length) + 1) * 2**depth - 1) // length
+def _halves(length: int, depth: int, margin: int) -> Tensor:
+    """For each row (or column) of tokens, the half in which it lies at a halving; -1 for those near a border."""
+    tokens = torch.arange(length)
+    first = (tokens - margin).clamp(min=0) * 2**depth // length
+    last = ((tokens + 1 + margin).clamp(max=length) * 2**depth - 1) // length
     return torch.where(first == last, first % 2, torch.tensor(-1))
 
 

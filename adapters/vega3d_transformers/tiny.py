@@ -138,13 +138,13 @@ FAMILIES: dict[str, Family] = {
     ),
     "got_ocr2": Family(
         "GotOcr2",
-        ("GotOcr2ImageProcessor", {"size": {"height": 128, "width": 128}}),
+        ("GotOcr2ImageProcessor", {"size": {"height": 256, "width": 256}}),
         {
             "hidden_size": 24,
             "output_channels": 16,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
-            "image_size": 128,
+            "image_size": 256,
             "patch_size": 8,
             "window_size": 4,
             "global_attn_indexes": [1],

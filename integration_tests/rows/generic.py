@@ -25,7 +25,7 @@ from .host import Batch, Host, random_picture, random_video
 #: Families that the adapter patches, and the tokens of one picture, rows and columns.
 GRIDS = {
     "internvl": (4, 4), "idefics3": (4, 4), "smolvlm": (4, 4), "gemma3": (4, 4), "paligemma": (8, 8),
-    "aya_vision": (4, 4), "cohere2_vision": (4, 4), "mistral3": (3, 4), "got_ocr2": (4, 4), "janus": (8, 8),
+    "aya_vision": (4, 4), "cohere2_vision": (4, 4), "mistral3": (3, 4), "got_ocr2": (8, 8), "janus": (8, 8),
     "ovis2": (8, 8), "deepseek_vl": (8, 8), "lighton_ocr": (3, 4), "glm4v": (2, 4), "glm4v_moe": (2, 4),
     "glm46v": (2, 4), "video_llama_3": (4, 8),
 }  # fmt: skip
