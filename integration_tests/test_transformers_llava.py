@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 from hosts import logits
 from rows.host import random_picture, random_video
-from rows.transformers_llava import llava_batch, row
+from rows.transformers_llava import VIDEOS, llava_batch, row
 from torch import Tensor, nn
 
 import vega3d
@@ -25,9 +27,9 @@ from vega3d_llava_video.tiny_transformers import (
 )
 from vega3d_llava_video.transformers_adapter import TransformersLlavaAdapter
 from vega3d_plugin.clips import Clip
-from vega3d_plugin.doctor import examine
+from vega3d_plugin.doctor import diagnose
 from vega3d_plugin.errors import AlignmentError, HostError
-from vega3d_plugin.hooks import FuseMethod, SeamMissedWarning
+from vega3d_plugin.hooks import FuseMethod, NoteMethod, SeamMissedWarning
 from vega3d_plugin.probe import watching
 
 
@@ -214,12 +216,30 @@ def test_a_model_that_has_not_run_can_be_pickled() -> None:
     assert torch.equal(logits(twin, batch), logits(model, batch))
 
 
-@pytest.mark.parametrize("family", ["llava_onevision", "llava_next_video"])
-def test_doctor_passes(family: str) -> None:
-    checks = list(examine(tiny_model(family), tiny_processor(family)))
+@pytest.mark.parametrize("family", CLASSES)
+def test_doctor_passes_on_a_folder(family: str, tmp_path: Path) -> None:
+    tiny_model(family).save_pretrained(tmp_path)
+    tiny_processor(family).save_pretrained(tmp_path)
+    checks = list(diagnose(tmp_path))
     assert {check.name: check.status for check in checks if check.status != "PASS"} == {}
     (seam,) = [check for check in checks if check.name == "seam"]
-    assert "video: 1 call" in seam.measured
+    assert ("video: 1 call" in seam.measured) == (family in VIDEOS)
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_generate_finds_the_methods_signature(family: str) -> None:
+    """transformers looks at it to find out which arguments an encoder takes."""
+
+    def signatures(model: nn.Module) -> list[inspect.Signature]:
+        owners = (model, base_of(model))
+        names = ("get_image_features", "get_video_features", "apply_pooling")
+        return [inspect.signature(getattr(o, name)) for o in owners for name in names if hasattr(o, name)]
+
+    model = tiny_model(family)
+    before = signatures(model)
+    hosts.patch(model)
+    assert isinstance(base_of(model).get_image_features, NoteMethod)
+    assert signatures(model) == before
 
 
 def test_statistics_come_from_the_processor_or_the_vision_tower() -> None:
