@@ -1,9 +1,11 @@
-"""The pages that are made from the code are up to date."""
+"""The pages say what the code does: tables made from it, messages quoted from it, links that lead somewhere."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,28 @@ def test_every_builtin_prior_is_in_it(page: str) -> None:
 def test_the_pieces_of_the_fast_path_are_those_of_the_code(page: str) -> None:
     section = page.partition("## The fast path")[2].partition("##")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == {r.name for r in WanPrior.reductions}
+
+
+def test_troubleshooting_quotes_what_the_library_says() -> None:
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    quotes = re.findall(r"^> `(.+)`$", page, re.MULTILINE)
+    assert len(quotes) > 20
+    said = [text for root in ("vega3d_plugin", "adapters") for text in _texts(DOCS.parent / root)]
+    for quote in quotes:
+        assert any(quote in text for text in said), quote
+
+
+def _texts(folder: Path) -> Iterator[str]:
+    """Strings of the code, as they are put together; ``{}`` for what is filled in."""
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
