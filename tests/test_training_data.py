@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from vega3d_llava_video import tiny_transformers as llava
 from vega3d_plugin.clips import uniform_indices
 from vega3d_plugin.demo.video import write_video
 from vega3d_plugin.errors import SettingsError
+from vega3d_plugin.recipes import read_recipe
 from vega3d_plugin.training.conversation import Medium, read_conversation
 from vega3d_plugin.training.data import ConversationData, read_data
 from vega3d_plugin.training.encoding import Encoder
@@ -249,6 +251,22 @@ def test_frames_by_the_second(media: Path) -> None:
     assert len(load_video(Medium("video", [media / "v0.png"] * 8, 4.0), by_second).frames) == 4
 
 
+@pytest.mark.parametrize(("total", "taken"), [(3, 3), (6, 4), (12, 6), (13, 6), (40, 8)])
+def test_frames_as_the_spatial_reasoning_experiment_takes_them(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, total: int, taken: int
+) -> None:
+    """One every two seconds of a folder of one frame a second, at least 4 and at most 8; of a list, as many as fit."""
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    settings = read_recipe("qwen_vl/lora_spatial_reasoning").data
+    assert settings is not None
+    for i in range(total):
+        shutil.copy(media / "v0.png", tmp_path / f"{i:02}.png")
+    views = [str(tmp_path / f"{i:02}.png") for i in range(total)]
+    for given, count in ((str(tmp_path), taken), (views, min(total, 8))):
+        medium = read_conversation(llava_row("<image>Where?", video=given), settings).media[0]
+        assert load_video(medium, settings).indices == uniform_indices(total, count)
+
+
 def test_views_of_different_sizes_are_told(media: Path) -> None:
     with pytest.raises(RowError, match=r"one size, found 84x56 .*v0\.png.* and 56x56 .*0\.png"):
         load_video(Medium("video", [media / "v0.png", media / "scene" / "0.png"]), SETTINGS)
@@ -434,6 +452,7 @@ def test_rows_may_also_be_collated_as_they_are(media: Path) -> None:
         ({"files": []}, "at least one file"),
         ({"files": "a.json", "sampling": "fps"}, "go together"),
         ({"files": "a.json", "fps": 2.0}, "go together"),
+        ({"files": "a.json", "frames": 2, "min_frames": 4}, "min_frames 4 is more than frames 2"),
         ({"files": "a.json", "frmes": 3}, "Did you mean 'frames'"),
         ({"files": "a.json", "frames": "3"}, "frames"),
     ],

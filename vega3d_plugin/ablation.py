@@ -30,7 +30,7 @@ from .training.settings import DataSettings
 VARIANTS = ("base", "patched", "off", "zeroed")
 CONTROLS = ("base", "off", "zeroed")
 #: Settings of the data that are, by default, those of training.
-SHOWN = ("frames", "sampling", "fps", "video_as", "video_max_pixels", "system")
+SHOWN = ("frames", "sampling", "fps", "min_frames", "folder_fps", "video_as", "video_max_pixels", "system")
 Tick = Callable[[str], None]
 
 

@@ -150,7 +150,10 @@ class _Media:
                 path = self._path(source)
                 if path.is_dir() and not find_images(path):
                     raise RowError(f"the folder {path} has no images")
-                return Medium("video", in_order(find_images(path)) if path.is_dir() else path, fps)
+                if path.is_dir():
+                    fps = self.settings.folder_fps if fps is None else fps
+                    return Medium("video", in_order(find_images(path)), fps)
+                return Medium("video", path, fps)
             if not isinstance(source, Sequence) or not source:
                 raise RowError(f"a video must be a path or a list of frames, found {_brief(source)}")
             frames = [self._path(f) if isinstance(f, str | Path) else f for f in source]

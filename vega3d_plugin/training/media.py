@@ -122,7 +122,7 @@ def _choose(total: int, fps: float | None, settings: DataSettings) -> list[int]:
     """Places of the chosen frames among ``total``."""
     count = min(total, settings.frames)
     if settings.sampling == "fps" and fps and settings.fps:
-        count = max(1, min(count, round(total / fps * settings.fps)))
+        count = min(count, max(settings.min_frames, round(total / fps * settings.fps)))
     return uniform_indices(total, count)
 
 

@@ -23,8 +23,10 @@ class DataSettings(Settings):
             ``auto``: by each row's keys.
         frames: frames of a video, whatever its length: as many as the experiment gives the host.
         sampling: ``uniform``: spread evenly over the video, both ends included, as in the experiments; ``fps``:
-            ``fps`` frames a second, ``frames`` at most.
-        fps: for ``sampling: fps``.
+            ``fps`` frames a second, ``min_frames`` at least and ``frames`` at most.
+        fps, min_frames: for ``sampling: fps``.
+        folder_fps: frames per second of folders of frames; default: they have no time. Lists of frames have that of
+            their row, if any.
         video_as: ``video``: the host's own video input; ``images``: each frame an image of its own, one after the
             other, as VG-LLM feeds Qwen2.5-VL. A list of views is treated as a video is.
         video_max_pixels: area of a frame of a video after the processor's resizing; default: the processor's own.
@@ -40,6 +42,8 @@ class DataSettings(Settings):
     frames: Positive = 8
     sampling: Literal["uniform", "fps"] = "uniform"
     fps: Rate | None = None
+    min_frames: Positive = 1
+    folder_fps: Rate | None = None
     video_as: Literal["video", "images"] = "video"
     video_max_pixels: Positive | None = None
     skip_bad_rows: Bool = False
@@ -64,6 +68,8 @@ class DataSettings(Settings):
     def _rate(self) -> DataSettings:
         if (self.sampling == "fps") != (self.fps is not None):
             raise ValueError("`sampling: fps` and `fps` go together: give both or neither")
+        if self.min_frames > self.frames:
+            raise ValueError(f"min_frames {self.min_frames} is more than frames {self.frames}")
         return self
 
 
