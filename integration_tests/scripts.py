@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -52,6 +53,12 @@ def run_script(recipe: Path, name: str | Path, *arguments: object, **options: An
             if end.code not in (None, 0):
                 raise
     return lines
+
+
+def said(stderr: str) -> list[str]:
+    """What ``vega3d run`` told a user, among all that a script and its processes wrote."""
+    # Not at the start of a line where another process is in the middle of a progress bar.
+    return re.findall(r"vega3d: (.*)", stderr)
 
 
 @contextmanager

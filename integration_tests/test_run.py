@@ -17,7 +17,7 @@ import torch
 import transformers
 from peft import PeftModel
 from safetensors.torch import load_file
-from scripts import SCRIPTS, Script, logits, moved, run_script, saved_branch, scripts_own, write_recipe
+from scripts import SCRIPTS, Script, logits, moved, run_script, said, saved_branch, scripts_own, write_recipe
 
 import vega3d
 from vega3d_plugin.errors import FrozenBranchError, SavedBranchError
@@ -186,7 +186,7 @@ class TestLikeOpenVlaOft:
     def test_two_processes_merge_and_evaluate(self, remote: Path, recipe: Path, tmp_path: Path, script: Script) -> None:
         ended = torchrun(recipe, SCRIPTS / "oft_style.py", "--vla_path", remote, "--run_dir", tmp_path / "run")
         assert ended.returncode == 0, ended.stderr
-        lines = [line for line in ended.stderr.splitlines() if line.startswith("vega3d: ")]
+        lines = said(ended.stderr)
         # The first process alone speaks: the model that trains, and the base that is read again.
         assert sum("has a new branch" in line for line in lines) == 2
         assert all("MineForConditionalGeneration" in line for line in lines if "has a new branch" in line)

@@ -16,8 +16,9 @@ import torch
 import transformers
 from doubles.llava import double_model
 from hosts import logits
-from rows.llava_package import mixed_batch
+from rows.llava_package import images_batch, installed, mixed_batch, torch_model
 from scripts import Script, run_script, scripts_own, write_recipe
+from torch import nn
 from torch.optim import optimizer as optimizers
 from typer.testing import CliRunner, Result
 
@@ -26,10 +27,10 @@ from vega3d_plugin.cli import output
 from vega3d_plugin.cli.app import app
 from vega3d_plugin.errors import HostError
 from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
-from vega3d_plugin.recipes import RecipeError
+from vega3d_plugin.recipes import RecipeError, branch_settings
 from vega3d_plugin.running import RunError, make_session, parse_command, run
 from vega3d_plugin.running.around import explain, wrapped
-from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
+from vega3d_qwen_vl.tiny import tiny_model, tiny_processor, tiny_tokenizer
 
 BUILD = """
 import sys, torch, transformers
@@ -175,6 +176,13 @@ class TestTheScriptsOwn:
         assert any("is in a group of its own, lr 0.0003" in line for line in lines)
 
 
+def patched(model: nn.Module, recipe: Path) -> nn.Module:
+    """A LLaVA with the branch of a recipe, in Python."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RandomWeightsWarning)
+        return vega3d.patch(model, config=branch_settings(recipe), host="llava_video")
+
+
 class TestLateTower:
     """A host whose vision tower is loaded after ``from_pretrained`` gets its branch before it first runs."""
 
@@ -201,17 +209,13 @@ class TestLateTower:
         model.get_vision_tower().load_model()
         plain = logits(model, mixed_batch())
         assert not torch.equal(torch.load(tmp_path / "x.pt"), plain)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RandomWeightsWarning)
-            torch.manual_seed(0)
-            vega3d.patch(model, config=make_session(llava, print).settings, host="llava_video")  # type: ignore[union-attr]
+        torch.manual_seed(0)
+        patched(model, llava)
         assert torch.equal(torch.load(tmp_path / "x.pt"), logits(model, mixed_batch()))
 
     def test_a_trained_one_is_restored(self, late: Path, llava: Path, tmp_path: Path) -> None:
         model = double_model()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RandomWeightsWarning)
-            vega3d.patch(model, config=make_session(llava, print).settings, host="llava_video")  # type: ignore[union-attr]
+        patched(model, llava)
         with torch.no_grad():
             vega3d.get_handle(model).branch.fuser.residual_scale.fill_(0.7)
         vega3d.save_pretrained(model, late)
@@ -221,6 +225,34 @@ class TestLateTower:
     def test_one_that_never_gets_its_tower(self, late: Path, llava: Path, tmp_path: Path) -> None:
         with pytest.raises(HostError, match=r"LlavaQwenForCausalLM from .*late is run without its branch: .*load"):
             run_script(llava, "late_tower.py", late, tmp_path / "x.pt", "never")
+
+
+@pytest.mark.skipif(installed() != "llava-torch", reason="the published llava-torch is not what this run imports")
+def test_the_builder_of_llava_torch(tmp_path: Path) -> None:
+    """A trained branch is there, though the builder loads the vision tower last."""
+    from llava.model.builder import load_pretrained_model
+
+    recipe = write_recipe(tmp_path / "r.yaml", host={"adapter": "llava_video", "model": "tiny", "dtype": "float16"})
+    path, tokenizer = tmp_path / "llava-tiny", tiny_tokenizer()
+    # Else the builder adds it, and draws its row of the embeddings anew each time.
+    tokenizer.add_tokens(["<im_patch>"], special_tokens=True)
+    model: Any = torch_model().half()
+    model.resize_token_embeddings(len(tokenizer))
+    for part in (model, tokenizer):
+        part.save_pretrained(path)
+    patched(model, recipe)
+    with torch.no_grad():
+        vega3d.get_handle(model).branch.fuser.residual_scale.fill_(0.7)
+    vega3d.save_pretrained(model, path)
+    lines = run_script(recipe, "llava_torch_eval.py", path, tmp_path / "x.pt")
+    assert lines[-1] == f"LlavaLlamaForCausalLM from {path} has the branch of {path}"
+    plain, batch = load_pretrained_model(str(path), None, "llava", device="cpu")[1], images_batch()
+    batch["images"] = [image.half() for image in batch["images"]]
+    assert not torch.equal(torch.load(tmp_path / "x.pt"), logits(plain, batch))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RandomWeightsWarning)
+        vega3d.load_pretrained(plain, path)
+    assert torch.equal(torch.load(tmp_path / "x.pt"), logits(plain, batch))
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from PIL import Image
 from rows.llava_package import CROP, installed, next_model, tower_folder
 from rows.openvla import SIDE, can_run, real_model, real_module
 from safetensors.torch import load_file
+from scripts import said
 from torch import Tensor
 from transformers import TrainingArguments
 
@@ -87,10 +88,6 @@ def run(host: str, checkout: str, recipe: Path | None, *words: object, processes
         )  # fmt: skip
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-6000:]
     return ended.stderr
-
-
-def said(text: str) -> list[str]:
-    return [line.removeprefix("vega3d: ") for line in text.splitlines() if line.startswith("vega3d: ")]
 
 
 def branch_of(folder: Path) -> dict[str, Tensor]:
