@@ -91,11 +91,18 @@ def test_a_batch_of_tensors_and_pictures_alone(build: Build) -> None:
         torch.testing.assert_close(torch.cat(prior.seen), shown(images.flatten(0, -4)), rtol=0, atol=1e-6)
 
 
-def test_tiles_of_an_image_are_clips_of_their_own() -> None:
-    model, prior = watch(double_model())
-    batch = {"input_ids": prompt(1), "images": [pictures(5)], "modalities": ["image"]}
-    logits(model, batch)
+def test_tiles_of_an_image_are_clips_of_their_own(build: Build) -> None:
+    model, prior = watch(build())
+    tiles = pictures(5)
+    plain = model.encode_images(tiles).detach()
+    prior.seen.clear()
+    tokens: list[Tensor] = []
+    vega3d.get_handle(model).branch.register_forward_pre_hook(lambda module, args: tokens.append(args[0].detach()))
+    model.encode_images(tiles)
     assert [len(frames) for frames in prior.seen] == [1] * 5
+    torch.testing.assert_close(torch.cat(prior.seen), shown(tiles), rtol=0, atol=1e-6)
+    # A fresh branch: what the host made of tile after tile.
+    assert torch.equal(tokens[0], plain.flatten(0, 1))
 
 
 if REAL:
@@ -160,6 +167,23 @@ def test_rows_of_text_beside_rows_with_images(build: Build) -> None:
     assert [len(frames) for frames in prior.seen] == [2, 1, 2]
 
 
+def test_rows_with_an_image_a_video_and_words(build: Build) -> None:
+    """What a training batch mixes."""
+    ids = torch.cat([prompt(1), prompt(3), torch.nn.functional.pad(prompt(), (0, 1))])
+    images = [pictures(1, seed=1), pictures(4, seed=2), pictures(1, seed=3)]
+    batch = {
+        "input_ids": ids, "images": images, "modalities": ["image", "video", "image"],
+        "attention_mask": torch.ones_like(ids),
+    }  # fmt: skip
+    model = build()
+    before = logits(model, batch)
+    prior = watch(model)[1]
+    assert torch.equal(logits(model, batch), before)
+    # The last is the entry that a row of words takes all the same.
+    for frames, pixels in zip(prior.seen, (images[0], images[2], images[1]), strict=True):
+        torch.testing.assert_close(frames, shown(pixels), rtol=0, atol=1e-6)
+
+
 def test_images_of_one_sample_as_the_views_of_one_scene(build: Build) -> None:
     model, prior = watch(build(), images="scene")
     batch = {
@@ -196,6 +220,74 @@ def test_slow_and_fast_frames_are_fused_each_in_its_own_grid() -> None:
     with vega3d.record_gates(model) as gates:
         logits(model, batch)
     assert [tuple(gate.shape) for gate in gates] == [(1, 4, 4), (1, 4, 4), (4, 2, 2), (4, 1, 1)]
+
+
+if REAL:
+
+    def test_faster_video_of_the_real_package_fails_by_itself() -> None:
+        for model in (next_model(add_faster_video=True), hosts.patch(next_model(add_faster_video=True))):
+            with pytest.raises(NameError, match="all_faster_video_features"):
+                logits(model, mixed_batch())
+
+    def test_its_own_method_for_slow_and_fast_frames() -> None:
+        """``encode_multimodals``, which forks call in place of ``encode_images``. It lets go of what it has pooled."""
+        model = next_model(add_faster_video=True, mm_spatial_pool_stride=2)
+
+        class Fork(type(model)):  # type: ignore[misc]
+            def prepare_inputs_labels_for_multimodal(self, input_ids, images=None, **kwargs):
+                return self.encode_multimodals(torch.cat(images), [0, 1, 2], [4, 4, 4])
+
+        model.__class__ = Fork
+        videos = [pictures(4, seed=seed) for seed in range(3)]
+        with torch.no_grad():
+            given = {"input_ids": prompt(1, 3, 5), "images": videos, "modalities": ["video"] * 3}
+            before = model.prepare_inputs_labels_for_multimodal(**given)
+            prior = watch(model)[1]
+            after = model.prepare_inputs_labels_for_multimodal(**given)
+        for ours, theirs in zip(after, before, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        for frames, pixels in zip(prior.seen, [video for video in videos for _ in range(2)], strict=True):
+            torch.testing.assert_close(frames, shown(pixels), rtol=0, atol=1e-6)
+
+
+def test_a_fork_that_hands_on_what_it_does_not_name() -> None:
+    """Which entries are videos, among the ``**kwargs`` of an override."""
+    model = double_model()
+
+    class Passing(type(model)):  # type: ignore[misc]
+        def prepare_inputs_labels_for_multimodal(self, input_ids, position_ids, mask, cache, labels, images, *a, **kw):
+            return super().prepare_inputs_labels_for_multimodal(
+                input_ids, position_ids, mask, cache, labels, images, *a, **kw
+            )
+
+        def forward(self, input_ids=None, images=None, modalities=None):
+            *_, embeds, _ = self.prepare_inputs_labels_for_multimodal(
+                input_ids, None, None, None, None, images, modalities=modalities
+            )
+            return super().forward(inputs_embeds=embeds)
+
+    model.__class__ = Passing
+    prior = watch(model)[1]
+    batch = mixed_batch()
+    logits(model, batch)
+    assert [len(frames) for frames in prior.seen] == [1, 1, 4]
+
+
+def test_videos_that_are_pooled_from_copies_keep_their_frames() -> None:
+    """A fork that pools a copy and lets go of it, so that the next video's copy may lie where it lay."""
+    model = double_model()
+
+    class Copying(type(model)):  # type: ignore[misc]
+        def _packed(self, feature: Tensor, video: bool) -> Tensor:
+            return super()._packed(feature.clone(), video)
+
+    model.__class__ = Copying
+    prior = watch(model)[1]
+    videos = [pictures(4, seed=seed) for seed in range(3)]
+    with torch.no_grad():
+        model(input_ids=prompt(1, 3, 5), images=videos, modalities=["video"] * 3)
+    for frames, pixels in zip(prior.seen, videos, strict=True):
+        torch.testing.assert_close(frames, shown(pixels), rtol=0, atol=1e-6)
 
 
 def test_two_videos_of_different_length(build: Build) -> None:

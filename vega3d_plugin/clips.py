@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +40,16 @@ class PixelStatistics:
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, mean: Iterable[float], std: Iterable[float]) -> PixelStatistics:
+        """From what processors and configs hold: lists, tuples or arrays of three."""
+        (m0, m1, m2), (s0, s1, s2) = (map(float, values) for values in (mean, std))
+        return cls((m0, m1, m2), (s0, s1, s2))
+
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
+        return f"mean ({mean}), std ({std})"
 
     def normalise(self, frames: Tensor) -> Tensor:
         """``[..., 3, H, W]`` in [0, 1] to the host's normalised pixels."""

@@ -31,7 +31,6 @@ from .checks import (
     check_seam,
     check_unpatch,
     check_vision,
-    statistics_text,
 )
 from .errors import HostError, Vega3dError
 from .hooks import SeamMissedWarning
@@ -234,7 +233,7 @@ def _processor(model: nn.Module, processor: Any, problem: str, host: str | None)
         check = Check(
             "processor",
             "FAIL",
-            f"{problem} Going on with the family's own {statistics_text(statistics)}",
+            f"{problem} Going on with the family's own {statistics}",
             "Name the hub id or folder of the model's processor with --processor.",
         )
         return check, None

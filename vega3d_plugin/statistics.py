@@ -20,8 +20,7 @@ def read_statistics(processor: Any) -> PixelStatistics | None:
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     if mean is None or std is None:
         return None
-    (m0, m1, m2), (s0, s1, s2) = (map(float, values) for values in (mean, std))
-    return PixelStatistics((m0, m1, m2), (s0, s1, s2))
+    return PixelStatistics.of(mean, std)
 
 
 def processor_statistics(processor: Any, host: str) -> PixelStatistics:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vega3d_plugin.clips import Clip, PixelStatistics, TokenGrid
 from vega3d_plugin.errors import AlignmentError
 from vega3d_plugin.seams import ImageSamples, SeamCall, SeamInput
+from vega3d_transformers.reader import arguments_of
 
 PREPARE, ENCODE, POOL = "prepare_inputs_labels_for_multimodal", "encode_images", "get_2dPool"
 #: What stands for an image or a video in ``input_ids`` (``llava.constants.IMAGE_TOKEN_INDEX``).
@@ -43,13 +44,14 @@ class Notes:
         entries: in the host's order.
         encoded: the images have been fused.
         pooled: videos that have been fused.
-        pooling: the tensor that was pooled last; hosts with slow and fast frames pool one twice.
+        pooling: the tensor that was pooled last; hosts with slow and fast frames pool one twice. Held, so that no other
+            tensor can take its place in memory.
     """
 
     entries: list[Entry]
     encoded: bool = False
     pooled: int = 0
-    pooling: tuple[int, tuple[int, ...]] | None = field(default=None)
+    pooling: Tensor | None = None
 
     @property
     def videos(self) -> list[Entry]:
@@ -69,15 +71,14 @@ class LlavaReader:
 
     def note(self, call: SeamCall) -> Notes | None:
         """The images of one call, with the kind and the sample of each; None where the host returns early."""
-        given = _signature(call.module, call.method).bind(call.module, *call.args, **call.kwargs)
-        given.apply_defaults()
-        images, ids = given.arguments.get("images"), given.arguments.get("input_ids")
+        given = arguments_of(call, _signature(call.module, call.method))
+        images, ids = given.get("images"), given.get("input_ids")
         # The host takes a prompt of one token for a step of decoding.
         if images is None or ids is None or ids.shape[1] == 1:
             return None
-        modalities = given.arguments.get("modalities") or []
+        modalities = given.get("modalities") or []
         modalities = [modalities] if isinstance(modalities, str) else list(modalities)
-        samples = _samples(ids, given.arguments.get("attention_mask"))
+        samples = _samples(ids, given.get("attention_mask"))
         entries = []
         for index, pixels in enumerate(images):
             frames = pixels if pixels.ndim == 4 else pixels[None]
@@ -155,10 +156,8 @@ class LlavaReader:
         if notes is None:
             return None
         features = call.args[0] if call.args else call.kwargs["image_feature"]
-        this = (features.data_ptr(), tuple(features.shape))
-        again = notes.pooling == this
-        if not again:
-            notes.pooled, notes.pooling = notes.pooled + 1, this
+        if not _same_memory(features, notes.pooling):
+            notes.pooled, notes.pooling = notes.pooled + 1, features.detach()
         videos = notes.videos
         frames = videos[notes.pooled - 1].pixels if notes.pooled <= len(videos) else None
         if frames is None or frames.shape[0] != call.output.shape[0]:
@@ -189,6 +188,10 @@ def _grid(tokens: Tensor, frames: int = 1) -> TokenGrid:
             "resampler (Q-Former, Perceiver) keeps no grid, so there is nothing to align features with."
         )
     return TokenGrid(frames, side, side)
+
+
+def _same_memory(tensor: Tensor, other: Tensor | None) -> bool:
+    return other is not None and tensor.data_ptr() == other.data_ptr() and tensor.shape == other.shape
 
 
 def _samples(ids: Tensor, mask: Tensor | None) -> list[int]:

@@ -71,13 +71,13 @@ class Stacking:
         ranges = [(values[2 * i], values[2 * i + 1]) for i in range(len(shown))]
         apart = max(values[2 * len(shown) :], default=0.0)
         problems = [
-            f"un-normalised with {_text(statistics)}, the pixels of {tower!r} lie in [{low:.2f}, {high:.2f}]"
+            f"un-normalised with {statistics}, the pixels of {tower!r} lie in [{low:.2f}, {high:.2f}]"
             for (low, high), statistics, tower in zip(ranges, self.statistics, self.towers, strict=True)
             if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE
         ]
         otherwise = ""
         if not problems and apart > SAME_PICTURE:
-            used = " and ".join(_text(statistics) for statistics in self.statistics)
+            used = " and ".join(map(str, self.statistics))
             problems = [f"un-normalised with {used}, the two towers' pictures differ by {apart:.2f} on average"]
             otherwise = ", or the data pipeline gives the towers two different pictures"
         if problems:
@@ -102,8 +102,3 @@ def _would_fit(groups: Sequence[Tensor], towers: Sequence[str]) -> str:
         return ""
     *_, names = max(fitting)
     return f" These would fit: {', '.join(f'{name} for {tower!r}' for name, tower in zip(names, towers, strict=True))}."
-
-
-def _text(statistics: PixelStatistics) -> str:
-    mean, std = (", ".join(f"{v:.3g}" for v in values) for values in (statistics.mean, statistics.std))
-    return f"mean ({mean}), std ({std})"

@@ -260,10 +260,10 @@ def samples_from_tokens(
     )
 
 
-def arguments_of(call: SeamCall) -> dict[str, Any]:
-    """The arguments of a method's call, by name."""
-    method = getattr(type(call.module), call.method)
-    bound = inspect.signature(method).bind(call.module, *call.args, **call.kwargs)
+def arguments_of(call: SeamCall, signature: inspect.Signature | None = None) -> dict[str, Any]:
+    """The arguments of a method's call, by name; ``signature``: default: that of the module's class."""
+    signature = signature or inspect.signature(getattr(type(call.module), call.method))
+    bound = signature.bind(call.module, *call.args, **call.kwargs)
     named: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
