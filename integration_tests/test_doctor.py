@@ -183,6 +183,37 @@ def test_a_class_that_this_transformers_lacks(folder: Callable[[str], Path], tmp
     assert f"transformers {transformers.__version__} has no class 'Qwen9ForEverything'" in check.measured
 
 
+def test_a_class_with_code_elsewhere(tmp_path: Path) -> None:
+    """LLaVA's own checkpoints: transformers knows neither their config nor their class, an adapter does."""
+    config = {"model_type": "llava_qwen", "architectures": ["LlavaQwenForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (check, *_) = diagnose(tmp_path)
+    assert (check.name, check.status) == ("load", "FAIL")
+    assert f"transformers {transformers.__version__} has no class 'LlavaQwenForCausalLM'" in check.measured
+    assert "Host 'llava_video' was seen to work with transformers 4.50.0, as LLaVA-NeXT" in check.measured
+    assert "vega3d_plugin.doctor.examine(model, processor)" in check.measured
+
+
+def test_a_known_class_that_cannot_be_loaded_names_the_versions(
+    folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise ImportError("cannot import name 'HybridCache'")
+
+    monkeypatch.setattr(transformers.Qwen2_5_VLForConditionalGeneration, "from_pretrained", broken)
+    (check, *_) = diagnose(folder(FAMILY))
+    assert (check.name, check.status) == ("load", "FAIL")
+    assert "could not be loaded: ImportError: cannot import name 'HybridCache'" in check.measured
+    assert "Host 'qwen_vl' was seen to work with transformers 4.50.0 and" in check.measured
+    # A config that cannot be read, of a class that is there.
+    shutil.copytree(folder(FAMILY), tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "qwen9"}))
+    (check, *_) = diagnose(tmp_path)
+    assert "no model can be read from it. ValueError" in check.measured
+    assert "Host 'qwen_vl' was seen to work with" in check.measured
+
+
 def test_weights_that_are_not_all_there(folder: Callable[[str], Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

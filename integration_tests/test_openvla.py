@@ -14,6 +14,7 @@ import hosts
 import numpy as np
 import pytest
 import torch
+import transformers
 from doubles import openvla as double
 from hosts import freeze_host, logits, train
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -41,10 +42,12 @@ from watching import Watching
 import vega3d
 from vega3d_plugin import checkpoint, errors
 from vega3d_plugin.branch import GenerativeBranch
+from vega3d_plugin.checks import check_branch
 from vega3d_plugin.cli.app import app
 from vega3d_plugin.doctor import diagnose, examine
 from vega3d_plugin.hooks import SeamMissedWarning
 from vega3d_plugin.patching import find_host
+from vega3d_plugin.probe import make_probe
 
 Build = Callable[..., nn.Module]
 TOKENS = GRID[1] * GRID[2]
@@ -280,6 +283,21 @@ def test_earlier_observations_of_a_scene(oft: OFT) -> None:
         oft.act(model, oft.batch(pictures(images=2, seed=step)))
     assert [len(frames) for frames in prior.seen] == [2, 4, 4]
     same(prior.seen[-1], torch.cat([pictures(images=2, seed=1)[0], pictures(images=2, seed=2)[0]]))
+
+
+def test_the_prior_sees_time_in_the_context_of_views(build: Build) -> None:
+    """Not in that of a frame, where each picture is alone; that of a video takes no single picture."""
+    first, other, last = (batch_of(pictures(seed=seed)) for seed in range(3))
+    for context, sees in (("frame", False), ("views", True)):
+        model = hosts.patch(build(), history=2, context=context, fusion=OPEN)
+        answers = []
+        for earlier in (first, other):
+            vega3d.get_handle(model).reset()
+            logits(model, earlier)
+            answers.append(logits(model, last))
+        assert torch.equal(*answers) != sees
+    with pytest.raises(errors.FramesError, match=r"context 'video' needs a video\. Use context='frame' or 'views'"):
+        logits(hosts.patch(build(), history=2, context="video"), first)
 
 
 def test_predict_action_of_openvla_looks_once_per_observation(build: Build) -> None:
@@ -588,14 +606,29 @@ def spoil(name: str) -> Callable[[Any], None]:
 def test_a_model_that_is_not_whole(build: Build, name: str, match: str) -> None:
     model = build()
     spoil(name)(model)
-    with pytest.raises(errors.HostError, match=match):
+    with pytest.raises(errors.HostError, match=match) as caught:
         hosts.patch(model)
     assert not vega3d.is_patched(model)
+    if "NoneType" in match:
+        assert f"transformers {transformers.__version__}" in str(caught.value)
+        assert "was seen to work with transformers 4.50.0 and timm 0.9.16" in str(caught.value)
 
 
 def test_a_model_wrapped_for_several_processes(build: Build) -> None:
-    with pytest.raises(errors.HostError, match="before it is wrapped"):
-        hosts.patch(nn.DataParallel(build()))
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for wrapper in (nn.parallel.DistributedDataParallel, nn.DataParallel):
+            with pytest.raises(errors.HostError, match=f"wrapped in {wrapper.__name__}.*before it is wrapped"):
+                hosts.patch(wrapper(build()))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_the_vision_backbone_alone(oft: OFT) -> None:
+    """As OFT's script holds it while it wraps it for FiLM: not the model."""
+    film = oft.film(oft.model(2).vision_backbone, 32)
+    with pytest.raises(errors.HostError, match=r"FiLMedPrismaticVisionBackbone.*openvla: OpenVLAForActionPrediction"):
+        hosts.patch(film)
 
 
 def test_a_cache_that_is_there_but_empty_hides_the_image(build: Build) -> None:
@@ -697,6 +730,9 @@ def test_doctor_runs_no_code_of_a_checkpoint_without_leave(tmp_path: Path) -> No
         check, *_ = json.loads(result.stdout)["checks"]
         assert (check["name"], check["status"]) == ("load", "FAIL")
         assert match in check["measured"]
+        assert ("'openvla' was seen to work with transformers 4.50.0 and timm 0.9.16" in check["measured"]) == bool(
+            given
+        )
 
 
 @pytest.mark.usefixtures("modules")
@@ -729,6 +765,14 @@ if real_names():
 def test_doctor_knows_a_copy(build: Build) -> None:
     found = results(copy.deepcopy(build()), DoubleProcessor())
     assert "This model is a deep copy: featurizer and fused_featurizer" in found["host"][2]
+
+
+def test_doctor_looks_at_first_observations(build: Build) -> None:
+    """Of a branch with history, two looks at the same picture would differ, by what was seen before."""
+    model, prior = watch(build(), history=3, fusion=OPEN)
+    probe = make_probe(DoubleProcessor(), model)
+    assert check_branch(model, probe).status == "PASS"
+    assert [len(frames) for frames in prior.seen] == [1] * 3
 
 
 def test_doctor_finds_the_wrong_processor(build: Build) -> None:

@@ -12,8 +12,11 @@ import pytest
 
 import vega3d
 from vega3d_plugin.priors.wan import WanPrior
+from vega3d_plugin.seams import seen_with
 
 DOCS = Path(__file__).parents[1] / "docs"
+#: Plugins with hosts that come with this library.
+SHIPPED = ("qwen_vl", "llava_video", "openvla", "transformers")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,20 @@ def test_every_builtin_prior_is_in_it(page: str) -> None:
 def test_the_pieces_of_the_fast_path_are_those_of_the_code(page: str) -> None:
     section = page.partition("## The fast path")[2].partition("##")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == {r.name for r in WanPrior.reductions}
+
+
+def test_the_table_of_hosts_is_that_of_the_code() -> None:
+    page = (DOCS / "hosts.md").read_text(encoding="utf-8")
+    adapters = {adapter.name: adapter for adapter in vega3d.plugin_manager().hosts}
+    rows = {row.split("`")[1]: row for row in page.splitlines() if "([page]" in row}
+    assert {*rows} == {name for name in adapters if vega3d.plugin_manager().hosts.plugin_of(name) in SHIPPED}
+    for name, row in rows.items():
+        versions = re.findall(r"\d[\w.]+|\b[0-9a-f]{7}\b", seen_with(adapters[name]))
+        assert versions
+        assert [version for version in versions if version not in row] == []
+        named = [class_name.removesuffix("ForConditionalGeneration") for class_name in adapters[name].classes]
+        if name != "transformers":
+            assert [n for n in named if n.removesuffix("ForCausalLM") not in row] == []
 
 
 def test_troubleshooting_quotes_what_the_library_says() -> None:

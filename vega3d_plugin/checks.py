@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .clips import RANGE_TOLERANCE, PixelStatistics
+from .clips import RANGE_TOLERANCE
 from .controls import disabled
 from .errors import HostError, PatchError
 from .hooks import SeamMissedWarning
@@ -123,14 +123,13 @@ def check_processor(model: nn.Module, processor: Any, host: str | None = None) -
         known = adapter.seams(model)[0].statistics
     except HostError:
         # No family that is known, so `patch` asks for the processor.
-        return Check("processor", "PASS", f"{name}, {statistics_text(found)}; patch this host with it")
+        return Check("processor", "PASS", f"{name}, {found}; patch this host with it")
     if known == found:
-        return Check("processor", "PASS", f"{name}, {statistics_text(found)}")
+        return Check("processor", "PASS", f"{name}, {found}")
     return Check(
         "processor",
         "WARN",
-        f"{name} normalises pixels with {statistics_text(found)}; the family's models were trained with "
-        f"{statistics_text(known)}",
+        f"{name} normalises pixels with {found}; the family's models were trained with {known}",
         "Check that this is the model's own processor; if it is, always call vega3d.patch(model, processor=processor).",
     )
 
@@ -199,7 +198,7 @@ def check_pixels(model: nn.Module, probe: Probe) -> Check:
         return Check(
             "pixels",
             "FAIL",
-            f"{measured}: the pixel statistics are wrong ({statistics_text(statistics)}, from the "
+            f"{measured}: the pixel statistics are wrong ({statistics}, from the "
             f"{get_handle(model).seam.statistics_source})",
             "Call vega3d.patch(model, processor=processor) with the processor that makes the pixels.",
         )
@@ -256,6 +255,8 @@ def check_branch(model: nn.Module, probe: Probe) -> Check:
     """
     runs = []
     for value in (0.0, 0.0, 1.0):
+        # A policy's branch may keep earlier observations.
+        get_handle(model).reset()
         with frames_of_one_colour(model, value), watching(model) as records:
             reply = answer(model, probe.picture)
         if not records:
@@ -314,12 +315,6 @@ def _difference(a: Tensor, b: Tensor) -> float:
 
 def _noise(baseline: Baseline) -> str:
     return f" (the host's own noise is {baseline.noise:.2g})" if baseline.noise else ""
-
-
-def statistics_text(statistics: PixelStatistics) -> str:
-    """Mean and standard deviation, for a message."""
-    mean, std = (", ".join(f"{v:.3g}" for v in values) for values in (statistics.mean, statistics.std))
-    return f"mean ({mean}), std ({std})"
 
 
 def _count(number: int) -> str:

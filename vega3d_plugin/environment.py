@@ -10,6 +10,7 @@ from typing import Any
 
 from .plugins import plugin_manager
 from .registry import Registry
+from .seams import seen_with
 
 DISTRIBUTION = "vega3d-plugin"
 PACKAGES = ("torch", "transformers", "diffusers", "peft", "accelerate", "huggingface_hub")
@@ -55,11 +56,13 @@ class HostClasses:
         host: name of the adapter.
         present: classes that the installed transformers has.
         absent: classes it lacks; they may come with another version or from elsewhere.
+        seen_with: versions with which the host was seen to work; empty when its adapter does not say.
     """
 
     host: str
     present: list[str]
     absent: list[str]
+    seen_with: str
 
 
 def platform_versions() -> dict[str, str]:
@@ -110,7 +113,10 @@ def host_classes() -> list[HostClasses]:
     known = set(dir(transformers))
     return [
         HostClasses(
-            adapter.name, [c for c in adapter.classes if c in known], [c for c in adapter.classes if c not in known]
+            adapter.name,
+            [c for c in adapter.classes if c in known],
+            [c for c in adapter.classes if c not in known],
+            seen_with(adapter),
         )
         for adapter in plugin_manager().hosts
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from torch import nn
 from .checkpoint import CONFIG_FILE
 from .errors import HostError
 from .patching import find_host
+from .plugins import plugin_manager
+from .seams import seen_with
 from .sources import local_folder
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -72,7 +74,9 @@ def read_source(source: str | Path, *, trust_remote_code: bool = False) -> HostS
                 f"{source} comes with code of its own, which does not run without your word. Read it, then pass "
                 "--trust-remote-code (in Python trust_remote_code=True)."
             ) from error
-        raise HostError(_not_a_model(checked) or f"{source}: no model can be read from it. {_brief(error)}") from error
+        names = _class_names(checked)
+        problem = _not_a_model(checked) or ("" if trust_remote_code else _elsewhere(source, names))
+        raise HostError(problem or f"{source}: no model can be read from it. {_brief(error)}{_seen(names)}") from error
     names = getattr(config, "architectures", None) or []
     if not names:
         raise HostError(f"{source}: its config.json names no model class (architectures), so it cannot be loaded.")
@@ -81,8 +85,9 @@ def read_source(source: str | Path, *, trust_remote_code: bool = False) -> HostS
         model_class = _own_class(checked, names[0], getattr(config, "auto_map", None) or {})
     if model_class is None:
         raise HostError(
-            f"{source}: transformers {transformers.__version__} has no class {names[0]!r}. Install a version that has "
-            "it; if it comes with code of its own, load it yourself and pass it to vega3d_plugin.doctor.examine."
+            _elsewhere(source, names)
+            or f"{source}: transformers {transformers.__version__} has no class {names[0]!r}. Install a version that "
+            "has it; if it comes with code of its own, load it yourself and pass it to vega3d_plugin.doctor.examine."
         )
     return HostSource(checked, model_class, config)
 
@@ -126,7 +131,8 @@ def load_host(
         model, info = found.model_class.from_pretrained(found.source, output_loading_info=True, **options)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except Exception as error:
-        raise HostError(f"{found.source}: {found.model_class.__name__} could not be loaded: {_brief(error)}") from error
+        name = found.model_class.__name__
+        raise HostError(f"{found.source}: {name} could not be loaded: {_brief(error)}{_seen([name])}") from error
     return LoadedHost(model.eval(), sorted(info["missing_keys"]), sorted(info["unexpected_keys"]))
 
 
@@ -184,9 +190,43 @@ def _own_class(source: str, name: str, auto_map: Mapping[str, Any]) -> Any:
                 return get_class_from_dynamic_module(reference, source)
             except Exception as error:
                 raise HostError(
-                    f"{source}: its own code ({reference}) cannot be imported here: {_brief(error)}"
+                    f"{source}: its own code ({reference}) cannot be imported here: {_brief(error)}{_seen([name])}"
                 ) from error
     return None
+
+
+def _class_names(source: str) -> list[str]:
+    """Of the model classes that a checkpoint names, also where transformers does not know its kind of config."""
+    from transformers import PretrainedConfig
+
+    try:
+        values, _ = PretrainedConfig.get_config_dict(source)
+    except Exception:
+        return []
+    return list(values.get("architectures") or [])
+
+
+def _elsewhere(source: str | Path, names: Sequence[str]) -> str:
+    """What to do with a class that an adapter knows and the installed transformers does not; else empty."""
+    import transformers
+
+    for adapter in plugin_manager().hosts:
+        for name in names:
+            if name in adapter.classes and not hasattr(transformers, name):
+                return (
+                    f"{source}: transformers {transformers.__version__} has no class {name!r}, which host "
+                    f"{adapter.name!r} patches.{_seen([name])} If it has code of its own, load it with that and check "
+                    "it from Python: vega3d_plugin.doctor.examine(model, processor)."
+                )
+    return ""
+
+
+def _seen(names: Sequence[str]) -> str:
+    """The versions with which a host of one of these classes was seen to work, for the end of a message."""
+    for adapter in plugin_manager().hosts:
+        if seen_with(adapter) and not {*names}.isdisjoint(adapter.classes):
+            return f" Host {adapter.name!r} was seen to work with {seen_with(adapter)}."
+    return ""
 
 
 def _folder_or_id(source: str | Path) -> str:

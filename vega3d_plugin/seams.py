@@ -138,7 +138,7 @@ class Seam:
         hidden_size: size ``D`` of the tokens.
         merge: patches per token and axis, for the projectors that merge.
         statistics: with which the host normalised its pixels.
-        statistics_source: where the statistics come from: ``processor`` or ``family``.
+        statistics_source: where the statistics come from: ``processor``, ``family`` or ``vision tower``.
         reader: reads and writes the tokens.
         points: where the branch steps in; default: after the forward of ``path``.
         like: dotted path of the module whose device and dtype the branch takes; default: ``path``.
@@ -162,13 +162,19 @@ class Seam:
             object.__setattr__(self, "points", (SeamPoint(self.path),))
 
 
+def seen_with(adapter: HostAdapter) -> str:
+    """The versions with which an adapter's host was seen to work; empty when it does not say."""
+    return str(getattr(adapter, "seen_with", ""))
+
+
 @runtime_checkable
 class HostAdapter(Protocol):
     """What an adapter plugin registers for one host family.
 
     ``matches`` and ``seams`` look at structure and class names; they import no host library and change nothing.
 
-    Three methods are optional, for ``vega3d doctor``. ``notices(model) -> list[str]``: what a user of this very model
+    Some members are optional, for messages and ``vega3d doctor``. ``seen_with: str``: the versions with which the host
+    itself was seen to work. ``notices(model) -> list[str]``: what a user of this very model
     should know that is no fault of the branch. ``probe_batch(processor, model, picture) -> Mapping``: the arguments of
     the model's forward for one picture ``[H, W, 3]`` uint8 and any prompt, where the processor is not called as
     ``processor(text=[...], images=[...])`` or the forward takes more than the processor gives.

@@ -11,6 +11,7 @@ from torch import nn
 from vega3d_plugin.clips import PixelStatistics
 from vega3d_plugin.errors import HostError
 from vega3d_plugin.seams import Seam, SeamPoint
+from vega3d_plugin.statistics import read_statistics
 
 from .llava_reader import ENCODE, PLACEHOLDER, POOL, PREPARE, LlavaReader
 
@@ -29,6 +30,7 @@ class LlavaPackageAdapter:
 
     name = "llava_video"
     summary = "LLaVA-Video, LLaVA-OneVision, LLaVA 1.5 (package llava, and forks that keep its methods)"
+    seen_with = "transformers 4.50.0, as LLaVA-NeXT df17966 and llava-torch 1.2.2.post1"
     classes: Sequence[str] = ("LlavaQwenForCausalLM", "LlavaLlamaForCausalLM", "LlavaMistralForCausalLM")
 
     def matches(self, model: nn.Module) -> bool:
@@ -107,15 +109,14 @@ class LlavaPackageAdapter:
         """Those of the processor that is given, else of the vision tower's own."""
         given = processor is not None
         images = getattr(processor, "image_processor", processor) if given else getattr(tower, "image_processor", None)
-        mean, std = getattr(images, "image_mean", None), getattr(images, "image_std", None)
-        if mean is None or std is None:
+        found = read_statistics(images)
+        if found is None:
             where = f"processor {type(processor).__name__}" if given else f"the vision tower {type(tower).__name__}"
             raise HostError(
                 f"Host {self.name!r}: {where} has no image_mean and image_std. Pass the image processor that makes "
                 "the pixels: vega3d.patch(model, processor=image_processor)."
             )
-        (m0, m1, m2), (s0, s1, s2) = (map(float, values) for values in (mean, std))
-        return PixelStatistics((m0, m1, m2), (s0, s1, s2)), "processor" if given else "vision tower"
+        return found, "processor" if given else "vision tower"
 
 
 def _words() -> dict[str, torch.Tensor]:

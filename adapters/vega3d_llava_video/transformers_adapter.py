@@ -31,6 +31,7 @@ class TransformersLlavaAdapter:
 
     name = "llava_transformers"
     summary = "LLaVA 1.5, LLaVA-NeXT, LLaVA-NeXT-Video, LLaVA-OneVision, Video-LLaVA, VipLLaVA (transformers)"
+    seen_with = "transformers 4.50.0 and 5.24.0"
     classes: Sequence[str] = tuple(f"{family}ForConditionalGeneration" for family in FAMILIES)
 
     def matches(self, model: nn.Module) -> bool:

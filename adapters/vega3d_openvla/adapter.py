@@ -14,7 +14,7 @@ from vega3d_plugin.errors import HostError
 from vega3d_plugin.seams import Seam, SeamPoint
 
 from .pixels import Stacking
-from .reader import PROCESS, OpenVLAReader, images_per_sample
+from .reader import PROCESS, SEEN_WITH, OpenVLAReader, images_per_sample
 
 BASE = "PrismaticForConditionalGeneration"
 TOWERS = ("featurizer", "fused_featurizer")
@@ -32,6 +32,7 @@ class OpenVLAAdapter:
 
     name = "openvla"
     summary = "OpenVLA, OpenVLA-OFT and Prismatic models (their own code)"
+    seen_with = SEEN_WITH
     classes: Sequence[str] = ("OpenVLAForActionPrediction", BASE)
 
     def matches(self, model: nn.Module) -> bool:
@@ -125,7 +126,7 @@ def _part(owner: nn.Module, name: str, where: str = "") -> Any:
     raise HostError(
         f"Host 'openvla' expects {where}{name}, found {type(part).__name__} on {type(owner).__name__} "
         f"({_versions()}), whose children are: {', '.join(n for n, _ in owner.named_children()) or 'none'}. Load the "
-        "whole model with from_pretrained; OpenVLA was seen to work with transformers 4.50.0 and timm 0.9.16."
+        f"whole model with from_pretrained; OpenVLA was seen to work with {SEEN_WITH}."
     )
 
 
@@ -173,7 +174,7 @@ def _statistics(towers: Sequence[Any], names: Sequence[str], processor: Any) -> 
                 f"{', '.join(names)}; {type(images).__name__} has {means!r} and {stds!r}. Pass the model's own "
                 "processor (AutoProcessor.from_pretrained(..., trust_remote_code=True))."
             )
-        return tuple(_triple(mean, std) for mean, std in zip(means, stds, strict=True)), "processor"
+        return tuple(PixelStatistics.of(mean, std) for mean, std in zip(means, stds, strict=True)), "processor"
     found = []
     for tower, name in zip(towers, names, strict=True):
         settings = getattr(tower, "default_cfg", None) or {}
@@ -182,13 +183,8 @@ def _statistics(towers: Sequence[Any], names: Sequence[str], processor: Any) -> 
                 f"Host 'openvla': vision_backbone.{name}.default_cfg has no mean and std. Pass the processor that "
                 "makes the pixels: vega3d.patch(model, processor=processor)."
             )
-        found.append(_triple(settings["mean"], settings["std"]))
+        found.append(PixelStatistics.of(settings["mean"], settings["std"]))
     return tuple(found), "vision tower"
-
-
-def _triple(mean: Any, std: Any) -> PixelStatistics:
-    (m0, m1, m2), (s0, s1, s2) = (map(float, values) for values in (mean, std))
-    return PixelStatistics((m0, m1, m2), (s0, s1, s2))
 
 
 def _ran_by(tower: Any) -> Any:

@@ -38,6 +38,7 @@ class QwenVLAdapter:
 
     name = "qwen_vl"
     summary = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5 (transformers)"
+    seen_with = "transformers 4.50.0 and 5.24.0"
     classes: Sequence[str] = tuple(f"{family}ForConditionalGeneration" for family in FAMILIES)
 
     def matches(self, model: nn.Module) -> bool:

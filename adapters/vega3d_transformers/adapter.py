@@ -36,6 +36,7 @@ class TransformersAdapter:
 
     name = "transformers"
     summary = "other vision-language models with one token grid per picture (by name, with their processor)"
+    seen_with = "transformers 4.50.0 and 5.24.0"
     classes: Sequence[str] = tuple(f"{prefix}ForConditionalGeneration" for prefix in PREFIXES)
 
     def matches(self, model: nn.Module) -> bool:

@@ -141,8 +141,9 @@ def _hosts(hosts: list[HostClasses], packages: list[Package]) -> Table:
     version = next((p.version for p in packages if p.name == "transformers"), "")
     made = table("host", f"classes in transformers {version}", title="Patchable")
     for host in hosts:
-        absent = [f"{name} (not in this version)" for name in host.absent]
-        made.add_row(host.host, stacked("\n".join(host.present) or "-", *absent))
+        absent = [f"{name} (not in transformers)" for name in host.absent]
+        seen = f"seen to work with {host.seen_with}" if host.seen_with else ""
+        made.add_row(host.host, stacked("\n".join(host.present) or "-", *absent, seen))
     return made
 
 

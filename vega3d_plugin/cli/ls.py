@@ -17,6 +17,7 @@ from rich.text import Text
 from ..environment import plugin_states
 from ..plugins import plugin_manager
 from ..recipes import list_recipes
+from ..seams import seen_with
 from .output import GAP, listed, out, print_json, print_table, stacked, table
 
 Row = dict[str, Any]
@@ -59,7 +60,13 @@ def ls(
 def _hosts() -> list[Row]:
     hosts = plugin_manager().hosts
     return [
-        {"name": h.name, "summary": h.summary, "classes": list(h.classes), "plugin": hosts.plugin_of(h.name)}
+        {
+            "name": h.name,
+            "summary": h.summary,
+            "classes": list(h.classes),
+            "plugin": hosts.plugin_of(h.name),
+            "seen_with": seen_with(h),
+        }
         for h in hosts
     ]
 
@@ -68,7 +75,8 @@ def _hosts_table(rows: list[Row]) -> Table:
     made = table("host", title="Hosts")
     for row in rows:
         from_plugin = "" if row["plugin"] == row["name"] else f"from {row['plugin']}"
-        made.add_row(_entry(row["name"], stacked(row["summary"], ", ".join(row["classes"]), from_plugin)))
+        seen = f"seen to work with {row['seen_with']}" if row["seen_with"] else ""
+        made.add_row(_entry(row["name"], stacked(row["summary"], ", ".join(row["classes"]), seen, from_plugin)))
     return made
 
 
