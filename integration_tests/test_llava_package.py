@@ -91,17 +91,29 @@ def test_a_batch_of_tensors_and_pictures_alone(build: Build) -> None:
         torch.testing.assert_close(torch.cat(prior.seen), shown(images.flatten(0, -4)), rtol=0, atol=1e-6)
 
 
+#: Of a model whose images are cut into tiles, and such an image's size.
+ANYRES = {"image_aspect_ratio": "anyres", "image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]]}
+SIZE = (100, 110)
+
+
+def anyres_model(build: Build, **settings: Any) -> Any:
+    model: Any = build(**ANYRES, **settings)
+    tower = model.get_vision_tower()
+    if not hasattr(type(tower), "image_size"):
+        # That of SigLIP has it.
+        tower.image_size = CROP
+    return model
+
+
 def test_tiles_of_an_image_are_clips_of_their_own(build: Build) -> None:
-    model, prior = watch(build())
-    tiles = pictures(5)
+    model, tiles = anyres_model(build), pictures(5)
     plain = model.encode_images(tiles).detach()
-    prior.seen.clear()
+    prior = watch(model)[1]
     tokens: list[Tensor] = []
     vega3d.get_handle(model).branch.register_forward_pre_hook(lambda module, args: tokens.append(args[0].detach()))
-    model.encode_images(tiles)
+    logits(model, {"input_ids": prompt(1), "images": [tiles], "modalities": ["image"], "image_sizes": [SIZE]})
     assert [len(frames) for frames in prior.seen] == [1] * 5
     torch.testing.assert_close(torch.cat(prior.seen), shown(tiles), rtol=0, atol=1e-6)
-    # A fresh branch: what the host made of tile after tile.
     assert torch.equal(tokens[0], plain.flatten(0, 1))
 
 
@@ -111,14 +123,8 @@ if REAL:
         "merge", ["spatial", "spatial_unpad", "spatial_maxpool2x2", "spatial_unpad_nobase", "flat"]
     )
     def test_anyres_of_the_real_package(merge: str) -> None:
-        pinpoints = [[56, 112], [112, 56], [112, 112]]
-        model = next_model(mm_patch_merge_type=merge, image_aspect_ratio="anyres", image_grid_pinpoints=pinpoints)
-        tower = model.get_vision_tower()
-        if not hasattr(type(tower), "image_size"):
-            tower.image_size = 56
-        batch = {
-            "input_ids": prompt(1), "images": [pictures(5)], "modalities": ["image"], "image_sizes": [(100, 110)],
-        }  # fmt: skip
+        model = anyres_model(next_model, mm_patch_merge_type=merge)
+        batch = {"input_ids": prompt(1), "images": [pictures(5)], "modalities": ["image"], "image_sizes": [SIZE]}
         before = logits(model, batch)
         hosts.patch(model)
         assert torch.equal(logits(model, batch), before)

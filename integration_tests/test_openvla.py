@@ -330,12 +330,17 @@ def test_no_history_in_validation(oft: OFT) -> None:
     same(prior.seen[-2], torch.stack([pictures(images=2)[0, 0], pictures(images=2, seed=3)[0, 0]]))
 
 
-def test_no_history_for_several_rows_or_labels(build: Build) -> None:
+def test_no_history_for_several_rows_labels_or_gradients(build: Build) -> None:
     model, prior = watch(build(), history=3)
     one, two = batch_of(pictures()), batch_of(pictures(2))
-    for given in (two, two, {**one, "labels": one["input_ids"]}, {**one, "labels": one["input_ids"]}, one, one):
+    for given in (two, two, {**one, "labels": one["input_ids"]}, {**one, "labels": one["input_ids"]}):
         logits(model, given)
-    assert [len(frames) for frames in prior.seen] == [1] * 4 + [1] * 2 + [1, 2]
+    for _ in range(2):
+        model(**one)
+    assert [len(frames) for frames in prior.seen] == [1] * 8
+    for _ in range(2):
+        logits(model, one)
+    assert [len(frames) for frames in prior.seen[-2:]] == [1, 2]
 
 
 # LoRA as OFT applies it.

@@ -12,6 +12,7 @@ import pytest
 
 import vega3d
 from vega3d_plugin.priors.wan import WanPrior
+from vega3d_plugin.recipes import read_recipe
 from vega3d_plugin.seams import seen_with
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -58,6 +59,15 @@ def test_the_table_of_hosts_is_that_of_the_code() -> None:
         named = [class_name.removesuffix("ForConditionalGeneration") for class_name in adapters[name].classes]
         if name != "transformers":
             assert [n for n in named if n.removesuffix("ForCausalLM") not in row] == []
+
+
+def test_the_pattern_for_qwen_vls_lora_is_that_of_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_ROOT", "data")
+    page = (DOCS / "qwen_vl.md").read_text(encoding="utf-8")
+    (pattern,) = re.findall(r'^language_model = r"(.+)"$', page, re.MULTILINE)
+    lora = read_recipe("qwen_vl/lora_spatial_reasoning").lora
+    assert lora is not None
+    assert lora.target_modules == pattern
 
 
 def test_troubleshooting_quotes_what_the_library_says() -> None:
