@@ -67,7 +67,7 @@ def test_the_pattern_for_qwen_vls_lora_is_that_of_its_recipe(monkeypatch: pytest
     (pattern,) = re.findall(r'^language_model = r"(.+)"$', page, re.MULTILINE)
     lora = read_recipe("qwen_vl/lora_spatial_reasoning").lora
     assert lora is not None
-    assert lora.target_modules == pattern
+    assert lora["target_modules"] == pattern
 
 
 def test_troubleshooting_quotes_what_the_library_says() -> None:
