@@ -5,6 +5,7 @@ The scripts in ``host_scripts`` go about it in the order of VG-LLM's, OpenVLA-OF
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -106,6 +107,29 @@ class TestLikeVgLlm:
         model = vega3d.load_pretrained(tiny_model(), out)
         assert torch.equal(logits(PeftModel.from_pretrained(model, out)), expected)
 
+    @pytest.mark.slow
+    @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+    @pytest.mark.parametrize("stage", [2, 3])
+    def test_deepspeed(self, base: Path, recipe: Path, tmp_path: Path, script: Script, stage: int) -> None:
+        """On the CPU, in two processes."""
+        out, settings = tmp_path / "out", tmp_path / "ds.json"
+        zero = {
+            "stage": stage, "stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True,
+        }  # fmt: skip
+        settings.write_text(json.dumps({"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}))
+        words = trainer_arguments(base, out, 2, tune_mm_llm=True, deepspeed=settings)
+        ended = torchrun(recipe, SCRIPTS / "vg_style.py", *words)
+        assert ended.returncode == 0, ended.stderr
+        assert f"the branch is in {out}, {'too' if stage == 2 else 'among the weights'}" in said(ended.stderr)
+        lines = script("evaluate.py", out, tmp_path / "again.pt")
+        assert lines == [f"Qwen2_5_VLForConditionalGeneration from {out} has the branch of {out}"]
+        found = torch.load(tmp_path / "again.pt")
+        torch.testing.assert_close(found, torch.load(out / "logits-0.pt"))
+        # The same in one process without DeepSpeed, on the same two rows.
+        alone = tmp_path / "alone"
+        script("vg_style.py", *trainer_arguments(base, alone, 2, tune_mm_llm=True, gradient_accumulation_steps=2))
+        torch.testing.assert_close(found, torch.load(alone / "logits-0.pt"), rtol=1e-3, atol=1e-3)
+
     def test_all_frozen_but_the_branch(self, base: Path, tmp_path: Path, script: Script) -> None:
         script("vg_style.py", *trainer_arguments(base, tmp_path / "out", 2))
         assert moved(saved_branch(tmp_path / "out"))
@@ -155,10 +179,10 @@ class TestLikeLlava:
 
 
 def torchrun(recipe: Path, *words: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    torchrun = Path(sys.executable).with_name("torchrun")
     options = ["--nproc-per-node", str(processes), "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    command = [torchrun, *options, "-m", "vega3d_plugin.run", "--recipe", recipe, "--", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launcher = [sys.executable, "-m", "torch.distributed.run", *options]
+    command = [*launcher, "-m", "vega3d_plugin.run", "--recipe", recipe, "--", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=300)
 
 
@@ -233,6 +257,12 @@ class TestMistakes:
         with pytest.raises(RunError, match=r"torch\.SGD is about to train, but no host"):
             script(path, tmp_path / "llama", "train")
 
+    def test_a_recipe_of_another_host(self, base: Path, tmp_path: Path, script: Script) -> None:
+        other = write_recipe(tmp_path / "other.yaml", host={"adapter": "openvla", "model": "tiny", "dtype": "float32"})
+        message = r"no host of adapter 'openvla' .*built were Qwen2_5_VL.* Name a recipe of adapter 'qwen_vl'"
+        with pytest.raises(RunError, match=message):
+            script("evaluate.py", base, tmp_path / "x.pt", recipe=other)
+
     @pytest.mark.parametrize(
         ("code", "message"),
         [
@@ -242,6 +272,13 @@ class TestMistakes:
                 r"torch\.AdamW is .* step on Qwen2_5_VL.*of the branch are frozen",
             ),
             ("", r"its branch got no gradient"),
+            # As DeepSpeed does: the optimiser is left with copies, and the parameters without gradients.
+            (
+                "for group in o.param_groups:\n"
+                "    group['params'] = [p.detach().clone() for p in group['params']]\n"
+                "    for p in group['params']: p.grad = torch.ones_like(p)",
+                r"its branch got no gradient",
+            ),
         ],
     )
     def test_an_optimiser_that_lost_the_branch(

@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 import vega3d
 from vega3d_plugin.cli import output
 from vega3d_plugin.cli.app import app
-from vega3d_plugin.errors import HostError
+from vega3d_plugin.errors import HostError, SavedBranchError
 from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
 from vega3d_plugin.recipes import RecipeError, branch_settings
 from vega3d_plugin.running import RunError, make_session, parse_command, run
@@ -176,6 +176,43 @@ class TestTheScriptsOwn:
         assert any("is in a group of its own, lr 0.0003" in line for line in lines)
 
 
+SHARDED = BUILD + "for p in model.model.visual.vega3d.parameters(): p.ds_numel = p.numel()\n"
+
+
+class TestSharded:
+    """A branch of which each process has a part, as ZeRO-3 leaves it: here it only looks so."""
+
+    @pytest.mark.parametrize(
+        "save",
+        [
+            "model.save_pretrained(sys.argv[2])",
+            "model.save_pretrained(sys.argv[2], state_dict={n: p[:0] for n, p in model.state_dict().items()})",
+            "torch.save({n: p for n, p in model.state_dict().items() if 'merger' in n and 'vega3d' not in n}, "
+            "sys.argv[2])",
+            "import peft\n"
+            "model = peft.get_peft_model(model, peft.LoraConfig(target_modules=['q_proj']))\n"
+            "for p in model.base_model.model.model.visual.vega3d.parameters(): p.ds_numel = p.numel()\n"
+            "model.save_pretrained(sys.argv[2], state_dict={n: p for n, p in model.state_dict().items() "
+            "if 'lora_' in n})",
+        ],
+        ids=["nothing given", "not gathered", "a part", "lora alone"],
+    )
+    def test_what_lacks_it_is_not_written(self, base: Path, script: Script, tmp_path: Path, save: str) -> None:
+        with pytest.raises(SavedBranchError, match=r"is sharded over processes, and not whole in .*out"):
+            script(SHARDED + save, base, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_what_a_trainer_gathered_holds_it(self, base: Path, script: Script, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        lines = script(SHARDED + "model.save_pretrained(sys.argv[2], state_dict=model.state_dict())", base, out)
+        assert f"the branch is in {out}, among the weights" in lines
+        assert not (out / "vega3d.safetensors").exists()
+        tiny_processor().save_pretrained(out)
+        assert run_script(write_recipe(tmp_path / "r.yaml"), "evaluate.py", out, tmp_path / "x.pt") == [
+            f"Qwen2_5_VLForConditionalGeneration from {out} has the branch of {out}"
+        ]
+
+
 def patched(model: nn.Module, recipe: Path) -> nn.Module:
     """A LLaVA with the branch of a recipe, in Python."""
     with warnings.catch_warnings():
@@ -277,8 +314,9 @@ class TestCommand:
         ("words", "message"),
         [
             ([], r"There is nothing to run. Give the script after `--`"),
-            (["--", "torchrun", "x.py"], r"torchrun does not exist. Launchers such as torchrun go before"),
-            (["--", "{tmp}/none.py"], r"The script .*none.py does not exist\.$"),
+            (["--", "torchrun", "x.py"], r"torchrun does not exist here .* Launchers such as torchrun go before"),
+            (["--", "python3", "x.py"], r"python3 does not exist here .* leave out `python`"),
+            (["--", "none.py"], r"The script none.py does not exist here \(.*\)\.$"),
             (["--", "{tmp}"], r"is a folder without a `__main__.py`"),
             (["--", "--lr", "1"], r"'--lr' is no script"),
             (["--", "-m"], r"`-m` needs the name of a module"),

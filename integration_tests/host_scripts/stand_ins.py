@@ -84,7 +84,9 @@ def install(host: str) -> None:
     sys.meta_path.insert(0, Finder(absent))
     {"llava": llava, "oft": oft}[host]()
     if not torch.cuda.is_available():
-        torch.cuda.synchronize = torch.cuda.empty_cache = torch.cuda.set_device = lambda *_: None
+        for name in ("synchronize", "empty_cache", "set_device"):
+            # One function each, as torch.compile wants it.
+            setattr(torch.cuda, name, lambda *_: None)
         to = torch.nn.Module.to
         torch.nn.Module.to = lambda self, *where, **how: to(self, *("cpu" if w == "cuda" else w for w in where), **how)
 

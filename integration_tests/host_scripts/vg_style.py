@@ -77,7 +77,10 @@ class Rows(torch.utils.data.Dataset):
 
 
 def safe_save(trainer, output_dir):
-    """The whole state dictionary, on the CPU, through the trainer."""
+    """The whole state dictionary, on the CPU, through the trainer; with DeepSpeed, which gathers it, its own way."""
+    if trainer.is_deepspeed_enabled:
+        trainer.save_model(output_dir)
+        return
     state = trainer.model.state_dict()
     if trainer.args.should_save:
         trainer._save(output_dir, state_dict={name: value.cpu() for name, value in state.items()})

@@ -25,14 +25,15 @@ Original = Callable[..., Any]
 @contextmanager
 def wrapped(session: Session) -> Iterator[None]:
     """Wrap everything for the length of a ``with`` block; put back on any way out."""
-    hook = None
     try:
         for owner, attribute, around, why in _places(session):
             session.wraps.add(owner, attribute, around, why)
-        hook = register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: before_step(session, optimizer))
+        session.hooks.append(
+            register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: before_step(session, optimizer))
+        )
         yield
     finally:
-        if hook is not None:
+        for hook in session.hooks:
             hook.remove()
         for wrap in session.wraps.undo():
             session.tell(f"{wrap.name} was replaced by the script, and stays so")
@@ -101,10 +102,13 @@ class Around:
     def save(self, original: Original, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """``PreTrainedModel.save_pretrained``."""
         with self.session.outermost("save") as outermost:
-            result = original(model, *args, **kwargs)
             given = inspect.signature(original).bind(model, *args, **kwargs).arguments
-            if outermost and given.get("is_main_process", True):
-                self.session.write(model, given["save_directory"], given.get("state_dict"))
+            mine = outermost and given.get("is_main_process", True)
+            if mine:
+                self.session.check_whole(model, given["save_directory"], given.get("state_dict"))
+            result = original(model, *args, **kwargs)
+            if mine:
+                self.session.write(model, given["save_directory"])
         return result
 
     def trainer(self, original: Original, trainer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -169,14 +173,17 @@ class Around:
     def adapter_save(self, original: Original, model: Any, *args: Any, **kwargs: Any) -> Any:
         """``PeftModel.save_pretrained``."""
         given = inspect.signature(original).bind(model, *args, **kwargs)
-        state = given.arguments.get("kwargs", {}).get("state_dict")
-        if state is not None and self.session.hosts_in(model):
-            # Scripts that pick the LoRA weights out by name leave out what PEFT then looks for.
-            given.arguments["kwargs"] = {**given.arguments["kwargs"], "state_dict": complete(state, model)}
+        state, folder = given.arguments.get("kwargs", {}).get("state_dict"), given.arguments["save_directory"]
         with self.session.outermost("save") as outermost:
+            mine = outermost and given.arguments.get("is_main_process", True)
+            if mine:
+                self.session.check_whole(model, folder, state)
+            if state is not None and self.session.hosts_in(model):
+                # Scripts that pick the LoRA weights out by name leave out what PEFT then looks for.
+                given.arguments["kwargs"] = {**given.arguments["kwargs"], "state_dict": complete(state, model)}
             result = original(*given.args, **given.kwargs)
-            if outermost and given.arguments.get("is_main_process", True):
-                self.session.write(model, given.arguments["save_directory"], state)
+            if mine:
+                self.session.write(model, folder)
         return result
 
     def _keep(self, model: nn.Module, config: Any) -> None:
@@ -205,9 +212,10 @@ class Around:
             model = self._owner(state) if outermost else None
             if model is None:
                 return original(state, target, *args, **kwargs)
+            self.session.check_whole(model, target, state)
             result = original(complete(state, model), target, *args, **kwargs)
             if isinstance(target, str | Path):
-                self.session.write(model, Path(target).parent, state)
+                self.session.write(model, Path(target).parent)
         return result
 
     def load_state(self, original: Original, source: Any, *args: Any, **kwargs: Any) -> Any:

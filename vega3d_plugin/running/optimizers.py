@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from ..branch import GenerativeBranch
 from ..errors import FrozenBranchError
 from .script import RunError
-from .session import Session, unfreeze
+from .session import Host, Session, unfreeze
 
 
 def own_groups(session: Session, optimizer: torch.optim.Optimizer) -> None:
@@ -28,6 +30,8 @@ def own_groups(session: Session, optimizer: torch.optim.Optimizer) -> None:
         if not branch.trainable or not _trains(optimizer, model):
             continue
         unfreeze(branch)
+        session.made_for.setdefault(optimizer, []).append(host)
+        session.hooks += _watch(host, branch)
         mine = {id(p): name for name, p in branch.named_parameters()}
         given = {id(p) for p in _parameters(optimizer)}
         missing = [p for p in branch.parameters() if id(p) not in given]
@@ -54,13 +58,16 @@ def before_step(session: Session, optimizer: torch.optim.Optimizer) -> None:
     if optimizer in session.checked:
         return
     session.checked.add(optimizer)
-    session.steps += 1
+    session.begun += 1
     if not session.hosts or any(_trains(optimizer, m) for m in _alive(session)):
         raise RunError(f"{_name(optimizer)} is about to train, but {nothing_built(session)}")
     for host, model, branch in session.branches():
         parameters = dict(branch.named_parameters())
-        graded = any(p.grad is not None for p in parameters.values())
-        if not branch.trainable or not (graded or _trains(optimizer, model)):
+        graded = host.reached or any(p.grad is not None for p in parameters.values())
+        given = _trains(optimizer, model)
+        # DeepSpeed trains copies of the parameters that the optimiser was made for.
+        copies = not given and host in session.made_for.get(optimizer, ())
+        if not branch.trainable or not (graded or given or copies):
             continue
         where = f"{_name(optimizer)} is about to make its first step on {host.name}, but"
         frozen = [name for name, p in parameters.items() if not p.requires_grad]
@@ -71,7 +78,7 @@ def before_step(session: Session, optimizer: torch.optim.Optimizer) -> None:
             )
         known = {id(p) for known in session.optimizers for p in _parameters(known)}
         missing = [name for name, p in parameters.items() if id(p) not in known]
-        if missing:
+        if missing and not copies:
             raise FrozenBranchError(
                 f"{where} {_some(missing)} of the branch {_is(missing)} in the parameter groups of no optimiser "
                 f"({', '.join(sorted(_name(o) for o in session.optimizers))}). Give it "
@@ -90,16 +97,30 @@ def nothing_built(session: Session) -> str:
         return " ".join(
             f"{host.name} from {host.source} could not be given a branch: {host.error}" for host in session.waiting
         )
-    seen = f"built were {', '.join(session.others)}" if session.others else "it built no model at all"
-    return (
-        f"no host of adapter {session.adapter!r} was built by from_pretrained ({seen}). Name the recipe of this host, "
-        "or run the script without vega3d."
-    )
+    other = next(filter(None, session.others.values()), None)
+    if other is None:
+        advice = (
+            "Name a recipe of the script's host (`vega3d recipes ls`). In a script that makes its model in another "
+            "way, call vega3d.patch(model), and run it without `vega3d run`."
+        )
+    else:
+        advice = f"Name a recipe of adapter {other!r} (`vega3d recipes ls`)."
+    built = f"built were {', '.join(session.others)}" if session.others else "nothing was"
+    return f"no host of adapter {session.adapter!r} was built by from_pretrained ({built}). {advice}"
 
 
 def _alive(session: Session) -> Iterator[nn.Module]:
     """Hosts that still wait for their branch."""
     return (model for host in session.waiting if (model := host.ref()) is not None)
+
+
+def _watch(host: Host, branch: GenerativeBranch) -> list[RemovableHandle]:
+    """Note when a gradient comes to a branch: DeepSpeed takes it away before the optimiser's step."""
+
+    def reached(gradient: Tensor) -> None:
+        host.reached = True
+
+    return [p.register_hook(reached) for p in branch.parameters()]
 
 
 def _trains(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import runpy
 import sys
 import traceback
@@ -56,9 +57,17 @@ def parse_command(words: Sequence[str]) -> Command:
     if path.is_dir() and not (path / "__main__.py").is_file():
         raise RunError(f"{first} is a folder without a `__main__.py`. Give the script inside, or `-m MODULE`.")
     if not path.exists():
-        hint = " Launchers such as torchrun go before: torchrun ... -m vega3d_plugin.run --recipe R -- SCRIPT ARGS."
-        raise RunError(f"The script {first} does not exist.{hint if '/' not in first else ''}")
+        raise RunError(f"The script {first} does not exist here ({Path.cwd()}).{_hint(first)}")
     return Command(first, False, tuple(rest))
+
+
+def _hint(word: str) -> str:
+    """What someone meant who gave a command for a script."""
+    if re.fullmatch(r"python[\d.]*", Path(word).name):
+        return " The script runs in this process: leave out `python`."
+    if Path(word).suffix or "/" in word:
+        return ""
+    return " Launchers such as torchrun go before: torchrun ... -m vega3d_plugin.run --recipe R -- SCRIPT ARGS."
 
 
 def run_command(command: Command) -> None:

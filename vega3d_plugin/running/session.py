@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from ..branch import GenerativeBranch
 from ..checkpoint import CONFIG_FILE
@@ -30,7 +31,7 @@ from .waiting import before_first_call
 from .wraps import Wraps
 
 
-@dataclass
+@dataclass(eq=False)
 class Host:
     """A host that was built while the session ran.
 
@@ -44,6 +45,7 @@ class Host:
         error: why it has no branch yet.
         release: takes back what waits for the first call.
         start: sums of the tensors of a new branch.
+        reached: whether a gradient has come to the branch.
     """
 
     ref: weakref.ref[nn.Module]
@@ -55,6 +57,7 @@ class Host:
     error: str = ""
     release: Callable[[], None] = lambda: None
     start: tuple[float, ...] = ()
+    reached: bool = False
 
 
 @dataclass
@@ -82,11 +85,12 @@ class Session:
     hosts: list[Host] = field(default_factory=list)
     #: Hosts that could not be patched as they were built.
     waiting: list[Host] = field(default_factory=list)
-    #: Classes built by ``from_pretrained`` that got no branch, for messages.
-    others: dict[str, None] = field(default_factory=dict)
+    #: Classes built by ``from_pretrained`` that got no branch, and the adapters that match them, for messages.
+    others: dict[str, str | None] = field(default_factory=dict)
     #: Folders that a branch was written to.
     written: dict[str, None] = field(default_factory=dict)
-    steps: int = 0
+    #: Optimisers that have begun to step.
+    begun: int = 0
     #: Loaded once; every host of the run shares it.
     prior: Prior | None = None
 
@@ -94,6 +98,10 @@ class Session:
         self.wraps = Wraps()
         self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self.checked: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        #: Hosts that an optimiser was made for; DeepSpeed then gives it copies of their parameters.
+        self.made_for: weakref.WeakKeyDictionary[torch.optim.Optimizer, list[Host]] = weakref.WeakKeyDictionary()
+        #: Take back hooks of this run on optimisers and gradients.
+        self.hooks: list[RemovableHandle] = []
         self._depth = threading.local()
 
     @contextmanager
@@ -114,8 +122,9 @@ class Session:
 
     def built(self, model: nn.Module, source: Any, options: Mapping[str, Any]) -> None:
         """Give a model that ``from_pretrained`` has built its branch: that of its folder, or a new one."""
-        if plugin_manager().hook.vega3d_match_host(model=model) != self.adapter:
-            self.others[type(model).__name__] = None
+        adapter = plugin_manager().hook.vega3d_match_host(model=model)
+        if adapter != self.adapter:
+            self.others[type(model).__name__] = adapter
             return
         saved = next(filter(None, (folder_with_branch(place, options) for place in _places(source, options))), None)
         host = Host(weakref.ref(model), type(model).__name__, str(source), saved, host_processor(model, source))
@@ -199,7 +208,7 @@ class Session:
         host that trains, or that was given its branch already, is left alone.
         """
         folder = Path(source).parent if isinstance(source, str | Path) else None
-        if self.steps or folder is None or not (folder / CONFIG_FILE).is_file() or not isinstance(state, Mapping):
+        if self.begun or folder is None or not (folder / CONFIG_FILE).is_file() or not isinstance(state, Mapping):
             return
         others = {name: value for name, value in state.items() if not is_branchs(name)}
         if len(others) == len(state):
@@ -249,29 +258,44 @@ class Session:
 
     # Saving.
 
-    def write(self, model: nn.Module, folder: str | Path, state: Mapping[str, Any] | None = None) -> None:
-        """Write the branch of ``model`` beside what the script saved in ``folder``, from the first process alone.
+    def check_whole(self, model: nn.Module, folder: Any, state: Mapping[str, Any] | None) -> None:
+        """Before the script saves: can its branch be saved, too?
+
+        Args:
+            model: a host, or a ``PeftModel`` of one.
+            folder: for the message.
+            state: what the script saves of it; None: all that ``model`` has.
 
         Raises:
-            SavedBranchError: its parameters are sharded, and what the script saved does not hold it.
+            SavedBranchError: the branch is sharded, and not whole in ``state``.
         """
+        if not is_patched(model) or rank() != 0 or not _is_sharded(get_handle(model).branch):
+            return
+        # To gather takes all processes, and they may not all be here; trainers gather for their own files.
+        mine = [value for name, value in (state or {}).items() if is_branchs(name)]
+        # ZeRO-3 leaves nothing in a parameter that is not gathered.
+        if not mine or any(value.numel() == 0 for value in mine):
+            raise SavedBranchError(
+                f"The branch is sharded over processes, and not whole in what the script saves in {folder}. Have the "
+                "trainer save the model (it gathers the whole state dictionary), or use ZeRO-2."
+            )
+
+    def write(self, model: nn.Module, folder: str | Path) -> None:
+        """Write the branch of ``model`` beside what the script saved in ``folder``, from the first process alone."""
         if not is_patched(model) or rank() != 0:
             return
         branch = get_handle(model).branch
-        if any(hasattr(p, "full_tensor") or hasattr(p, "ds_numel") for p in branch.parameters()):
-            # To gather takes all processes, and they may not all be here; the trainer has gathered for its own file.
-            if state is None or not any(map(is_branchs, state)):
-                raise SavedBranchError(
-                    f"The branch is sharded over processes and is not part of what was saved in {folder}. Save the "
-                    "full state dictionary: model.save_pretrained(folder, state_dict=full)."
-                )
-            return
-        save_pretrained(model, folder, card=False)
+        # A sharded one is in the script's own file, see check_whole().
+        sharded = _is_sharded(branch)
+        if not sharded:
+            save_pretrained(model, folder, card=False)
         if str(folder) not in self.written:
-            self.tell(f"the branch is in {folder}, too")
+            self.tell(f"the branch is in {folder}, {'among the weights' if sharded else 'too'}")
         self.written[str(folder)] = None
-        if self.steps and not self.frozen and any(h.start == _sums(branch) for h in self.hosts_in(model)):
-            self.tell(f"note: that branch is as it was when the run began: none of {self.steps} optimisers moved it")
+        if sharded or self.frozen or not self.begun:
+            return
+        if any(host.start == _sums(branch) for host in self.hosts_in(model)):
+            self.tell(f"note: that branch is as it was when the run began: none of {self.begun} optimisers moved it")
 
     def tell(self, line: str) -> None:
         """One line for the user, from the first process alone."""
@@ -279,9 +303,14 @@ class Session:
             self.say(line)
 
 
+def _is_sharded(branch: GenerativeBranch) -> bool:
+    """True for FSDP2 and ZeRO-3, which leave a part of each parameter in each process."""
+    return any(hasattr(p, "full_tensor") or hasattr(p, "ds_numel") for p in branch.parameters())
+
+
 def _sums(branch: GenerativeBranch) -> tuple[float, ...]:
-    """What tells whether a branch has moved; empty when its parameters are elsewhere (ZeRO-3)."""
-    if any(hasattr(p, "full_tensor") or hasattr(p, "ds_numel") for p in branch.parameters()):
+    """What tells whether a branch has moved; empty when it is sharded."""
+    if _is_sharded(branch):
         return ()
     return tuple(float(p.detach().double().sum()) for p in branch.parameters())
 
