@@ -22,6 +22,7 @@ from vega3d_llava_video.llava_reader import LlavaReader
 from vega3d_plugin import errors
 from vega3d_plugin.doctor import examine
 from vega3d_plugin.hooks import SeamMissedWarning
+from vega3d_plugin.statistics import CLIP
 
 Build = Callable[..., nn.Module]
 REAL = installed() == "LLaVA-NeXT"
@@ -444,11 +445,17 @@ def test_a_tower_without_statistics() -> None:
 
 
 def test_wrong_statistics_are_named() -> None:
-    clip = SimpleNamespace(image_mean=[0.48, 0.46, 0.41], image_std=[0.27, 0.26, 0.28])
-    model = hosts.patch(double_model(), processor=clip)
+    clip = SimpleNamespace(image_mean=CLIP.mean, image_std=CLIP.std)
     batch = mixed_batch()
+    # In range: what is wrong within it cannot be seen.
+    logits(hosts.patch(double_model(), processor=clip), batch)
+    plain = SimpleNamespace(do_normalize=False)
+    model = hosts.patch(double_model(), processor=plain)
+    with pytest.raises(errors.FramesError, match=r"mean \(0, 0, 0\), std \(1, 1, 1\), from the processor") as caught:
+        logits(model, batch)
+    assert "lie in [-1.00, 1.00]: these pixel statistics are wrong. These would fit: 0.5 through" in str(caught.value)
     batch["images"] = [images * 3 for images in batch["images"]]
-    with pytest.raises(errors.FramesError, match="pixel statistics are wrong"):
+    with pytest.raises(errors.FramesError, match=r"statistics are wrong\. Pass the processor"):
         logits(model, batch)
 
 

@@ -20,6 +20,7 @@ from .history import History
 from .priors.base import Prior
 from .projectors import build_projector, parameter_dtype, project
 from .record import RECORD_BYTES, encode_record, make_record
+from .statistics import out_of_range
 
 if TYPE_CHECKING:
     from .seams import ImageSamples, Seam
@@ -170,7 +171,11 @@ class GenerativeBranch(nn.Module):
 
     def _extract(self, clip: Clip) -> Tensor:
         # The prior checks its frames; a stub or a third party's may take what it likes.
-        features = self.prior(clip.frames)
+        try:
+            features = self.prior(clip.frames)
+        except FramesError as error:
+            problem = out_of_range(clip.frames, self.seam.statistics, self.seam.statistics_source)
+            raise (FramesError(f"Host {self.host!r}: {problem}") if problem else error) from error
         if features.ndim != 4 or features.shape[1] != self.prior.feature_dim:
             raise PriorError(
                 f"Prior {type(self.prior).__name__} returned {list(features.shape)}, "

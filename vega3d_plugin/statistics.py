@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
-from .clips import PixelStatistics
+from torch import Tensor
+
+from .clips import RANGE_TOLERANCE, PixelStatistics
 from .errors import HostError
 
 # OpenAI CLIP's statistics; plain 0.5, which SigLIP and others use; and pixels that are left in [0, 1].
 CLIP = PixelStatistics((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF = PixelStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 PLAIN = PixelStatistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+#: Range of pixels in [0, 1] below which a picture says nothing of its statistics.
+FLAT = 0.1
+#: With which hosts normalise pixels, to name those that would fit.
+KNOWN = {
+    "ImageNet's": PixelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "0.5 throughout": HALF,
+    "OpenAI CLIP's": CLIP,
+    "none, pixels in [0, 1]": PLAIN,
+    "none, pixels in 0..255": PixelStatistics((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+}
 
 
 def read_statistics(processor: Any) -> PixelStatistics | None:
@@ -49,4 +62,32 @@ def processor_statistics(processor: Any, host: str) -> PixelStatistics:
     return found
 
 
-__all__ = ["CLIP", "HALF", "PLAIN", "processor_statistics", "read_statistics"]
+def out_of_range(frames: Tensor, statistics: PixelStatistics, source: str) -> str:
+    """What is wrong with the statistics that gave these frames, and which would fit.
+
+    Empty when the frames lie in [0, 1], and when they are no numbers, which tells nothing of statistics.
+
+    Args:
+        frames: ``[..., 3, H, W]``, un-normalised.
+        statistics: with which that was done.
+        source: where these come from.
+    """
+    low, high = (float(value) for value in frames.aminmax())
+    if not (isfinite(low) and isfinite(high)) or (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
+        return ""
+    pixels, fitting = statistics.normalise(frames), []
+    for name, known in KNOWN.items():
+        shown = known.unnormalise(pixels)
+        least, most = (float(value) for value in shown.aminmax())
+        # A photograph uses most of the range; one that is nearly of one colour fits anything.
+        if least >= -RANGE_TOLERANCE and most <= 1 + RANGE_TOLERANCE and most - least > FLAT:
+            fitting.append((most - least, name))
+    likely = f" These would fit: {max(fitting)[1]}." if fitting else ""
+    return (
+        f"un-normalised with {statistics}, from the {source}, the pixels lie in [{low:.2f}, {high:.2f}]: these pixel "
+        f"statistics are wrong.{likely} Pass the processor that makes the pixels: vega3d.patch(model, "
+        "processor=processor)."
+    )
+
+
+__all__ = ["CLIP", "HALF", "KNOWN", "PLAIN", "out_of_range", "processor_statistics", "read_statistics"]

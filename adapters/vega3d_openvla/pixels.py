@@ -11,16 +11,8 @@ from torch import Tensor
 
 from vega3d_plugin.clips import RANGE_TOLERANCE, PixelStatistics
 from vega3d_plugin.errors import FramesError
-from vega3d_plugin.statistics import CLIP, HALF, PLAIN
+from vega3d_plugin.statistics import KNOWN
 
-#: With which timm's models normalise pixels, to name the ones that would fit.
-KNOWN = {
-    "ImageNet's": PixelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "0.5 throughout": HALF,
-    "OpenAI CLIP's": CLIP,
-    "none, pixels in [0, 1]": PLAIN,
-    "none, pixels in 0..255": PixelStatistics((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
-}
 #: By how much the towers' pictures, in [0, 1], may differ on average. Each may resize a picture in its own way; in
 #: float32 OpenVLA's processor makes them equal to 1e-7, in bfloat16 to 0.002. ImageNet's statistics read as 0.5
 #: throughout are off by more than 0.05.
