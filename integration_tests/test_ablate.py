@@ -21,7 +21,8 @@ from vega3d_plugin.cli import output
 from vega3d_plugin.cli.app import app
 from vega3d_plugin.demo.video import write_video
 from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
-from vega3d_plugin.training.errors import BadRowsError
+from vega3d_plugin.training.encoding import Encoder
+from vega3d_plugin.training.errors import BadRowsError, RowError
 from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
 
 PROJECTOR = {"name": "mlp", "hidden_dim": 64}
@@ -230,3 +231,17 @@ def test_a_missing_file_of_rows(root: Path) -> None:
     result = command(root / "host", "--branch", root / "trained", "--data", root / "none.json")
     assert result.exit_code == 1
     assert "there is no file" in str(result.exception)
+
+
+def test_a_row_that_fails_later_does_not_shift_the_others(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, calls = Encoder.__call__, []
+
+    def failing(self: Encoder, row: Any, at: Path | None = None) -> Any:
+        calls.append(row)
+        if len(calls) == 6:
+            raise RowError("the disk is gone")
+        return plain(self, row, at)
+
+    monkeypatch.setattr(Encoder, "__call__", failing)
+    with pytest.raises(BadRowsError, match=r"the disk is gone\. It could be read before"):
+        run(root, generated=False, data={"skip_bad_rows": True})

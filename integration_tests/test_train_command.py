@@ -245,12 +245,8 @@ def test_gates_and_rates_are_in_the_log_and_reach_the_trackers(monkeypatch: pyte
 
     from transformers import integrations, trainer
 
-    plain = integrations.get_reporting_integration_callbacks
-    monkeypatch.setattr(
-        trainer,
-        "get_reporting_integration_callbacks",
-        lambda names: [Tracker] if names == ["tensorboard"] else plain(names),
-    )
+    for module in (trainer, integrations):
+        monkeypatch.setattr(module, "get_reporting_integration_callbacks", lambda names: [Tracker] * len(names))
     job("out", "train.report_to=tensorboard", "tune={branch: {mode: full, learning_rate: 0.01}}").run()
     steps = [logs for logs in seen if "loss" in logs]
     assert len(steps) == 4
@@ -312,10 +308,13 @@ def test_the_plan_tells_and_writes_nothing() -> None:
 
 
 def test_the_plan_in_numbers() -> None:
-    result = invoke(QWEN, "--dry-run", "--json", "train.max_steps=null", "train.epochs=3")
+    # Six rows: an epoch's last step is of two, which versions of transformers count differently.
+    run = ("train.max_steps=null", "train.epochs=3", "train.batch_size=4")
+    result = invoke(QWEN, "--dry-run", "--json", *run)
     plan = json.loads(result.stdout)
     parts = {part["name"]: part for part in plan["parts"]}
-    ready = job("out", "train.max_steps=null", "train.epochs=3")
+    ready = job("out", *run)
+    assert len(ready.data) == 6
     trained = sum(p.numel() for p in ready.prepared.model.parameters() if p.requires_grad)
     assert sum(part["trains"] for part in plan["parts"]) == trained
     assert parts["vision"]["trains"] == parts["projector"]["trains"] == 0
@@ -326,9 +325,11 @@ def test_the_plan_in_numbers() -> None:
     assert plan["memory"]["optimiser"] == 8 * trained
     batch = ready.data.collator([ready.data[0]])
     assert {key: tuple(shape) for key, (shape, _) in plan["batch"].items()} == {k: v.shape for k, v in batch.items()}
-    # As many steps as the trainer then makes.
+    # As many steps as the trainer then makes, and none more.
     last = ready.run()
     assert plan["steps"] == int(last.name.removeprefix("checkpoint-"))
+    result = invoke(QWEN, "train.output_dir=out", "--resume", *run)
+    assert f"Nothing is left to do: {last} is the end of this run of {plan['steps']} steps." in result.output
 
 
 def bad_rows(folder: Path) -> Path:
@@ -378,12 +379,31 @@ def test_bad_rows_stop_the_run_or_are_left_out_and_listed(tmp_path: Path) -> Non
         ((QWEN, "host.model=nowhere/at/all"), "nowhere/at/all"),
         ((QWEN, "--resume-from", "nowhere"), "is no checkpoint of a trainer"),
         ((QWEN, 'lora.target_modules=["qq_proj"]'), "matches no module"),
+        ((QWEN, "train.report_to=tensorbord"), "train.report_to: tensorbord cannot be used"),
+        (("openvla/smoke",), "Train it by its own script: vega3d run"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(arguments: tuple[str, ...], message: str) -> None:
     result = invoke(*arguments)
     assert isinstance(result.exception, Vega3dError), result.output
     assert message in str(result.exception)
+    assert not list(Path().iterdir())
+
+
+def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
+    monkeypatch.setattr("vega3d_plugin.training.job.prepare", lambda *_: pytest.fail("too late"))
+    result = invoke(QWEN, "train.report_to=tensorboard")
+    assert isinstance(result.exception, Vega3dError), result.output
+    assert "train.report_to: tensorboard cannot be used" in str(result.exception)
+    assert not list(Path().iterdir())
+
+
+def test_one_process_with_several_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers.TrainingArguments, "n_gpu", 2)
+    result = invoke(QWEN)
+    assert isinstance(result.exception, Vega3dError), result.output
+    assert "torchrun --nproc-per-node 2 -m vega3d_plugin.train" in str(result.exception)
     assert not list(Path().iterdir())
 
 
@@ -397,18 +417,29 @@ def test_trl_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 # Launchers
 
 
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+    # Without --multi_gpu it starts one process where there is no GPU.
+    "accelerate": (
+        "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
-    """``torchrun``, unchanged: the batch of one step is divided, the result is the same."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "-m", "vega3d_plugin.train", QWEN, "train.output_dir=two",
-    ]  # fmt: skip
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_train_as_one_does(launcher: str) -> None:
+    """The launchers, unchanged: the batch of one step is divided, the result is the same."""
+    # Adam would make a whole step of what is rounded differently where a gradient is almost zero.
+    plain = ("train.optimiser=sgd", "train.learning_rate=0.3")
+    train = ("-m", "vega3d_plugin.train", QWEN, "train.output_dir=two", *plain)
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], *train]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Trained: two/checkpoint-4") == 1
-    one = job("one").run()
+    one = job("one", *plain).run()
     two = Path("two/checkpoint-4")
     assert read_manifest(two)["processes"] == 2
     assert sorted(path.name for path in two.glob("rng_state*")) == ["rng_state_0.pth", "rng_state_1.pth"]
@@ -416,4 +447,4 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     a, b = weights(one), weights(two)
     for name, value in a.items():
         if value.is_floating_point():
-            torch.testing.assert_close(b[name], value, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(b[name], value, rtol=1e-3, atol=1e-5)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_released import LLAVA, TOWER, llava_tensors, qwen_tensors, write
 from typer.testing import CliRunner, Result
 
@@ -81,3 +82,13 @@ def test_a_branch_that_is_there_stays(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "vega3d.safetensors").read_bytes() == before
     assert run(other, "--out", tmp_path / "out", "--force").exit_code == 0
     assert read_saved(tmp_path / "out").record["settings"]["fusion"]["name"] == "concat"
+
+
+def test_a_checkpoint_of_this_library_is_named_as_one(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", qwen_tensors(), TOWER)
+    assert run(source, "--out", tmp_path / "out").exit_code == 0
+    tensors = {f"model.visual.vega3d.{name}": tensor for name, tensor in read_saved(tmp_path / "out").tensors.items()}
+    (tmp_path / "run").mkdir()
+    save_file(tensors, tmp_path / "run" / "adapter_model.safetensors")
+    again = run(tmp_path / "run", "--out", tmp_path / "other")
+    assert "It is a branch of this library: use vega3d.load_pretrained." in str(again.exception)

@@ -195,3 +195,9 @@ def test_an_unreadable_file_is_one_of_the_mistakes(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "cannot be read as YAML" in result.output
     assert f"ok  {SMOKE}" in result.output
+
+
+def test_a_file_of_ones_own_is_not_copied(wrong: Path) -> None:
+    result = run("cp", str(wrong), str(wrong.parent / "other.yaml"))
+    assert result.exit_code == 2
+    assert not (wrong.parent / "other.yaml").exists()

@@ -17,6 +17,8 @@ from torch import nn
 
 import vega3d
 from vega3d_plugin.errors import SettingsError, UnknownNameError
+from vega3d_plugin.evaluated_host import HostArguments
+from vega3d_plugin.recipe_yaml import parse_value
 from vega3d_plugin.recipes import (
     RecipeError,
     RecipeSettings,
@@ -26,6 +28,7 @@ from vega3d_plugin.recipes import (
     list_recipes,
     read_recipe,
 )
+from vega3d_plugin.training.building import check_host
 from vega3d_qwen_vl.tiny import available_families, tiny_model, tiny_processor
 
 NAME = "qwen_vl/lora_spatial_reasoning"
@@ -77,6 +80,16 @@ def test_a_recipe_is_found_by_name() -> None:
         find_recipe("qwen/lora_spatial_resoning")
 
 
+def test_a_file_with_a_slip_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("version: 1\n")
+    for slip in ("mine", "mine.yml"):
+        with pytest.raises(UnknownNameError) as caught:
+            read_recipe(slip)
+        assert "Did you mean 'mine.yaml'" in str(caught.value)
+        assert f"there is no file {tmp_path / slip}" in str(caught.value)
+
+
 ALL = [r.name for r in list_recipes()]
 
 
@@ -112,6 +125,23 @@ def test_every_header_has_the_commands(name: str) -> None:
     # Every recipe that a header speaks of is there; two repositories on the hub look like one.
     spoken = set(re.findall(r"(?<![\w/])((?:qwen_vl|llava_video|openvla)/\w+)", text))
     assert spoken - {"openvla/openvla", "openvla/modified_libero_rlds"} <= set(ALL)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_commands_of_a_header_fit_their_recipes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_ROOT", "/data")
+    text = "\n".join(line.removeprefix("#") for line in header(name)).replace("\\\n", " ")
+    for line in text.splitlines():
+        found = re.search(r"(?:vega3d train|-m vega3d_plugin\.train|vega3d recipes show --diff) (.+)", line)
+        words = found[1].split() if found else []
+        overrides = [word for word in words if "=" in word]
+        for recipe in (word for word in words if "=" not in word):
+            assert examine_recipe(recipe, overrides).problems == (), line
+        if found and "train" in found[0].split()[1]:
+            # What is told to be trained can be.
+            check_host(read_recipe(words[0], overrides).host)
+        for arguments in re.findall(r"--model vega3d .*--model_args (\S+)", line):
+            HostArguments.parse({k: parse_value(v) for k, v in (each.split("=") for each in arguments.split(","))})
 
 
 def test_what_each_host_has() -> None:

@@ -217,7 +217,8 @@ def test_skipped_rows_are_counted_and_listed(media: Path, tmp_path: Path) -> Non
     bad = data.check()
     assert [row.name for row in bad] == [f"{path}, row {i + 1}" for i in range(len(BAD))]
     assert len(data) == 1
-    assert data.usable == [len(BAD)]
+    assert data.usable is not None
+    assert list(data.usable) == [len(BAD)]
 
 
 def test_none_left_is_an_error_even_so(tmp_path: Path) -> None:
@@ -427,6 +428,19 @@ def test_a_damaged_picture_stops_the_run_or_is_replaced_and_noted(media: Path, t
     with pytest.warns(BadRowWarning, match="row 1"):
         assert learned(processor, data[0]) == "Good.<|im_end|>"
     assert data.report.read_text().startswith(f"{path}, row 1: ")
+    # Once, however many epochs come by it.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data[0]
+    assert len(data.report.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("given", "row"), [("llava", "chat"), ("chat", "llava")])
+def test_rows_of_another_format_than_the_recipe_says(media: Path, given: str, row: str) -> None:
+    rows = {"llava": llava_row("Fine?"), "chat": {"messages": [{"role": "user", "content": "Fine?"}]}}
+    settings = SETTINGS.model_copy(update={"format": given})
+    with pytest.raises(RowError, match=f"of the format {row}, but data.format is {given}; `auto` takes both"):
+        read_conversation(rows[row], settings, media)
 
 
 def test_rows_may_also_be_collated_as_they_are(media: Path) -> None:

@@ -12,15 +12,22 @@ from torch import nn
 
 import vega3d
 from vega3d_llava_video import tiny_transformers as llava
-from vega3d_plugin.errors import SettingsError
+from vega3d_plugin.errors import SavedBranchError, SettingsError
 from vega3d_plugin.recipe_schema import HostSettings, RecipeSettings
 from vega3d_plugin.recipes import read_recipe
 from vega3d_plugin.training import manifest as run_manifest
-from vega3d_plugin.training.building import holds_master_weights, load, prepare, uses_bf16
+from vega3d_plugin.training.building import check_host, holds_master_weights, load, prepare, uses_bf16
 from vega3d_plugin.training.data import read_data
 from vega3d_plugin.training.errors import TrainError
 from vega3d_plugin.training.gates import KINDS, GateMonitor, gate_logs
-from vega3d_plugin.training.manifest import check_output, check_same_run, checkpoints, find_checkpoint, read_manifest
+from vega3d_plugin.training.manifest import (
+    check_going_on,
+    check_output,
+    check_same_run,
+    checkpoints,
+    find_checkpoint,
+    read_manifest,
+)
 from vega3d_plugin.training.parts import by_part, optimiser_groups, part_of
 from vega3d_plugin.training.rows import Rows
 from vega3d_plugin.training.settings import TrainSettings, TuneSettings
@@ -119,6 +126,26 @@ def test_a_recipe_that_does_not_fit_the_model(overrides: tuple[str, ...], messag
     with pytest.raises(TrainError) as caught:
         prepared(*overrides)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "model"), [("llava_video", "some/llava"), ("openvla", "some/vla"), ("openvla", "tiny")]
+)
+def test_a_host_that_only_its_own_script_trains(adapter: str, model: str) -> None:
+    with pytest.raises(TrainError, match=rf"host\.adapter: {adapter}: .*none of this host's.*vega3d run --recipe"):
+        check_host(HostSettings(adapter=adapter, model=model))
+
+
+def test_a_host_without_a_small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vega3d_plugin.training.building._tiny_module", lambda _: None)
+    with pytest.raises(TrainError, match="the adapter 'qwen_vl' has no small model"):
+        check_host(HostSettings(adapter="qwen_vl", model="tiny"))
+
+
+@pytest.mark.parametrize("adapter", ["qwen_vl", "llava_transformers"])
+@pytest.mark.parametrize("model", ["some/model", "tiny"])
+def test_hosts_of_transformers(adapter: str, model: str) -> None:
+    check_host(HostSettings(adapter=adapter, model=model))
 
 
 def test_a_pattern_that_matches_nothing() -> None:
@@ -269,6 +296,30 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
     check_output(tmp_path / "new")
     (tmp_path / "empty").mkdir()
     check_output(tmp_path / "empty")
+
+
+def test_a_run_goes_on_in_its_own_folder_alone(output: Path, rows: Rows, tmp_path: Path) -> None:
+    check_going_on(output, recipe(), rows)
+    check_going_on(tmp_path / "new", recipe(), rows)
+    with pytest.raises(TrainError, match=r"of another recipe[\s\S]*lora\.r: 4 there, 8 here"):
+        check_going_on(output, recipe("lora.r=8"), rows)
+    # Also where it has not come to a checkpoint.
+    for step in (2, 10):
+        (output / f"checkpoint-{step}" / "trainer_state.json").unlink()
+    check_going_on(output, recipe(), rows)
+    with pytest.raises(TrainError, match="is of another recipe"):
+        check_going_on(output, recipe("lora.r=8"), rows)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "holiday.jpg").touch()
+    with pytest.raises(TrainError, match="is not empty"):
+        check_going_on(tmp_path / "pictures", recipe(), rows)
+
+
+def test_an_output_folder_is_no_checkpoint_but_has_some(output: Path, rows: Rows) -> None:
+    with pytest.raises(TrainError, match=r"is no checkpoint of a trainer.*; the last is .*checkpoint-10\."):
+        check_same_run(output, recipe(), rows)
+    with pytest.raises(SavedBranchError, match=r"holds no branch.*name a checkpoint in it, such as .*checkpoint-30\."):
+        vega3d.load_pretrained(qwen.tiny_model(), output)
 
 
 def test_only_whole_checkpoints_count_and_in_order_of_their_steps(output: Path) -> None:

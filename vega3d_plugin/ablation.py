@@ -290,6 +290,7 @@ class _Questions:
         skipped.extend(str(bad) for bad in data.check())
         numbers = data.usable if data.usable is not None else range(len(data.rows))
         self.numbers = list(numbers)[:limit]
+        self.settled = False
         self.total = sum(len(_parts(self._read(number))) for number in self.numbers)
 
     def __len__(self) -> int:
@@ -303,11 +304,15 @@ class _Questions:
             except RowError as error:
                 if not self.data.settings.skip_bad_rows:
                     raise BadRowsError(f"{name}: {error}. Mend it, or pass --skip-bad-rows.") from error
+                if self.settled:
+                    # The answers after it would be taken for others.
+                    raise BadRowsError(f"{name}: {error}. It could be read before; start again.") from error
                 self.skipped.append(f"{name}: {error}")
                 self.numbers.remove(number)
                 continue
             for answer in answers:
                 yield name, answer
+        self.settled = True
 
     def _read(self, number: int) -> Conversation:
         return read_conversation(self.data.rows[number], self.data.settings, self.data._root(number))

@@ -72,8 +72,16 @@ def read_saved(source: str | Path, *, revision: str | None = None, token: str | 
             return Saved(str(folder), decode_record(data, str(folder)), found)
     raise SavedBranchError(
         f"{folder} holds no branch: no {CONFIG_FILE}, and no tensors named '*{MARK}*' in "
-        f"{', '.join(searched) or 'any checkpoint file'}. With PEFT, train with modules_to_save=['vega3d']."
+        f"{', '.join(searched) or 'any checkpoint file'}. " + _advice(folder)
     )
+
+
+def _advice(folder: Path) -> str:
+    steps = {path.name.rpartition("-")[2]: path for path in folder.glob("checkpoint-*") if path.is_dir()}
+    numbers = [step for step in steps if step.isdecimal()]
+    if numbers:
+        return f"It is a run's output folder: name a checkpoint in it, such as {steps[max(numbers, key=int)]}."
+    return "With PEFT, train with modules_to_save=['vega3d']."
 
 
 def _read(file: Path, mark: str = "") -> dict[str, Tensor]:

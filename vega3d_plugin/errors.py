@@ -13,11 +13,11 @@ class Vega3dError(Exception):
 class UnknownNameError(Vega3dError, KeyError):
     """A host, prior, fuser, projector or recipe name that nobody registered."""
 
-    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: object, known: Iterable[str], *, hint: str = "") -> None:
+        """``hint`` says where to look, in place of a list of all that is known."""
         names = sorted(known)
-        super().__init__(
-            f"Unknown {kind} {name!r}.{near_misses(str(name), names)} Known: {', '.join(names) or 'none'}."
-        )
+        hint = hint or f"Known: {', '.join(names) or 'none'}."
+        super().__init__(f"Unknown {kind} {name!r}.{near_misses(str(name), names)} {hint}")
 
     def __str__(self) -> str:
         # KeyError would print the message in quotes.

@@ -98,7 +98,7 @@ def find_recipe(name: str) -> Recipe:
     recipes = {recipe.name: recipe for recipe in list_recipes()}
     recipe = recipes.get(name.removesuffix(".yaml"))
     if recipe is None:
-        raise UnknownNameError("recipe", name, recipes)
+        raise UnknownNameError("recipe", name, recipes, hint="`vega3d recipes ls` lists those of the library.")
     return recipe
 
 
@@ -111,7 +111,13 @@ def recipe_path(recipe: Recipe | str | Path) -> Path:
     if isinstance(recipe, Recipe):
         return recipe.path
     if isinstance(recipe, str) and not Path(recipe).is_file():
-        return find_recipe(recipe).path
+        try:
+            return find_recipe(recipe).path
+        except UnknownNameError:
+            near = [path.name for pattern in ("*.yaml", "*.yml") for path in Path.cwd().glob(pattern)]
+            hint = f"`vega3d recipes ls` lists those of the library, and there is no file {Path.cwd() / recipe}."
+            names = (each.name for each in list_recipes())
+            raise UnknownNameError("recipe", recipe, [*names, *near], hint=hint) from None
     return Path(recipe)
 
 

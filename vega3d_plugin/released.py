@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import CONFIG_FILE, Saved
+from .checkpoint import Saved
 from .config import BranchSettings, PriorSettings
 from .errors import SavedBranchError, SettingsError, UnknownNameError
 from .features.store import FeatureStore
@@ -27,6 +27,7 @@ from .projectors import build_projector
 from .record import FORMAT, library_version
 from .released_host import load_host_weights, match_host
 from .released_settings import LLAVA, QWEN, Inferred, Layout, infer
+from .running.restoring import holds_branch
 from .saving import load_tensors, write_branch
 from .sources import fetch, local_folder
 from .weight_files import Stored, read_stored, stored_tensors
@@ -98,7 +99,7 @@ def read_released(source: str | Path, *, revision: str | None = None, token: str
         for layout in (QWEN, LLAVA):
             if any(layout.owner(key) for key in stored):
                 return _read(str(path), layout, stored, config)
-    ours = path.is_dir() and (path / CONFIG_FILE).is_file()
+    ours = path.is_dir() and holds_branch(path)
     raise SavedBranchError(
         f"{path} holds no branch of the released code: no tensors named '*{QWEN.projector}*' or "
         f"'*{LLAVA.projector}*' among {searched}. "

@@ -60,8 +60,8 @@ def find_trained(
     if branch is None:
         if not Path(host).is_dir() or not holds_branch(Path(host)):
             raise SavedBranchError(
-                f"{host} holds no branch: give branch=DIR, a saved branch or a checkpoint (branch=none for the host "
-                "alone), so that a forgotten branch is not evaluated as one."
+                f"{host} holds no branch: give branch=DIR (as an option: --branch DIR), a saved branch or a checkpoint "
+                "(branch=none for the host alone), so that a forgotten branch is not evaluated as one."
             )
         branch = host
     folder = None if str(branch) == NONE else saved_folder(branch)

@@ -52,7 +52,9 @@ def ablate(
     limit: Annotated[int | None, typer.Option(min=1, help="Rows at most, from the first.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of a generated answer.")] = 16,
     generate: Annotated[bool, typer.Option(help="Generate answers, for exact match; else likelihoods only.")] = True,
-    skip_bad_rows: Annotated[bool, typer.Option(help="Leave out rows that cannot be used, and list them.")] = False,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used, and list them.")
+    ] = False,
     store: Annotated[str | None, typer.Option(metavar="DIR", help="A feature store.")] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 10_000,

@@ -23,10 +23,13 @@ def convert(
     prior: Annotated[str | None, typer.Option(help="A prior, when config.json names none; `vega3d ls priors`.")] = None,
     pretrained: Annotated[str | None, typer.Option(help="Folder or hub id of the prior's weights, recorded.")] = None,
     fingerprint: Annotated[
-        bool, typer.Option(help="Load the prior, so that its fingerprint is recorded and checked from then on.")
+        bool,
+        typer.Option(
+            "--fingerprint", help="Load the prior, so that its fingerprint is recorded and checked from then on."
+        ),
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    force: Annotated[bool, typer.Option(help="Replace a branch that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a branch that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """Convert the branch of a checkpoint of the released VEGA-3D code.

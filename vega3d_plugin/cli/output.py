@@ -64,6 +64,23 @@ def yellow_warnings() -> Iterator[None]:
                 err.print(Text(f"Warning: {message}", style="yellow"), soft_wrap=True)
 
 
+@contextmanager
+def live_warnings() -> Iterator[None]:
+    """Show each of this library's warnings as one line on stderr as it comes, once; all others as Python does."""
+    with warnings.catch_warnings():
+        plain, shown = warnings.showwarning, set()
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if not issubclass(category, Vega3dWarning):
+                plain(message, category, *place, **more)
+            elif str(message) not in shown:
+                shown.add(str(message))
+                err.print(Text(f"Warning: {message}", style="yellow"), soft_wrap=True)
+
+        warnings.showwarning = show
+        yield
+
+
 def print_pairs(values: Mapping[str, Any]) -> None:
     """Names and what they stand for, in two columns."""
     grid = Table.grid(padding=(0, GAP))

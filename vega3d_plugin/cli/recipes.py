@@ -71,7 +71,7 @@ def show(
 
 @recipes.command()
 def cp(
-    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe, see `vega3d recipes ls`.")],
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="Its name, see `vega3d recipes ls`.")],
     to: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="Where to write it. Default: here, under its own name.")
     ] = None,
@@ -80,7 +80,14 @@ def cp(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
 ) -> None:
-    """Copy a recipe to a file of your own, to change it there."""
+    """Copy a recipe of the library to a file of your own, to change it there.
+
+    The copy extends what the recipe extends: what it leaves out is there.
+    See all settings by [bold]vega3d recipes show FILE[/], all defaults too
+    by [bold]--defaults[/].
+    """
+    if Path(name).is_file():
+        raise typer.BadParameter(f"{name} is a file of your own; `cp` copies recipes of the library, by name.")
     recipe = find_recipe(name)
     to = to or Path(f"{recipe.path.stem}.yaml")
     check_target(to, ".yaml", force=force)

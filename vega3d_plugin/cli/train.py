@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 from tqdm import tqdm
 
-from .output import err, listed, out, print_json, print_pairs, print_table, table
+from .output import err, listed, live_warnings, out, print_json, print_pairs, print_table, table
 
 if TYPE_CHECKING:
     from ..training.job import Job
@@ -52,7 +52,7 @@ def train(
     from ..training.manifest import find_checkpoint, rank
 
     first = rank() == 0
-    with warnings.catch_warnings():
+    with live_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("always", BadRowWarning)
         job = make_job(
@@ -72,7 +72,14 @@ def train(
                 _plan(job, as_json)
             return
         if first and resume and job.checkpoint is None:
-            err.print(f"There is no checkpoint in {job.output} yet; beginning at step 0.", markup=False)
+            err.print(f"There is no checkpoint in {job.output} yet; beginning at step 0.", markup=False, soft_wrap=True)
+        if first and job.finished:
+            err.print(
+                f"Nothing is left to do: {job.checkpoint} is the end of this run of {job.steps:,} steps. For more, "
+                "raise train.epochs or train.max_steps.",
+                markup=False,
+                soft_wrap=True,
+            )
         try:
             last = job.run()
         except KeyboardInterrupt:

@@ -76,11 +76,14 @@ def load(host: HostSettings) -> tuple[nn.Module, Any]:
 
     Raises:
         HostError: they cannot be loaded.
-        TrainError: a checkpoint that lacks weights, or ``model: tiny`` for an adapter that has no such model.
+        TrainError: a checkpoint that lacks weights; and as :func:`check_host`.
     """
     model: Any
-    if host.model == TINY:
-        model, processor = _tiny(host.adapter)
+    check_host(host)
+    tiny = _tiny_module(host.adapter)
+    if host.model == TINY and tiny is not None:
+        module: Any = importlib.import_module(tiny)
+        model, processor = module.tiny_model(), module.tiny_processor()
         model = model.to(getattr(torch, host.dtype))
     else:
         loaded = load_host(read_source(host.model), device="cpu", dtype=host.dtype)
@@ -92,6 +95,28 @@ def load(host: HostSettings) -> tuple[nn.Module, Any]:
         model, processor = loaded.model, load_processor(host.model)
     _limit(processor, host)
     return model, processor
+
+
+def check_host(host: HostSettings) -> None:
+    """Refuse a host that only its own script can train.
+
+    Raises:
+        TrainError: transformers has none of the adapter's classes; or a small model is asked for, and there is none.
+    """
+    import transformers
+
+    adapter: Any = plugin_manager().hosts.get(host.adapter)
+    tiny = host.model == TINY
+    if tiny and _tiny_module(host.adapter) is not None:
+        return
+    if adapter.classes and not any(hasattr(transformers, name) for name in adapter.classes):
+        raise TrainError(
+            f"host.adapter: {host.adapter}: `vega3d train` trains classes of transformers, and it has none of this "
+            f"host's ({', '.join(adapter.classes)}). Train it by its own script: vega3d run --recipe RECIPE -- SCRIPT "
+            "ARGS; the command is in the recipe's first lines."
+        )
+    if tiny:
+        raise TrainError(f"host.model: {TINY}: the adapter {host.adapter!r} has no small model. Name a model.")
 
 
 def uses_bf16(recipe: RecipeSettings, train: TrainSettings) -> bool:
@@ -129,16 +154,11 @@ def _with_lora(model: Any, lora: Mapping[str, Any], parts: Mapping[str, PartSett
     return get_peft_model(model, LoraConfig(**values))
 
 
-def _tiny(adapter: str) -> tuple[Any, Any]:
-    """From the adapter's module ``tiny``, or from one of its own where a package has several adapters."""
+def _tiny_module(adapter: str) -> str | None:
+    """The adapter's module ``tiny``, or one of its own where a package has several adapters."""
     package, _, module = type(plugin_manager().hosts.get(adapter)).__module__.partition(".")
-    for name in (f"tiny_{module.removesuffix('_adapter')}", "tiny"):
-        if importlib.util.find_spec(f"{package}.{name}") is not None:
-            tiny: Any = importlib.import_module(f"{package}.{name}")
-            return tiny.tiny_model(), tiny.tiny_processor()
-    raise TrainError(
-        f"host.model: {TINY}: the adapter {adapter!r} ({package}) has no small model for trainers of transformers."
-    )
+    names = (f"{package}.tiny_{module.removesuffix('_adapter')}", f"{package}.tiny")
+    return next((name for name in names if importlib.util.find_spec(name) is not None), None)
 
 
 def _limit(processor: Any, host: HostSettings) -> None:

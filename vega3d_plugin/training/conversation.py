@@ -72,7 +72,9 @@ def read_conversation(row: Mapping[str, Any], settings: DataSettings, root: Path
         RowError: not such a row, an empty answer, a medium that does not exist, or more or fewer media than
             placeholders.
     """
-    style = settings.format if settings.format != "auto" else _style(row)
+    style = _style(row)
+    if settings.format not in ("auto", style):
+        raise RowError(f"a row of the format {style}, but data.format is {settings.format}; `auto` takes both")
     turns = _llava_turns(row) if style == "llava" else _chat_turns(row)
     media = _Media(row, settings, root)
     read = [Turn(role, tuple(media.parts(role, content))) for role, content in turns]

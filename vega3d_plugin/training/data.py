@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class ConversationData(Dataset[Encoded]):
     encoder: Encoder
     usable: Sequence[int] | None = None
     report: Path | None = None
+    _noted: set[int] = field(default_factory=set, repr=False)
 
     @property
     def settings(self) -> DataSettings:
@@ -81,7 +83,7 @@ class ConversationData(Dataset[Encoded]):
                 bad = BadRow(self.rows.name(number), str(error))
                 if not self.settings.skip_bad_rows:
                     raise BadRowsError(f"{bad}. Mend it, or pass --skip-bad-rows.") from error
-                self._note(bad)
+                self._note(number, bad)
         raise BadRowsError(f"None of the {len(self)} rows can be used.")
 
     def check(self, progress: Callable[[Sequence[int]], Any] = iter) -> list[BadRow]:
@@ -96,7 +98,8 @@ class ConversationData(Dataset[Encoded]):
         Raises:
             BadRowsError: there are bad rows and ``skip_bad_rows`` is off, or there are no others.
         """
-        bad, good = [], []
+        # An array: workers share its memory, where a list of numbers is copied as it is read.
+        bad, good = [], array("q")
         for number in progress(range(len(self.rows))):
             try:
                 read_conversation(self.rows[number], self.settings, self._root(number))
@@ -127,7 +130,11 @@ class ConversationData(Dataset[Encoded]):
         root = self.settings.media_root
         return self.rows.file_of(number).parent if root is None else Path(root).expanduser()
 
-    def _note(self, bad: BadRow) -> None:
+    def _note(self, number: int, bad: BadRow) -> None:
+        if number in self._noted:
+            return
+        # Each epoch comes by it again.
+        self._noted.add(number)
         warnings.warn(f"{bad}. The next row took its place.", BadRowWarning, stacklevel=3)
         if self.report is not None:
             # One short write to the end of a file is whole, whichever process makes it.

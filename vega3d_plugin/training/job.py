@@ -10,11 +10,12 @@ from typing import Any
 
 from ..recipe_schema import RecipeSettings
 from ..recipes import Recipe, read_recipe
-from .building import Prepared, prepare
+from .building import Prepared, check_host, prepare
 from .data import BadRow, ConversationData
 from .encoding import Encoder
 from .errors import TrainError
 from .manifest import (
+    check_going_on,
     check_output,
     check_same_run,
     clear_unfinished,
@@ -65,7 +66,12 @@ class Job:
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
-        return total_steps(self.train, len(self.data))
+        return total_steps(self.arguments, len(self.data))
+
+    @property
+    def finished(self) -> bool:
+        """True where the checkpoint to go on from is the end of the run."""
+        return self.checkpoint is not None and step_of(self.checkpoint) >= self.steps
 
     def run(self) -> Path:
         """Train, and return the last checkpoint; that it goes on from, where nothing is left to do.
@@ -74,7 +80,7 @@ class Job:
             TrainError: nothing was saved; and whatever goes wrong in a step.
         """
         # Trainer would take a step more.
-        if self.checkpoint is not None and step_of(self.checkpoint) >= self.steps:
+        if self.checkpoint is not None and self.finished:
             return self.checkpoint
         manifest = make_manifest(
             self.name, self.recipe, self.prepared.model, self.data.rows, len(self.bad), world_size()
@@ -130,13 +136,17 @@ def make_job(
     extra = ["data.skip_bad_rows=true"] if skip_bad_rows else []
     settings = read_recipe(recipe, [*overrides, *extra])
     name = recipe.name if isinstance(recipe, Recipe) else str(recipe)
+    check_host(settings.host)
     data, train = _needed(name, settings)
     output = Path(train.output_dir or Path("outputs") / Path(name).with_suffix("").name).expanduser()
     checkpoint = resume_from or (find_checkpoint(output) if resume else None)
     # One process looks, before any writes: the others would find what it has written.
-    if rank() == 0 and not (resume or resume_from or keep_output):
+    going_on = resume or resume_from is not None
+    if rank() == 0 and not (going_on or keep_output):
         check_output(output)
     rows = Rows(data.files)
+    if rank() == 0 and going_on and not keep_output:
+        check_going_on(output, settings, rows)
     if checkpoint is not None:
         check_same_run(checkpoint, settings, rows)
     arguments = make_arguments(settings, train, output)

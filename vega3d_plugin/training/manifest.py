@@ -130,8 +130,6 @@ def check_output(folder: Path) -> None:
     Raises:
         TrainError: says what was found.
     """
-    if folder.exists() and not folder.is_dir():
-        raise TrainError(f"train.output_dir: {folder} is a file.")
     found = checkpoints(folder)
     if found or (folder / FILE).is_file():
         run = _described(folder)
@@ -140,6 +138,25 @@ def check_output(folder: Path) -> None:
             f"{folder} holds another run ({run}{last}). Pass --resume to go on with it, or set train.output_dir to a "
             "new folder."
         )
+    _check_empty(folder)
+
+
+def check_going_on(folder: Path, recipe: RecipeSettings, rows: Rows) -> None:
+    """Refuse a folder to go on in, unless it holds this run or nothing.
+
+    Raises:
+        TrainError: says what was found, or lists every setting that differs.
+    """
+    found = checkpoints(folder)
+    if found or (folder / FILE).is_file():
+        _compare(found[-1] if found else folder, recipe, rows)
+    else:
+        _check_empty(folder)
+
+
+def _check_empty(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise TrainError(f"train.output_dir: {folder} is a file.")
     others = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     if others:
         raise TrainError(
@@ -161,7 +178,13 @@ def check_same_run(checkpoint: Path, recipe: RecipeSettings, rows: Rows) -> None
         TrainError: lists every setting that differs, with both values.
     """
     if not (checkpoint / STATE).is_file():
-        raise TrainError(f"{checkpoint} is no checkpoint of a trainer: it has no {STATE}.")
+        last = find_checkpoint(checkpoint)
+        instead = "" if last is None else f" It holds checkpoints; the last is {last}."
+        raise TrainError(f"{checkpoint} is no checkpoint of a trainer: it has no {STATE}.{instead}")
+    _compare(checkpoint, recipe, rows)
+
+
+def _compare(checkpoint: Path, recipe: RecipeSettings, rows: Rows) -> None:
     saved = read_manifest(checkpoint)
     different = list(_differences(saved.get("settings", {}), recipe.model_dump(mode="json")))
     there, here = saved.get("data", {}).get("files", []), _files(rows)

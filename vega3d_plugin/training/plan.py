@@ -105,7 +105,8 @@ def _rate(job: Job, part: str) -> float:
 def _facts(job: Job) -> dict[str, str]:
     train = job.train
     rows = f"{len(job.data):,} rows" + (f", {len(job.bad):,} bad ones left out" if job.bad else "")
-    together = f"{train.per_device_batch_size} x {job.accumulation} steps x {world_size()} processes"
+    together = f"{train.per_device_batch_size} a pass x {job.accumulation} passes a step x {world_size()} process"
+    together += "es" if world_size() > 1 else ""
     return {
         "recipe": job.name,
         "host": job.recipe.host.model,

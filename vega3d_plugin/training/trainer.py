@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.metadata
+import inspect
 import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-
-from packaging.version import Version
 
 from ..recipe_schema import RecipeSettings
 from .building import Prepared, uses_bf16
@@ -34,8 +33,8 @@ def make_arguments(recipe: RecipeSettings, train: TrainSettings, output: Path) -
     Make them before the model is loaded: DeepSpeed's ZeRO-3 takes effect from here on.
 
     Raises:
-        TrainError: the batch cannot be made with this number of processes, TRL is not installed, or a setting is
-            refused or would leave checkpoints without weights.
+        TrainError: the batch cannot be made with this number of processes, TRL or a tracker is not installed, one
+            process sees several GPUs, or a setting is refused or would leave checkpoints without weights.
     """
     import torch
 
@@ -85,8 +84,28 @@ def make_arguments(recipe: RecipeSettings, train: TrainSettings, output: Path) -
         arguments = config_class(**values)
     except (ValueError, TypeError, ImportError) as error:
         raise TrainError(f"{config_class.__name__} refuses the block `train`: {error}") from error
+    if arguments.n_gpu > 1:
+        raise TrainError(
+            f"One process sees {arguments.n_gpu} GPUs; Trainer would copy the model to each and multiply the batch. "
+            f"Start one process for each: torchrun --nproc-per-node {arguments.n_gpu} -m vega3d_plugin.train ..., or "
+            "show it one: CUDA_VISIBLE_DEVICES=0."
+        )
     check_gathered(arguments)
+    _check_trackers(train)
     return arguments
+
+
+def _check_trackers(train: TrainSettings) -> None:
+    """Find out now, and not once the model is loaded, whether each tracker is there."""
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    for name in train.report_to:
+        try:
+            # Made only to see whether its package is installed; a tracker begins with the training.
+            (tracker,) = get_reporting_integration_callbacks([name])
+            tracker()
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise TrainError(f"train.report_to: {name} cannot be used. {error}") from error
 
 
 def check_gathered(arguments: Any) -> None:
@@ -119,19 +138,22 @@ def accumulation(train: TrainSettings) -> int:
     return train.batch_size // together
 
 
-def total_steps(train: TrainSettings, samples: int) -> int:
-    """Optimiser steps of the whole run, as the trainer counts them.
+def total_steps(arguments: Any, samples: int) -> int:
+    """Optimiser steps of the whole run, as Trainer itself counts them: versions differ in an epoch's last, short step.
 
-    Raises:
-        TrainError: the batch cannot be divided.
+    Args:
+        arguments: of the trainer.
+        samples: rows that are used.
     """
-    if train.max_steps is not None:
-        return train.max_steps
-    batches = math.ceil(samples / (train.per_device_batch_size * world_size()))
-    # An epoch's last step may be of fewer batches; transformers counts it since 4.52.
-    counted = Version(importlib.metadata.version("transformers")) >= Version("4.52")
-    rounded = math.ceil if counted else math.floor
-    return train.epochs * max(1, rounded(batches / accumulation(train)))
+    batches = math.ceil(samples / (arguments.per_device_train_batch_size * world_size()))
+    # Counting takes no more of a trainer than these; a real one would move the model.
+    asked = SimpleNamespace(
+        num_examples=lambda _: samples, get_total_train_batch_size=lambda _: 1, get_sp_size=lambda: 1
+    )
+    count = _transformers().Trainer.set_initial_training_values
+    more = {name: 1 for name in inspect.signature(count).parameters if name == "total_train_batch_size"}
+    *_, steps = count(asked, arguments, range(batches), **more)
+    return int(steps)
 
 
 def make_trainer(
