@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
@@ -93,6 +94,14 @@ class TestWrapped:
         for owner, name in inside - {("hooks", "all")}:
             assert any(listed.endswith(f"{owner}.{name}") for listed in names), (owner, name)
         assert changed(before) == set()
+
+    def test_the_page_lists_it(self, recipe: Path) -> None:
+        page = (Path(__file__).parents[1] / "docs" / "host_scripts.md").read_text()
+        section = page.partition("## What is wrapped")[2].partition("\n## ")[0]
+        session = make_session(recipe, lambda line: None)
+        assert session is not None
+        with wrapped(session):
+            assert re.findall(r"^\| `(.+?)` \| (.+) \|$", section, re.MULTILINE) == explain(session)
 
     @pytest.mark.parametrize("end", ["", "raise ValueError('its own')", "sys.exit(3)", "raise KeyboardInterrupt"])
     def test_put_back_however_the_script_ends(self, base: Path, script: Script, end: str) -> None:
@@ -355,6 +364,20 @@ class TestCommand:
         words = [str(base), "--recipe", "mine", "--explain", "--", "x"]
         assert result.stdout == f"{words} {tmp_path} __main__\n"
         assert "nothing was trained or restored" in result.stderr
+
+    def test_processes_that_the_script_starts(
+        self, command: Callable[..., Result], base: Path, recipe: Path, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "spawns.py"
+        work = BUILD.replace("\n", "\n    ") + "torch.save(list(model.state_dict()), sys.argv[2])\n"
+        path.write_text(
+            f"import torch\ndef work(rank):{work}"
+            "if __name__ == '__main__':\n    torch.multiprocessing.spawn(work, nprocs=1)\n"
+        )
+        result = command("--recipe", recipe, "--", path, base, tmp_path / "names.pt")
+        assert not any("vega3d" in name for name in torch.load(tmp_path / "names.pt"))
+        with pytest.raises(RunError, match=r"spawns.py ended, but no host .*\(nothing was\)"):
+            raise result.exception or AssertionError
 
     def test_a_module(self, recipe: Path, tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "some_package").mkdir()

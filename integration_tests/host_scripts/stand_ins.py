@@ -164,13 +164,10 @@ def on_the_cpu() -> None:
     from torch.nn import parallel
 
     class State(accelerate.PartialState):
-        @property
-        def local_process_index(self) -> Any:
-            return torch.device("cpu")
-
-        @local_process_index.setter
-        def local_process_index(self, value: Any) -> None:
-            pass
+        def __init__(self) -> None:
+            # Without a GPU it would take each process for the only one.
+            super().__init__(cpu=True)
+            self.local_process_index: Any = torch.device("cpu")
 
     class Wrapped(parallel.DistributedDataParallel):
         def __init__(self, module: Any, device_ids: Any = None, **options: Any) -> None:
