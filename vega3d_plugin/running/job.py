@@ -80,8 +80,7 @@ def _check(session: Session, command: Command) -> None:
     """After a script that ended well: did the branch take part?"""
     if not session.hosts:
         raise RunError(f"{command} ended, but {nothing_built(session)}")
-    new = [host for host in session.hosts if not host.restored]
-    if new and not session.begun and not any(host.restored for host in session.hosts):
+    if not session.begun and not any(host.restored for host in session.hosts):
         session.tell(
             "note: nothing was trained or restored, so the branch is a new one"
             + (", and the results are the host's own." if session.settings.fusion.init == "identity" else ".")
