@@ -144,6 +144,18 @@ def test_the_commands_of_a_header_fit_their_recipes(name: str, monkeypatch: pyte
             HostArguments.parse({k: parse_value(v) for k, v in (each.split("=") for each in arguments.split(","))})
 
 
+def test_commands_with_rows_of_ones_own_need_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATA_ROOT", raising=False)
+    root = Path(__file__).parents[1]
+    pages = [*root.glob("docs/*.md"), *root.glob("vega3d_plugin/cli/*.py")]
+    commands = [c for page in pages for c in re.findall(r"vega3d train (\S+/\S+)((?: [\w.]+=\S+)+)", page.read_text())]
+    own = [(name, overrides.split()) for name, overrides in commands if "data.files=" in overrides]
+    assert own
+    for name, overrides in own:
+        found = examine_recipe(name, overrides)
+        assert (found.problems, found.unset) == ((), {}), name
+
+
 def test_what_each_host_has() -> None:
     for host, task in {"qwen_vl": "spatial_reasoning", "llava_video": "scene_understanding"}.items():
         assert {f"{host}/lora_{task}", f"{host}/full_{task}", f"{host}/lora_{task}_no_prior", f"{host}/smoke"} <= set(

@@ -210,6 +210,16 @@ def test_bad_rows_are_told_by_number_and_path(media: Path, tmp_path: Path, name:
     assert "--skip-bad-rows" in text
 
 
+def test_a_large_folder_is_not_searched_for_each_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "frame_1.jpg").touch()
+    row = llava_row("<image>", image="frame_1.png")
+    with pytest.raises(RowError, match=r"Did you mean 'frame_1\.jpg'"):
+        read_conversation(row, SETTINGS, tmp_path)
+    monkeypatch.setattr("vega3d_plugin.training.conversation.LISTED", 0)
+    with pytest.raises(RowError, match=r"frame_1\.png does not exist$"):
+        read_conversation(row, SETTINGS, tmp_path)
+
+
 def test_skipped_rows_are_counted_and_listed(media: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path, [row for row, _ in BAD.values()] + [llava_row("Fine?")])
     settings = SETTINGS.model_copy(update={"media_root": str(media), "skip_bad_rows": True})

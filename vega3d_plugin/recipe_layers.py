@@ -214,9 +214,10 @@ def _expand(layers: Layers, blocks: Collection[str] | None) -> None:
                 return os.environ[name]
             layers.unset[name] = str(declared[name])
             if blocks is None or keys[0] in blocks:
+                setting = ".".join(key for key in keys if isinstance(key, str))
                 layers.wrong(
                     f"needs the environment variable {name}, which is not set: {declared[name]}. Set it "
-                    f"(`export {name}=...`) or override the setting",
+                    f"(`export {name}=...`) or override the setting (`{setting}=...`)",
                     keys,
                 )
             return found[0]

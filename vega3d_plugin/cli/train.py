@@ -40,8 +40,9 @@ def train(
 
     \b
       vega3d train qwen_vl/smoke --dry-run
-      vega3d train qwen_vl/lora_spatial_reasoning data.files=rows.jsonl
-      torchrun --nproc-per-node 8 -m vega3d_plugin.train RECIPE data.files=...
+      vega3d recipes cp qwen_vl/lora_spatial_reasoning mine.yaml
+      vega3d train mine.yaml data.files=rows.jsonl data.media_root=null
+      torchrun --nproc-per-node 8 -m vega3d_plugin.train mine.yaml
 
     Each checkpoint is whole or not there, with `vega3d_run.json` beside the
     weights: recipe, versions, seeds, git. Load it with

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +16,8 @@ from .errors import RowError
 from .settings import DataSettings
 
 Kind = Literal["image", "video"]
+#: A folder of more entries is not searched for names like a missing one.
+LISTED = 200
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
 
@@ -170,10 +174,19 @@ class _Media:
         if not path.is_absolute() and self.root is not None:
             path = self.root / path
         if not path.exists():
-            near = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
             where = "" if path.parent.is_dir() else f", nor does the folder {path.parent}"
-            raise RowError(f"{path} does not exist{where}.{near_misses(path.name, near)}".rstrip("."))
+            raise RowError(f"{path} does not exist{where}.{near_misses(path.name, _beside(path))}".rstrip("."))
         return path
+
+
+def _beside(path: Path) -> list[str]:
+    """Names of the files beside it; none of a large folder, which cannot be searched for each of many rows."""
+    if not path.parent.is_dir():
+        return []
+    # Path.iterdir would list it all first.
+    with os.scandir(path.parent) as entries:
+        names = [entry.name for entry in islice(entries, LISTED + 1)]
+    return sorted(names) if len(names) <= LISTED else []
 
 
 def _style(row: Mapping[str, Any]) -> str:
