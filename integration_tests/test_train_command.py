@@ -200,9 +200,12 @@ def test_ctrl_c_during_a_save_leaves_the_last_checkpoint_whole(monkeypatch: pyte
             signal.raise_signal(signal.SIGINT)
         plain(self, output_dir)
 
+    # Where tests run in the background, the shell has Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with monkeypatch.context() as patched:
         patched.setattr(transformers.Trainer, "_save_rng_state", interrupted)
         result = invoke(QWEN, "train.output_dir=out", *LORA)
+    signal.signal(signal.SIGINT, before)
     assert result.exit_code == 130
     assert re.search(r"Interrupted\. out/checkpoint-2 is whole; go on with --resume", result.output)
     assert [path.name for path in checkpoints(Path("out"))] == ["checkpoint-2"]
