@@ -15,6 +15,7 @@ import transformers
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
 from vega3d_plugin.running import make_session, parse_command, run
@@ -63,12 +64,16 @@ def said(stderr: str) -> list[str]:
 
 @contextmanager
 def scripts_own() -> Iterator[None]:
-    """Take back what one of the scripts, as its model does, puts into transformers."""
+    """Take back what scripts put into transformers: VG-LLM's optimiser, and classes that come with a checkpoint."""
     create = transformers.Trainer.create_optimizer
+    registered = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING._extra_content
+    classes = dict(registered)
     try:
         yield
     finally:
         transformers.Trainer.create_optimizer = create
+        registered.clear()
+        registered.update(classes)
 
 
 def logits(model: nn.Module) -> Tensor:

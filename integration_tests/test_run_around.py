@@ -185,7 +185,7 @@ class TestTheScriptsOwn:
         assert any("is in a group of its own, lr 0.0003" in line for line in lines)
 
 
-SHARDED = BUILD + "for p in model.model.visual.vega3d.parameters(): p.ds_numel = p.numel()\n"
+SHARDED = BUILD + "import vega3d\nfor p in vega3d.get_handle(model).parameters(): p.ds_numel = p.numel()\n"
 
 
 class TestSharded:
@@ -200,7 +200,7 @@ class TestSharded:
             "sys.argv[2])",
             "import peft\n"
             "model = peft.get_peft_model(model, peft.LoraConfig(target_modules=['q_proj']))\n"
-            "for p in model.base_model.model.model.visual.vega3d.parameters(): p.ds_numel = p.numel()\n"
+            "for p in vega3d.get_handle(model).parameters(): p.ds_numel = p.numel()\n"
             "model.save_pretrained(sys.argv[2], state_dict={n: p for n, p in model.state_dict().items() "
             "if 'lora_' in n})",
         ],
