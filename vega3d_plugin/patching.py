@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from .plugins import plugin_manager
 from .priors.base import Prior
 from .priors.load import load_prior, resolve
 from .seams import HostAdapter, Seam, SeamPoint
+from .warnings import Vega3dWarning
 
 log = logging.getLogger("vega3d")
 
@@ -148,6 +150,7 @@ def patch(
     loaded = prior if isinstance(prior, Prior) else load_prior(settings.prior)
     if loaded.settings is not None:
         settings = settings.model_copy(update={"prior": loaded.settings})
+        _tell_idle(settings)
     if store is not None and not isinstance(store, FeatureStore):
         store = FeatureStore(store)
     if store is not None:
@@ -273,6 +276,24 @@ def _settings(
         described = prior.settings or PriorSettings.model_construct(name=type(prior).__name__)
         return settings.model_copy(update={"prior": described})
     return settings.model_copy(update={"prior": resolve(settings.prior)})
+
+
+def _tell_idle(settings: BranchSettings) -> None:
+    """Warn of settings that have no effect in this company."""
+    if settings.history > 1 and settings.prior.context == "frame":
+        warnings.warn(
+            f"history={settings.history} has no effect with context='frame', in which the prior sees each picture "
+            "alone. Pass context='views'.",
+            Vega3dWarning,
+            stacklevel=3,
+        )
+    if settings.fusion.name == "context_gated":
+        warnings.warn(
+            "The fuser 'context_gated' is a plain token gate here: no host hands its instruction to the branch. Take "
+            "fusion='token_gated_residual', which also starts as identity.",
+            Vega3dWarning,
+            stacklevel=3,
+        )
 
 
 def _plain(model: nn.Module) -> nn.Module:
