@@ -42,6 +42,8 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "100")
+    # Set by every run; put back after it.
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
@@ -183,6 +185,12 @@ def test_a_checkpoint_of_another_recipe_is_refused_before_the_model_is_loaded(
         job("elsewhere", "prior.seed=3", resume_from=Path("out/checkpoint-2"))
     with pytest.raises(Vega3dError, match="holds another run"):
         job("out")
+    # Nor does it go on in a folder that is not the run's own.
+    Path("elsewhere").mkdir()
+    (Path("elsewhere") / "holiday.jpg").touch()
+    for options in ({"resume": True}, {"resume_from": Path("out/checkpoint-2")}):
+        with pytest.raises(Vega3dError, match="elsewhere is not empty"):
+            job("elsewhere", **options)
 
 
 # Saving
@@ -295,6 +303,9 @@ def test_half_precision_and_checkpointing_train() -> None:
     half = job("half", "host.dtype=bfloat16", "train.max_steps=2")
     assert half.arguments.bf16
     last = half.run()
+    # Nor does a run take over another's, or the launcher's.
+    assert job("again", "train.gradient_checkpointing=false", "train.max_steps=2").run()
+    assert losses(Path("again/checkpoint-2")) == losses(plain) != losses(last)
     assert {value.dtype for value in weights(last).values()} <= {torch.float32, torch.uint8}
     assert losses(last) == pytest.approx(losses(plain), rel=0.05)
 

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,6 +81,9 @@ def make_arguments(recipe: RecipeSettings, train: TrainSettings, output: Path) -
         # Rows are encoded by our own data set, videos too; TRL is to leave them as they are.
         length = "max_length" if "max_length" in fields else "max_seq_length"
         values |= {"dataset_kwargs": {"skip_prepare_dataset": True}, length: None}
+    # The recipe's word, as the plan and the manifest have it: transformers would take the launcher's where there is no
+    # autocast, and transformers 4.50 leaves that of one run to the next in the same process.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if values["bf16"] else "no"
     try:
         arguments = config_class(**values)
     except (ValueError, TypeError, ImportError) as error:
