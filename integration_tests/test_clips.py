@@ -132,6 +132,7 @@ def test_every_context_and_projector_fits_the_grid(host: Host, context: str) -> 
         assert not torch.equal(logits(model, batch), before)
 
 
+@pytest.mark.filterwarnings("ignore:The fuser 'context_gated' is a plain token gate")
 @pytest.mark.parametrize("fusion", vega3d.list_fusers())
 def test_every_fusion_runs_and_trains(fusion: str) -> None:
     host = ROWS[0]
