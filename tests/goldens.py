@@ -22,14 +22,21 @@ class Golden:
     outputs: dict[str, Tensor]
 
 
+def find(name: str) -> Path:
+    """The JSON of a reference, such as ``wan_vae`` or ``space/max_coverage``; a set may lie in one folder."""
+    path = FOLDER / f"{name}.json"
+    return path if path.is_file() else FOLDER / path.name
+
+
 def load(name: str) -> Golden:
-    tensors = load_file(FOLDER / f"{name}.safetensors")
+    path = find(name)
+    weights = path.with_suffix(".safetensors")
+    tensors = load_file(weights) if weights.is_file() else {}
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    info = json.loads((FOLDER / f"{name}.json").read_text())
-    return Golden(info, part("inputs."), part("weights."), part("outputs."))
+    return Golden(json.loads(path.read_text()), part("inputs."), part("weights."), part("outputs."))
 
 
 def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
