@@ -19,8 +19,12 @@ from .projectors import build_projector
 from .record import library_version as _library_version
 from .released import load_released
 from .saving import load_pretrained, save_pretrained
+from .registry import load_with as _load_with
 from .seams import HostAdapter, Seam, SeamPoint
 from .warnings import Vega3dWarning
+
+# Tables of names that are asked before they are full load the plugins first.
+_load_with(plugin_manager)
 
 __version__ = _library_version()
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .errors import SettingsError, UnknownNameError, near_misses
 from .projectors import PROJECTORS
+from .registry import FUSERS, PRIORS
 
 S = TypeVar("S", bound="Settings")
 # Strict: a quoted number or a truth value in a YAML file is a mistake, not a number.
@@ -127,11 +128,8 @@ class PriorSettings(Settings):
     @classmethod
     def _own(cls, values: Any) -> Any:
         """A family's own settings may be given by their names, beside those that all priors have."""
-        from .plugins import plugin_manager
-
-        priors = plugin_manager().priors
         name = values.get("name", cls.model_fields["name"].default) if isinstance(values, Mapping) else None
-        options = priors.get(name).options if name in priors.names() else None
+        options = PRIORS.get(name).options if name in PRIORS else None
         if options is None:
             return values
         known = list(options.model_fields)
@@ -145,9 +143,7 @@ class PriorSettings(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        from .plugins import plugin_manager
-
-        return _known_name("prior", name, plugin_manager().priors.names())
+        return _known_name("prior", name, PRIORS.names())
 
     @field_validator("pretrained", "dtype", "device", mode="before")
     @classmethod
@@ -183,9 +179,7 @@ class FusionSettings(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        from .plugins import plugin_manager
-
-        return _known_name("fuser", name, plugin_manager().fusers.names())
+        return _known_name("fuser", name, FUSERS.names())
 
 
 class ProjectorSettings(Settings):

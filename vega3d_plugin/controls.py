@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .errors import FusionError
 from .fusers.gated import GatedFuser
 from .patching import get_handle
-from .plugins import plugin_manager
+from .registry import FUSERS
 
 
 @contextmanager
@@ -28,8 +28,7 @@ def record_gates(model: nn.Module) -> Iterator[list[Tensor]]:
     branch = get_handle(model).branch
     fuser = branch.fuser
     if not isinstance(fuser, GatedFuser):
-        fusers = plugin_manager().fusers
-        gated = ", ".join(n for n in fusers.names() if issubclass(fusers.get(n), GatedFuser))
+        gated = ", ".join(n for n in FUSERS.names() if issubclass(FUSERS.get(n), GatedFuser))
         raise FusionError(f"Fusion {fuser.name!r} has no gate to record. These have: {gated}.")
     gates: list[Tensor] = []
     branch.gates = gates

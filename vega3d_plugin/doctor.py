@@ -36,7 +36,7 @@ from .errors import HostError, Vega3dError
 from .hooks import SeamMissedWarning
 from .host_loading import check_supported, load_host, load_processor, read_source
 from .patching import find_host, is_patched, patch, unpatch
-from .plugins import plugin_manager
+from .registry import HOSTS, PRIORS
 from .priors.base import Prior
 from .priors.load import load_prior
 from .priors.tiny_wan import RandomWeightsWarning
@@ -98,9 +98,9 @@ def diagnose(
             loaded.
     """
     steps = HOST_STEPS
-    plugin_manager().priors.get(prior)
+    PRIORS.get(prior)
     if host is not None:
-        plugin_manager().hosts.get(host)
+        HOSTS.get(host)
     if branch is not None:
         steps = BRANCH_STEPS
         read_saved(branch)

@@ -15,7 +15,7 @@ from torch import nn
 from .checkpoint import CONFIG_FILE
 from .errors import HostError
 from .patching import find_host
-from .plugins import plugin_manager
+from .registry import HOSTS
 from .seams import seen_with
 from .sources import local_folder
 
@@ -210,7 +210,7 @@ def _elsewhere(source: str | Path, names: Sequence[str]) -> str:
     """What to do with a class that an adapter knows and the installed transformers does not; else empty."""
     import transformers
 
-    for adapter in plugin_manager().hosts:
+    for adapter in HOSTS:
         for name in names:
             if name in adapter.classes and not hasattr(transformers, name):
                 return (
@@ -223,7 +223,7 @@ def _elsewhere(source: str | Path, names: Sequence[str]) -> str:
 
 def _seen(names: Sequence[str]) -> str:
     """The versions with which a host of one of these classes was seen to work, for the end of a message."""
-    for adapter in plugin_manager().hosts:
+    for adapter in HOSTS:
         if seen_with(adapter) and not {*names}.isdisjoint(adapter.classes):
             return f" Host {adapter.name!r} was seen to work with {seen_with(adapter)}."
     return ""

@@ -5,18 +5,15 @@ from __future__ import annotations
 from torch import nn
 
 from .hookspecs import hookimpl
+from .registry import HOSTS
 
 
 @hookimpl(trylast=True)
 def vega3d_match_host(model: nn.Module) -> str | None:
     """The first registered adapter, by name, whose ``matches`` says yes."""
-    from .plugins import plugin_manager
-
-    return next((adapter.name for adapter in plugin_manager().hosts if adapter.matches(model)), None)
+    return next((adapter.name for adapter in HOSTS if adapter.matches(model)), None)
 
 
 def list_hosts() -> list[str]:
     """Names of all registered hosts."""
-    from .plugins import plugin_manager
-
-    return plugin_manager().hosts.names()
+    return HOSTS.names()

@@ -16,7 +16,7 @@ import pluggy
 
 from . import hookspecs
 from .errors import PluginError
-from .registry import Registry
+from .registry import FUSERS, HOSTS, PRIORS, Registry
 
 if TYPE_CHECKING:
     from .fusers.base import Fuser
@@ -37,14 +37,21 @@ class PluginManager:
     """Loads plugins and holds the registries that they fill.
 
     Attributes:
-        hosts, priors, fusers: what the plugins registered.
+        hosts, priors, fusers: what the plugins registered; the tables given, else tables of its own.
         broken: name of each plugin that failed to load, with its error; the others are loaded all the same.
     """
 
-    def __init__(self, *, load_entry_points: bool = True) -> None:
-        self.hosts: Registry[HostAdapter] = Registry("host")
-        self.priors: Registry[PriorSpec] = Registry("prior")
-        self.fusers: Registry[type[Fuser]] = Registry("fuser")
+    def __init__(
+        self,
+        *,
+        load_entry_points: bool = True,
+        hosts: Registry[HostAdapter] | None = None,
+        priors: Registry[PriorSpec] | None = None,
+        fusers: Registry[type[Fuser]] | None = None,
+    ) -> None:
+        self.hosts = Registry("host") if hosts is None else hosts
+        self.priors = Registry("prior") if priors is None else priors
+        self.fusers = Registry("fuser") if fusers is None else fusers
         self.broken: dict[str, str] = {}
         self.loaded: dict[str, str] = {}
         self._pluggy = pluggy.PluginManager(hookspecs.PROJECT)
@@ -135,7 +142,7 @@ def plugin_manager() -> PluginManager:
     with _lock:
         if _manager is None:
             # Kept before the plugins are loaded, because they may use the library while they are imported.
-            _manager = PluginManager(load_entry_points=False)
+            _manager = PluginManager(load_entry_points=False, hosts=HOSTS, priors=PRIORS, fusers=FUSERS)
             if os.environ.get("VEGA3D_NO_ENTRY_POINTS") != "1":
                 _manager.load_entry_points()
         return _manager

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 from .config import FusionSettings, PriorSettings, Settings, _fields_at
 from .errors import SettingsError, Vega3dError, near_misses
 from .hooks import CHILD
-from .plugins import plugin_manager
+from .registry import FUSERS
 from .priors.load import resolve
 from .recipe_layers import Layers
 from .recipe_problems import Keys
@@ -167,9 +167,8 @@ def _prior(values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
 
 def _fusion(values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
     fusion = _valid(FusionSettings, values.get("fusion") or {})
-    fusers = plugin_manager().fusers
-    if fusion is not None and fusion.init == "identity" and fusers.get(fusion.name).identity is None:
-        able = ", ".join(name for name in fusers.names() if fusers.get(name).identity is not None)
+    if fusion is not None and fusion.init == "identity" and FUSERS.get(fusion.name).identity is None:
+        able = ", ".join(name for name in FUSERS.names() if FUSERS.get(name).identity is not None)
         yield (
             ("fusion", "init"),
             f"fuser {fusion.name!r} cannot start as identity. Write `init: released`, or take one that can: {able}",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, field_validator
 
 from .config import BranchSettings, Int, Positive, PriorSettings, Settings, _known_name
-from .plugins import plugin_manager
+from .registry import HOSTS
 from .recipe_layers import VERSION
 from .training.settings import DataSettings, TrainSettings, TuneSettings
 
@@ -36,7 +36,7 @@ class HostSettings(Settings):
     @field_validator("adapter")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _known_name("host", name, plugin_manager().hosts.names())
+        return _known_name("host", name, HOSTS.names())
 
 
 class RecipeSettings(BranchSettings):

@@ -1,11 +1,16 @@
-"""A named collection that answers unknown names with near misses."""
+"""The tables of names: hosts, priors, fusers. A table that is asked before it is full has the plugins loaded first."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from .errors import PluginError, UnknownNameError
+
+if TYPE_CHECKING:
+    from .fusers.base import Fuser
+    from .priors.base import PriorSpec
+    from .seams import HostAdapter
 
 T = TypeVar("T")
 
@@ -15,10 +20,12 @@ class Registry(Generic[T]):
 
     Args:
         kind: what the things are, for messages (``fuser``, ``prior``, ``host``).
+        fill: called before each answer, so that a table may be filled when it is first asked.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, fill: Callable[[], object] | None = None) -> None:
         self.kind = kind
+        self._fill = fill or (lambda: None)
         self._things: dict[str, T] = {}
         self._plugins: dict[str, str] = {}
 
@@ -36,6 +43,7 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         """The thing of that name. Raises :class:`UnknownNameError` naming close matches."""
+        self._fill()
         try:
             return self._things[name]
         except (KeyError, TypeError):
@@ -47,14 +55,36 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names, sorted."""
+        self._fill()
         return sorted(self._things)
 
     def plugin_of(self, name: str) -> str:
         """The plugin that registered ``name``."""
+        self._fill()
         return self._plugins[name]
 
     def __contains__(self, name: object) -> bool:
+        self._fill()
         return name in self._things
 
     def __iter__(self) -> Iterator[T]:
         return iter([self._things[name] for name in self.names()])
+
+
+_loaders: list[Callable[[], object]] = []
+
+
+def load_with(loader: Callable[[], object]) -> None:
+    """Say who loads the plugins: called whenever a table is asked, so it must be quick once they are loaded."""
+    _loaders[:] = [loader]
+
+
+def _load() -> None:
+    for loader in _loaders:
+        loader()
+
+
+#: What the plugins of this process registered.
+HOSTS: Registry[HostAdapter] = Registry("host", _load)
+PRIORS: Registry[PriorSpec] = Registry("prior", _load)
+FUSERS: Registry[type[Fuser]] = Registry("fuser", _load)

@@ -19,7 +19,7 @@ from .features.store import FeatureStore
 from .fusers.build import build_fuser
 from .patching import find_host, get_handle, is_patched, patch, unpatch
 from .peft_support import base_model
-from .plugins import plugin_manager
+from .registry import PRIORS
 from .priors.base import Prior
 from .priors.checkpoint import listing
 from .priors.load import load_prior, resolve
@@ -309,7 +309,7 @@ def _prior_values(
             f"{released.where} does not say which prior it was trained with, or names one that is not known here. Its "
             f"features have {released.inferred.feature_dim} channels: pass prior=..., see `vega3d ls priors`."
         )
-    dim = plugin_manager().priors.get(name).feature_dim
+    dim = PRIORS.get(name).feature_dim
     if dim is not None and dim != released.inferred.feature_dim:
         raise SavedBranchError(
             f"{released.where} was trained with features of {released.inferred.feature_dim} channels, the prior "

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import SavedBranchError
-from .plugins import plugin_manager
+from .registry import PRIORS
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -206,7 +206,7 @@ def _prior(
     name = _prior_name(layout, values, feature_dim, notes)
     if name is None:
         return None
-    spec = plugin_manager().priors.get(name)
+    spec = PRIORS.get(name)
     prior: dict[str, Any] = {"name": name, "context": "frame"}
     if "released" in spec.presets:
         prior["preset"] = "released"
@@ -240,7 +240,7 @@ def _prior_name(layout: Layout, values: Mapping[str, Any], feature_dim: int, not
         return None
     if tower is None:
         guess = "wan2.1-t2v-1.3b"
-        if plugin_manager().priors.get(guess).feature_dim != feature_dim:
+        if PRIORS.get(guess).feature_dim != feature_dim:
             return None
         notes.append(f"which prior is not recorded: {guess}, whose features have {feature_dim} channels too")
         return guess
@@ -254,7 +254,7 @@ def _prior_name(layout: Layout, values: Mapping[str, Any], feature_dim: int, not
             # There the tower's class decides; the task is left at its default when T2V is trained.
             task = f"{family}-{str(task).rpartition('-')[2]}"
         name = f"wan2.1-{str(task).lower()}"
-        return name if name in plugin_manager().priors.names() else None
+        return name if name in PRIORS else None
     return _TOWERS.get(str(tower))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .config import FusionSettings
 from .fusers.build import build_fuser
-from .plugins import plugin_manager
+from .registry import FUSERS
 
 PREFIX = "fuser."
 
@@ -50,7 +50,7 @@ def learned_scalars(tensors: Mapping[str, Tensor], fusion: FusionSettings | None
 
 
 def _start(fusion: FusionSettings, hidden_size: int) -> dict[str, float]:
-    if fusion.name not in plugin_manager().fusers:
+    if fusion.name not in FUSERS:
         return {}
     options = {"residual_scale": fusion.residual_scale} if fusion.name == "token_gated_residual" else {}
     with torch.random.fork_rng(devices=[]):

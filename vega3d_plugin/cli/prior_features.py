@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ..config import PriorSettings
 from ..errors import PriorError, SettingsError
-from ..plugins import plugin_manager
+from ..registry import PRIORS
 from ..priors.base import Prior
 from ..priors.devices import usable
 from ..priors.frozen import FrozenPrior
@@ -65,7 +65,7 @@ def features(
 
     if picture is not None and no_picture:
         raise typer.BadParameter("--picture and --no-picture exclude each other.")
-    plugin_manager().priors.get(prior)
+    PRIORS.get(prior)
     values = parse_changes(change or [])
     for option, value in {"pretrained": pretrained, "device": device}.items():
         if value is not None and option in values:

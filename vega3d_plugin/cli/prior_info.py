@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config import PriorSettings, Settings
-from ..plugins import plugin_manager
+from ..registry import PRIORS
 from ..priors.base import PriorSpec
 from ..priors.fast import Reduction
 from ..priors.frozen import FrozenPrior
@@ -52,7 +52,7 @@ def info(
       vega3d prior info wan2.1-t2v-1.3b
       vega3d prior info wan2.1-t2v-1.3b --preset released
     """
-    spec = plugin_manager().priors.get(name)
+    spec = PRIORS.get(name)
     found = describe(spec, preset)
     if as_json:
         print_json(found)
@@ -90,7 +90,7 @@ def describe(spec: PriorSpec, preset: str | None = None) -> dict[str, Any]:
         "taps": spec.taps,
         "contexts": list(spec.contexts),
         "prompt": spec.prompt is not None,
-        "plugin": plugin_manager().priors.plugin_of(spec.name),
+        "plugin": PRIORS.plugin_of(spec.name),
         "settings": _resolved(spec, preset),
         "presets": {name: _changes(default, _resolved(spec, name)) for name in spec.presets},
         "options": options_of(spec),
@@ -118,7 +118,7 @@ def options_of(spec: PriorSpec) -> list[dict[str, Any]] | None:
 def reductions_of(spec: PriorSpec) -> Sequence[Reduction]:
     """What its fast path is made of; empty where that cannot be known before loading."""
     kind = spec.kind
-    if kind is None and plugin_manager().priors.plugin_of(spec.name) == "builtin_priors":
+    if kind is None and PRIORS.plugin_of(spec.name) == "builtin_priors":
         kind = FrozenPrior  # those that all built-in priors share
     return getattr(kind, "reductions", ())
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ..config import PriorSettings
 from ..errors import PriorError
-from ..plugins import plugin_manager
+from ..registry import PRIORS
 from ..priors.empty_prompt import SAVED_NAME
 from ..priors.load import resolve
 from .output import out, print_pairs, yellow_warnings
@@ -36,7 +36,7 @@ def export_prompt(
       vega3d prior export-prompt wan2.1-t2v-1.3b --pretrained weights/wan
                                    --out weights/wan/empty_prompt.safetensors
     """
-    priors = plugin_manager().priors
+    priors = PRIORS
     spec = priors.get(name)
     if spec.prompt is None:
         those = ", ".join(other.name for other in priors if other.prompt is not None)

@@ -6,7 +6,7 @@ import inspect
 from typing import Any, Literal
 
 from ..errors import FusionError, near_misses
-from ..plugins import plugin_manager
+from ..registry import FUSERS
 from .base import Fuser
 
 Init = Literal["identity", "released"]
@@ -28,8 +28,7 @@ def build_fuser(name: str, hidden_size: int, *, init: Init = "released", **optio
         UnknownNameError: no such fuser; the message names close matches.
         FusionError: unknown option, or ``init="identity"`` for a method that cannot start as one.
     """
-    fusers = plugin_manager().fusers
-    fuser_class = fusers.get(name)
+    fuser_class = FUSERS.get(name)
     accepted = {p for p in inspect.signature(fuser_class).parameters if p not in ("self", "hidden_size")}
     released = {"num_heads", "num_layers", "dropout"}
     unknown = sorted(set(options) - accepted - released)
@@ -40,7 +39,7 @@ def build_fuser(name: str, hidden_size: int, *, init: Init = "released", **optio
             f"Options: {', '.join(sorted(accepted)) or 'none'}."
         )
     if init == "identity" and fuser_class.identity is None:
-        able = ", ".join(n for n in fusers.names() if fusers.get(n).identity is not None)
+        able = ", ".join(n for n in FUSERS.names() if FUSERS.get(n).identity is not None)
         raise FusionError(
             f"Fusion {name!r} cannot start as identity: it replaces or normalises the semantic tokens. "
             f"Use init='released', or one of: {able}."
@@ -55,4 +54,4 @@ def build_fuser(name: str, hidden_size: int, *, init: Init = "released", **optio
 
 def list_fusers() -> list[str]:
     """Names of all registered fusers."""
-    return plugin_manager().fusers.names()
+    return FUSERS.names()

@@ -15,7 +15,7 @@ from torch import nn
 from ..host_loading import load_host, load_processor, read_source
 from ..lora_targets import check_lora_targets
 from ..patching import get_handle, is_patched, patch
-from ..plugins import plugin_manager
+from ..registry import HOSTS
 from ..recipe_schema import TINY, HostSettings, RecipeSettings
 from ..recipes import branch_settings
 from .errors import TrainError
@@ -105,7 +105,7 @@ def check_host(host: HostSettings) -> None:
     """
     import transformers
 
-    adapter: Any = plugin_manager().hosts.get(host.adapter)
+    adapter: Any = HOSTS.get(host.adapter)
     tiny = host.model == TINY
     if tiny and _tiny_module(host.adapter) is not None:
         return
@@ -156,7 +156,7 @@ def _with_lora(model: Any, lora: Mapping[str, Any], parts: Mapping[str, PartSett
 
 def _tiny_module(adapter: str) -> str | None:
     """The adapter's module ``tiny``, or one of its own where a package has several adapters."""
-    package, _, module = type(plugin_manager().hosts.get(adapter)).__module__.partition(".")
+    package, _, module = type(HOSTS.get(adapter)).__module__.partition(".")
     names = (f"{package}.tiny_{module.removesuffix('_adapter')}", f"{package}.tiny")
     return next((name for name in names if importlib.util.find_spec(name) is not None), None)
 
