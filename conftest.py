@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
+from vega3d_plugin.priors.wan.tiny import RandomWeightsWarning
 
 # More threads than cores, times several test processes, is twenty times slower than one.
 torch.set_num_threads(int(os.environ.get("VEGA3D_TEST_THREADS", "1")))

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 import vega3d
-from vega3d_plugin.demo.video import write_video
-from vega3d_plugin.evaluated_host import limit_pixels
-from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
+from vega3d_plugin.evaluation.harness_host import limit_pixels
+from vega3d_plugin.priors.wan.tiny import RandomWeightsWarning
+from vega3d_plugin.scenes.video import write_video
 from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
 
 DOCS = [

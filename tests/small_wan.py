@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import vega3d
-from vega3d_plugin.priors.wan import WanPrior
+from vega3d_plugin.priors.wan.prior import WanPrior
 
 # Small enough for a CPU, and no square, so that height and width cannot be swapped unseen.
 SIZE = (32, 48)

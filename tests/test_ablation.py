@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vega3d_plugin.ablation import Ablation, Difference, Score, bootstrap, differences, same_answer
+from vega3d_plugin.evaluation.ablation import Ablation, Difference, Score, bootstrap, differences, same_answer
 
 
 def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:

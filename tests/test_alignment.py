@@ -9,7 +9,7 @@ from torch import Tensor
 
 import vega3d
 from vega3d import TokenGrid, align
-from vega3d_plugin.errors import AlignmentError
+from vega3d_plugin.contracts.errors import AlignmentError
 
 
 def in_time(*values: float) -> Tensor:

@@ -19,12 +19,12 @@ from small_wan import close, frames
 from torch import Tensor, nn
 
 import vega3d
-from vega3d_plugin.config import PriorSettings
-from vega3d_plugin.errors import FramesError, PriorError, SavedBranchError, SettingsError
+from vega3d_plugin.contracts.errors import FramesError, PriorError, SavedBranchError, SettingsError
+from vega3d_plugin.contracts.settings import PriorSettings
 from vega3d_plugin.features import FeatureStore
-from vega3d_plugin.priors import function as module
-from vega3d_plugin.priors.frames import resize_crop, resize_stretch
-from vega3d_plugin.priors.function import CallablePrior, import_string, trust
+from vega3d_plugin.priors.frozen.resizing import resize_crop, resize_stretch
+from vega3d_plugin.priors.yours import function as module
+from vega3d_plugin.priors.yours.function import CallablePrior, import_string, trust
 
 HERE = f"{__name__}:pooled"
 

@@ -17,13 +17,13 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import vega3d
-from vega3d_plugin import environment
+from vega3d_plugin.branch.learned_scalars import learned_scalars
 from vega3d_plugin.cli import main, output
 from vega3d_plugin.cli.app import HELP, app
-from vega3d_plugin.errors import SavedBranchError
-from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
-from vega3d_plugin.recipes import list_recipes
-from vega3d_plugin.scalars import learned_scalars
+from vega3d_plugin.contracts.errors import SavedBranchError
+from vega3d_plugin.hosts import installed as environment
+from vega3d_plugin.priors.wan.tiny import RandomWeightsWarning
+from vega3d_plugin.recipes.library import list_recipes
 from vega3d_qwen_vl.tiny import tiny_model
 
 SCRIPT = Path(sys.executable).with_name("vega3d")

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from test_released import LLAVA, TOWER, llava_tensors, qwen_tensors, write
 from typer.testing import CliRunner, Result
 
-from vega3d_plugin.checkpoint import read_saved
+from vega3d_plugin.checkpoints.reading import read_saved
 from vega3d_plugin.cli import output
 from vega3d_plugin.cli.app import app
 

@@ -24,18 +24,20 @@ from toys.wan import write as write_toy
 from typer.testing import CliRunner, Result
 
 import vega3d
-from vega3d_plugin.cli import main, output, prior_features
+from vega3d_plugin.cli import main, output
 from vega3d_plugin.cli.app import app
-from vega3d_plugin.cli.frames import as_clip, read_frames
-from vega3d_plugin.cli.prior_features import parse_changes
-from vega3d_plugin.cli.prior_info import attributes, describe, type_text
-from vega3d_plugin.config import PriorSettings, Settings
-from vega3d_plugin.demo.room import render_room
-from vega3d_plugin.demo.video import read_video, write_video
-from vega3d_plugin.errors import FramesError, VideoError
-from vega3d_plugin.priors.frozen import FrozenPrior
-from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
-from vega3d_plugin.priors.wan import WanPrior
+from vega3d_plugin.cli.prior import features as prior_features
+from vega3d_plugin.cli.prior.features import parse_changes
+from vega3d_plugin.cli.prior.frames import as_clip
+from vega3d_plugin.cli.prior.info import attributes, describe, type_text
+from vega3d_plugin.contracts.errors import FramesError, VideoError
+from vega3d_plugin.contracts.settings import PriorSettings, Settings
+from vega3d_plugin.priors.frozen.prior import FrozenPrior
+from vega3d_plugin.priors.wan.prior import WanPrior
+from vega3d_plugin.priors.wan.tiny import RandomWeightsWarning
+from vega3d_plugin.scenes.images import read_frames
+from vega3d_plugin.scenes.rendered import render_room
+from vega3d_plugin.scenes.video import read_video, write_video
 
 WAN = "wan2.1-t2v-1.3b"
 
@@ -421,7 +423,7 @@ def test_settings_reach_the_prior(here: Path) -> None:
 
 def test_the_picture_of_a_video_shows_the_first_frame_of_each_step(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr("vega3d_plugin.demo.pictures.feature_picture", lambda *args: calls.append(args))
+    monkeypatch.setattr("vega3d_plugin.analysis.pictures.feature_picture", lambda *args: calls.append(args))
     shown("features", "room.mp4", "--prior", "tiny-wan", "--frames", "7", "--set", "context=video", "--set", "tap=0")
     frames, maps, _, title, firsts, labels = calls[0]
     assert (len(frames), len(maps)) == (7, 3)

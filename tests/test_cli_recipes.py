@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 
 from vega3d_plugin.cli import output
 from vega3d_plugin.cli.app import app
-from vega3d_plugin.errors import UnknownNameError
-from vega3d_plugin.recipes import RecipeError, examine_recipe, find_recipe, list_recipes, read_recipe
+from vega3d_plugin.contracts.errors import UnknownNameError
+from vega3d_plugin.recipes.library import RecipeError, examine_recipe, find_recipe, list_recipes, read_recipe
 
 NAME = "qwen_vl/lora_spatial_reasoning"
 SMOKE = "qwen_vl/smoke"

@@ -16,9 +16,9 @@ from toys.base import Toy
 from toys.cogvideox import TEXT, TOYS, write
 
 import vega3d
-from vega3d_plugin.errors import CheckpointError, FramesError, PriorError, PromptError
-from vega3d_plugin.priors.cogvideox import SPECS, CogVideoXPrior
-from vega3d_plugin.priors.flow_matching import draw_noise
+from vega3d_plugin.contracts.errors import CheckpointError, FramesError, PriorError, PromptError
+from vega3d_plugin.priors.diffusion.flow_matching import draw_noise
+from vega3d_plugin.priors.generators.cogvideox import SPECS, CogVideoXPrior
 
 TOY = {toy.prior: toy for toy in TOYS}
 NAMES = sorted(TOY)

@@ -19,10 +19,10 @@ from torch import Tensor
 from toys import Toy
 from toys.cosmos import TOYS
 
-from vega3d_plugin.errors import CheckpointError, PromptError, SettingsError
+from vega3d_plugin.contracts.errors import CheckpointError, PromptError, SettingsError
 from vega3d_plugin.plugins import plugin_manager
-from vega3d_plugin.priors.cosmos import Cosmos1Prior, CosmosPrior
-from vega3d_plugin.priors.flow_matching import draw_noise
+from vega3d_plugin.priors.diffusion.flow_matching import draw_noise
+from vega3d_plugin.priors.generators.cosmos import Cosmos1Prior, CosmosPrior
 
 TOLERANCE = 1e-5
 PREDICT2, TEXT2IMAGE, PREDICT1 = TOYS

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vega3d_plugin.demo import pictures
-from vega3d_plugin.demo.pictures import feature_picture, feature_rgb, gate_overlay
-from vega3d_plugin.errors import FramesError
+from vega3d_plugin.analysis import pictures
+from vega3d_plugin.analysis.pictures import feature_picture, feature_rgb, gate_overlay
+from vega3d_plugin.contracts.errors import FramesError
 
 T, H, W = 4, 120, 160
 

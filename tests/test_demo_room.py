@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from vega3d_plugin.demo.questions import Question, ask
-from vega3d_plugin.demo.room import ROOM, RoomClip, render_room, save_geometry
-from vega3d_plugin.errors import SettingsError
+from vega3d_plugin.contracts.errors import SettingsError
+from vega3d_plugin.evaluation.demo.questions import Question, ask
+from vega3d_plugin.scenes.rendered import ROOM, RoomClip, render_room, save_geometry
 
 SEEDS = (0, 1, 2)
 

@@ -8,11 +8,11 @@ import av
 import numpy as np
 import pytest
 
-from vega3d_plugin.clips import uniform_indices
-from vega3d_plugin.demo import video
-from vega3d_plugin.demo.room import render_room
-from vega3d_plugin.demo.video import read_video, write_video
-from vega3d_plugin.errors import FramesError, VideoError
+from vega3d_plugin.contracts.clips import uniform_indices
+from vega3d_plugin.contracts.errors import FramesError, VideoError
+from vega3d_plugin.scenes import video
+from vega3d_plugin.scenes.rendered import render_room
+from vega3d_plugin.scenes.video import read_video, write_video
 
 
 def numbered(count: int, size: tuple[int, int] = (32, 48)) -> np.ndarray:

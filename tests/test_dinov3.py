@@ -15,10 +15,10 @@ from torch import Tensor
 from toys import dinov3 as toy
 
 import vega3d
-from vega3d_plugin.errors import CheckpointError, PriorError
+from vega3d_plugin.contracts.errors import CheckpointError, PriorError
 from vega3d_plugin.plugins import plugin_manager
-from vega3d_plugin.priors import encoder
-from vega3d_plugin.priors.dinov3 import Dinov3Prior
+from vega3d_plugin.priors.encoders import encoder
+from vega3d_plugin.priors.encoders.dinov3 import Dinov3Prior
 
 here = pytest.mark.skipif(not toy.TOYS, reason="this transformers has no DINOv3")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

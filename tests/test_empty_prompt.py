@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import UMT5Config, UMT5EncoderModel
 
-from vega3d_plugin.errors import PromptError
-from vega3d_plugin.priors.empty_prompt import empty_prompt, save_empty_prompt
-from vega3d_plugin.priors.umt5 import names_from_wan
+from vega3d_plugin.contracts.errors import PromptError
+from vega3d_plugin.priors.prompts.one_vector import empty_prompt, save_empty_prompt
+from vega3d_plugin.priors.prompts.umt5 import names_from_wan
 
 # The module, whatever the package re-exports under the same name.
-module = importlib.import_module("vega3d_plugin.priors.empty_prompt")
+module = importlib.import_module("vega3d_plugin.priors.prompts.one_vector")
 
 DIM = 32
 
@@ -590,7 +590,7 @@ def test_wrong_original_file(folder):
 
 def test_import_is_light():
     code = (
-        "import sys, vega3d_plugin.priors.empty_prompt\n"
+        "import sys, vega3d_plugin.priors.prompts.one_vector\n"
         "print([name for name in ('transformers', 'diffusers') if name in sys.modules])"
     )
     root = Path(__file__).parents[1]

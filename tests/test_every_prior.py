@@ -17,10 +17,10 @@ from torch import Tensor
 from toys import Toy, all_toys
 
 import vega3d
-from vega3d_plugin.errors import CheckpointError, PriorError, Vega3dError
+from vega3d_plugin.contracts.errors import CheckpointError, PriorError, Vega3dError
 from vega3d_plugin.plugins import plugin_manager
-from vega3d_plugin.priors.diffusion import DiffusionPrior
-from vega3d_plugin.priors.frozen import FrozenPrior
+from vega3d_plugin.priors.diffusion.prior import DiffusionPrior
+from vega3d_plugin.priors.frozen.prior import FrozenPrior
 
 TOYS = all_toys()
 # Those with a choice of taps.

@@ -17,11 +17,11 @@ from small_wan import frames
 from torch import Tensor
 
 import vega3d
-from vega3d_plugin.clips import Clip, clip_key
-from vega3d_plugin.errors import CheckpointError, FramesError, PriorError, SavedBranchError, SettingsError
+from vega3d_plugin.contracts.clips import Clip, clip_key
+from vega3d_plugin.contracts.errors import CheckpointError, FramesError, PriorError, SavedBranchError, SettingsError
 from vega3d_plugin.features import FeatureStore
-from vega3d_plugin.priors.external import ExternalPrior
-from vega3d_plugin.priors.function import CallablePrior
+from vega3d_plugin.priors.yours.external import ExternalPrior
+from vega3d_plugin.priors.yours.function import CallablePrior
 
 CLIP = frames(3)
 KEY = clip_key(CLIP)

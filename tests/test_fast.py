@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from toys import wan, wan22, wan_vace
 from toys.base import Toy
 
-from vega3d_plugin.errors import PriorError
+from vega3d_plugin.contracts.errors import PriorError
 from vega3d_plugin.priors.fast import chosen
 from vega3d_plugin.priors.fast.linears import ConvolvedLinear
 from vega3d_plugin.priors.fast.modulation import FoldedBlock
 from vega3d_plugin.priors.fast.prompt import PromptAttention
 from vega3d_plugin.priors.fast.self_attention import FusedSelfAttention, rotate
 from vega3d_plugin.priors.fast.single_frame_vae import SingleFrameConv, SinglePassNorm
-from vega3d_plugin.priors.wan import WanPrior
+from vega3d_plugin.priors.wan.prior import WanPrior
 
 EXACT = 1e-4
 TOYS = {"wan2.1": wan.TOYS[0], "vace": wan_vace.TOYS[1], "wan2.2": wan22.TOYS[0]}

@@ -10,9 +10,9 @@ import torch
 from small_wan import close, frames, fresh, tiny
 from torch import nn
 
-from vega3d_plugin.errors import PriorError
-from vega3d_plugin.priors import frozen
-from vega3d_plugin.priors.memory import PriorMemoryError
+from vega3d_plugin.contracts.errors import PriorError
+from vega3d_plugin.priors.frozen import prior as frozen
+from vega3d_plugin.priors.frozen.memory import PriorMemoryError
 
 
 def test_the_default_dtype_is_half_on_cuda_where_it_exists(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import vega3d
-from vega3d_plugin.errors import FusionError, UnknownNameError
-from vega3d_plugin.fusers.base import Fuser
-from vega3d_plugin.fusers.gated import GatedFuser
+from vega3d_plugin.branch.fusers.gated import GatedFuser
+from vega3d_plugin.contracts.errors import FusionError, UnknownNameError
+from vega3d_plugin.contracts.fusers import Fuser
 
 D = 16
 ALL = [

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 import vega3d
-from vega3d_plugin.priors.stable_diffusion import StableDiffusionPrior
-from vega3d_plugin.priors.vae import VaePrior
+from vega3d_plugin.priors.encoders.image_vae import VaePrior
+from vega3d_plugin.priors.generators.stable_diffusion import StableDiffusionPrior
 
 TOLERANCE = 1e-4
 INFO = goldens.load("sd21_unet").info

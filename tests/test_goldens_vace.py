@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import vega3d
-from vega3d_plugin.priors.wan_vace import WanVacePrior
+from vega3d_plugin.priors.wan.vace import WanVacePrior
 
 TOLERANCE = 1e-4
 GOLDEN = goldens.load("wan_vace")

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 import vega3d
-from vega3d_plugin.priors.flow_matching import add_noise, noise_level, schedule
-from vega3d_plugin.priors.frames import resize_crop
-from vega3d_plugin.priors.wan import WanPrior
+from vega3d_plugin.priors.diffusion.flow_matching import add_noise, noise_level, schedule
+from vega3d_plugin.priors.frozen.resizing import resize_crop
+from vega3d_plugin.priors.wan.prior import WanPrior
 
 TOLERANCE = 1e-4
 
@@ -149,7 +149,7 @@ def test_resize_and_crop() -> None:
 
 
 def test_frame_sampling() -> None:
-    from vega3d_plugin.clips import uniform_indices
+    from vega3d_plugin.contracts.clips import uniform_indices
 
     golden = goldens.load("preprocess")
     for case in golden.info["resample_cases"]:
@@ -186,7 +186,7 @@ def test_exact_unnormalisation_where_the_released_guess_is_wrong(case: str) -> N
 
 @pytest.mark.parametrize("case", ["clip_noisy", "gauss", "uint8", "constant"])
 def test_frames_whose_range_the_released_code_clamps_or_rescales_are_refused(case: str) -> None:
-    from vega3d_plugin.clips import check_frames
+    from vega3d_plugin.contracts.clips import check_frames
 
     golden = goldens.load("preprocess")
     pixels = golden.inputs[f"range_{case}"]

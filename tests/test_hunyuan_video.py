@@ -17,10 +17,10 @@ from torch import Tensor
 from toys.hunyuan_video import TOYS
 
 import vega3d
-from vega3d_plugin.errors import CheckpointError, PromptError, SettingsError
+from vega3d_plugin.contracts.errors import CheckpointError, PromptError, SettingsError
 from vega3d_plugin.plugins import plugin_manager
-from vega3d_plugin.priors.flow_matching import draw_noise, schedule
-from vega3d_plugin.priors.hunyuan_video import HunyuanVideoPrior
+from vega3d_plugin.priors.diffusion.flow_matching import draw_noise, schedule
+from vega3d_plugin.priors.generators.hunyuan_video import HunyuanVideoPrior
 
 TOLERANCE = 1e-5
 (TOY,) = TOYS

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vega3d
-from vega3d_plugin.layers import MLP, Linear, Linears
+from vega3d_plugin.branch.layers import MLP, Linear, Linears
 
 # What PEFT looks for by class, and last parts of a module's name by which scripts pick a host's linears.
 SEARCHED_CLASSES = (nn.Linear, nn.Bilinear, nn.Embedding, nn.MultiheadAttention, nn.modules.conv._ConvNd)

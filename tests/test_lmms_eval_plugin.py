@@ -22,12 +22,11 @@ from harnesses import interpreter
 from PIL import Image
 
 import vega3d
-from vega3d_plugin.asking import encode_question
-from vega3d_plugin.errors import SavedBranchError, SettingsError
-from vega3d_plugin.evaluated_host import EvaluatedHost, EvaluationError, HostArguments
-from vega3d_plugin.recipes import list_recipes, read_recipe
-from vega3d_plugin.training.conversation import Medium, Turn
-from vega3d_plugin.training.errors import RowError
+from vega3d_plugin.contracts.errors import RowError, SavedBranchError, SettingsError
+from vega3d_plugin.evaluation.answers import encode_question
+from vega3d_plugin.evaluation.harness_host import EvaluatedHost, EvaluationError, HostArguments
+from vega3d_plugin.recipes.library import list_recipes, read_recipe
+from vega3d_plugin.training.rows.conversation import Medium, Turn
 from vega3d_qwen_vl.tiny import tiny_processor
 
 OPTIONS = {"max_new_tokens": 6, "temperature": 0, "do_sample": False}
@@ -276,9 +275,9 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         module = types.ModuleType(name)
         module.__dict__.update(values)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "vega3d_plugin.lmms_eval_model", raising=False)
-    yield importlib.import_module("vega3d_plugin.lmms_eval_model")
-    sys.modules.pop("vega3d_plugin.lmms_eval_model", None)
+    monkeypatch.delitem(sys.modules, "vega3d_plugin.evaluation.lmms_eval", raising=False)
+    yield importlib.import_module("vega3d_plugin.evaluation.lmms_eval")
+    sys.modules.pop("vega3d_plugin.evaluation.lmms_eval", None)
 
 
 def test_requests_are_answered_in_order(double: Any, root: Path) -> None:

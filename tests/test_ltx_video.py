@@ -14,9 +14,9 @@ from toys import t5
 from toys.ltx_video import TEXT, TOYS, write
 
 import vega3d
-from vega3d_plugin.errors import CheckpointError, PriorError, PromptError, SettingsError
-from vega3d_plugin.priors.flow_matching import draw_noise
-from vega3d_plugin.priors.ltx_video import SPECS, LTXVideoPrior
+from vega3d_plugin.contracts.errors import CheckpointError, PriorError, PromptError, SettingsError
+from vega3d_plugin.priors.diffusion.flow_matching import draw_noise
+from vega3d_plugin.priors.generators.ltx_video import SPECS, LTXVideoPrior
 
 (TOY,) = TOYS
 

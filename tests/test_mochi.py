@@ -15,10 +15,10 @@ from small_wan import apart, close
 from torch import Tensor
 from toys.mochi import TOYS
 
-from vega3d_plugin.errors import CheckpointError, PromptError, SettingsError
+from vega3d_plugin.contracts.errors import CheckpointError, PromptError, SettingsError
 from vega3d_plugin.plugins import plugin_manager
-from vega3d_plugin.priors.flow_matching import draw_noise
-from vega3d_plugin.priors.mochi import MochiPrior
+from vega3d_plugin.priors.diffusion.flow_matching import draw_noise
+from vega3d_plugin.priors.generators.mochi import MochiPrior
 
 TOLERANCE = 1e-5
 (TOY,) = TOYS

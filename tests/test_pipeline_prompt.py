@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from toys.t5 import TEXT_DIM, write_t5
 
-from vega3d_plugin.config import PriorSettings
-from vega3d_plugin.errors import PromptError
-from vega3d_plugin.priors import pipeline_prompt as module
-from vega3d_plugin.priors.pipeline_prompt import EmptyTextTokenizer, pipeline_prompt, prompt_tensor
+from vega3d_plugin.contracts.errors import PromptError
+from vega3d_plugin.contracts.settings import PriorSettings
+from vega3d_plugin.priors.prompts import by_pipeline as module
+from vega3d_plugin.priors.prompts.by_pipeline import EmptyTextTokenizer, pipeline_prompt, prompt_tensor
 
 PATTERNS = ["text_encoder/*", "tokenizer/*", "model_index.json"]
 

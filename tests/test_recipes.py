@@ -16,10 +16,9 @@ from PIL import Image
 from torch import nn
 
 import vega3d
-from vega3d_plugin.errors import SettingsError, UnknownNameError
-from vega3d_plugin.evaluated_host import HostArguments
-from vega3d_plugin.recipe_yaml import parse_value
-from vega3d_plugin.recipes import (
+from vega3d_plugin.contracts.errors import SettingsError, UnknownNameError
+from vega3d_plugin.evaluation.harness_host import HostArguments
+from vega3d_plugin.recipes.library import (
     RecipeError,
     RecipeSettings,
     branch_settings,
@@ -28,7 +27,8 @@ from vega3d_plugin.recipes import (
     list_recipes,
     read_recipe,
 )
-from vega3d_plugin.training.building import check_host
+from vega3d_plugin.recipes.yaml import parse_value
+from vega3d_plugin.training.model.building import check_host
 from vega3d_qwen_vl.tiny import available_families, tiny_model, tiny_processor
 
 NAME = "qwen_vl/lora_spatial_reasoning"

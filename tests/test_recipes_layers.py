@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from vega3d_plugin.recipe_layers import leaves
-from vega3d_plugin.recipe_yaml import dump, parse_value, read_document
-from vega3d_plugin.recipes import RecipeError, branch_settings, examine_recipe, read_recipe
+from vega3d_plugin.recipes.layers import leaves
+from vega3d_plugin.recipes.library import RecipeError, branch_settings, examine_recipe, read_recipe
+from vega3d_plugin.recipes.yaml import dump, parse_value, read_document
 
 BASE = """\
 version: 1

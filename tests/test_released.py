@@ -17,8 +17,8 @@ from test_goldens_qwen import RecordedTower
 from torch import Tensor
 
 import vega3d
-from vega3d_plugin.errors import PatchError, SavedBranchError
-from vega3d_plugin.released import convert_released, read_released
+from vega3d_plugin.checkpoints.released.loading import convert_released, read_released
+from vega3d_plugin.contracts.errors import PatchError, SavedBranchError
 
 TOLERANCE = 1e-4
 TOWER = {
@@ -163,7 +163,7 @@ def test_keys_that_do_not_fit_change_nothing(golden) -> None:
 
 
 def test_weights_that_break_off_leave_no_branch(golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vega3d_plugin import released
+    from vega3d_plugin.checkpoints.released import loading as released
 
     def broken(pairs) -> int:
         raise OSError("the disk is gone")

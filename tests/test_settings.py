@@ -13,7 +13,7 @@ import yaml
 
 import vega3d
 from vega3d import BranchSettings, FusionSettings, PriorSettings, ProjectorSettings
-from vega3d_plugin.errors import SettingsError
+from vega3d_plugin.contracts.errors import SettingsError
 
 PLAIN = BranchSettings()
 FULL = BranchSettings(

@@ -17,13 +17,13 @@ from torch import Tensor
 from toys.stable_diffusion import PROMPT_LENGTH, PROMPT_WIDTH, WIDTHS, write
 
 import vega3d
-from vega3d_plugin.errors import CheckpointError, PriorError, PromptError
+from vega3d_plugin.contracts.errors import CheckpointError, PriorError, PromptError
 from vega3d_plugin.plugins import plugin_manager
-from vega3d_plugin.priors import checkpoint
-from vega3d_plugin.priors.checkpoint import DIFFUSERS, weight_files
-from vega3d_plugin.priors.flow_matching import draw_noise
+from vega3d_plugin.priors.diffusion.flow_matching import draw_noise
+from vega3d_plugin.priors.frozen import components as checkpoint
+from vega3d_plugin.priors.generators.stable_diffusion import StableDiffusionPrior
 from vega3d_plugin.priors.load import resolve
-from vega3d_plugin.priors.stable_diffusion import StableDiffusionPrior
+from vega3d_plugin.storage.weights import DIFFUSERS, weight_files
 
 SIZE = (64, 96)
 TAPS = 2 * len(WIDTHS) + 1

@@ -18,10 +18,10 @@ from torch import Tensor
 from toys.stable_video_diffusion import write
 
 import vega3d
-from vega3d_plugin.errors import CheckpointError, PriorError, SettingsError
-from vega3d_plugin.priors.flow_matching import draw_noise
+from vega3d_plugin.contracts.errors import CheckpointError, PriorError, SettingsError
+from vega3d_plugin.priors.diffusion.flow_matching import draw_noise
+from vega3d_plugin.priors.generators.stable_video_diffusion import CLIP_MEAN, CLIP_STD, StableVideoDiffusionPrior
 from vega3d_plugin.priors.load import resolve
-from vega3d_plugin.priors.stable_video_diffusion import CLIP_MEAN, CLIP_STD, StableVideoDiffusionPrior
 
 SIZE = (16, 24)
 STAGES = ["down_blocks.0", "down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2"]
@@ -230,7 +230,7 @@ def test_noise_does_not_depend_on_chunks_of_the_vae(folder: Path) -> None:
 def test_clips_picture_is_resized_as_in_the_pipeline(shape: tuple[int, int]) -> None:
     from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 
-    from vega3d_plugin.priors.stable_video_diffusion import resize_antialiased
+    from vega3d_plugin.priors.generators.stable_video_diffusion import resize_antialiased
 
     images = frames(2, *shape) * 2 - 1
     torch.testing.assert_close(resize_antialiased(images, (28, 28)), _resize_with_antialiasing(images, (28, 28)))

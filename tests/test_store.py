@@ -16,7 +16,7 @@ from torch import Tensor
 
 import vega3d
 from vega3d import FeatureStore
-from vega3d_plugin.errors import StoreError
+from vega3d_plugin.contracts.errors import StoreError
 from vega3d_plugin.features.store import dtype_key
 
 KEY, OTHER = "ab" * 16, "cd" * 16

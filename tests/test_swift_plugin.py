@@ -20,8 +20,8 @@ from PIL import Image
 
 import vega3d
 from vega3d_plugin import swift_plugin
-from vega3d_plugin.checkpoint import read_saved
-from vega3d_plugin.errors import HostError, SettingsError
+from vega3d_plugin.checkpoints.reading import read_saved
+from vega3d_plugin.contracts.errors import HostError, SettingsError
 from vega3d_plugin.swift_plugin import attach
 from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
 

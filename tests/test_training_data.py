@@ -18,17 +18,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vega3d_llava_video import tiny_transformers as llava
-from vega3d_plugin.clips import uniform_indices
-from vega3d_plugin.demo.video import write_video
-from vega3d_plugin.errors import SettingsError
-from vega3d_plugin.recipes import read_recipe
-from vega3d_plugin.training.conversation import Medium, read_conversation
+from vega3d_plugin.contracts.clips import uniform_indices
+from vega3d_plugin.contracts.errors import BadRowsError, BadRowWarning, RowError, SettingsError, TrainError
+from vega3d_plugin.recipes.blocks import DataSettings
+from vega3d_plugin.recipes.library import read_recipe
+from vega3d_plugin.scenes.video import write_video
 from vega3d_plugin.training.data import ConversationData, read_data
-from vega3d_plugin.training.encoding import Encoder
-from vega3d_plugin.training.errors import BadRowsError, BadRowWarning, RowError, TrainError
-from vega3d_plugin.training.media import load_video
-from vega3d_plugin.training.rows import Rows
-from vega3d_plugin.training.settings import DataSettings
+from vega3d_plugin.training.rows.conversation import Medium, read_conversation
+from vega3d_plugin.training.rows.encoding import Encoder
+from vega3d_plugin.training.rows.files import Rows
+from vega3d_plugin.training.rows.media import load_video
 from vega3d_qwen_vl import tiny as qwen
 
 SETTINGS = DataSettings(files=("x",), frames=4)
@@ -215,7 +214,7 @@ def test_a_large_folder_is_not_searched_for_each_missing_file(tmp_path: Path, mo
     row = llava_row("<image>", image="frame_1.png")
     with pytest.raises(RowError, match=r"Did you mean 'frame_1\.jpg'"):
         read_conversation(row, SETTINGS, tmp_path)
-    monkeypatch.setattr("vega3d_plugin.training.conversation.LISTED", 0)
+    monkeypatch.setattr("vega3d_plugin.training.rows.conversation.LISTED", 0)
     with pytest.raises(RowError, match=r"frame_1\.png does not exist$"):
         read_conversation(row, SETTINGS, tmp_path)
 
@@ -288,7 +287,7 @@ def test_decord_is_asked_for_the_same_frames(media: Path, monkeypatch: pytest.Mo
     import sys
     import types
 
-    from vega3d_plugin.demo.video import read_video
+    from vega3d_plugin.scenes.video import read_video
 
     plain = load_video(Medium("video", media / "a.mp4"), SETTINGS)
 

@@ -12,14 +12,12 @@ from torch import nn
 
 import vega3d
 from vega3d_llava_video import tiny_transformers as llava
-from vega3d_plugin.errors import SavedBranchError, SettingsError
-from vega3d_plugin.recipe_schema import HostSettings, RecipeSettings
-from vega3d_plugin.recipes import read_recipe
+from vega3d_plugin.contracts.errors import SavedBranchError, SettingsError, TrainError
+from vega3d_plugin.recipes.blocks import TrainSettings, TuneSettings
+from vega3d_plugin.recipes.library import read_recipe
+from vega3d_plugin.recipes.schema import HostSettings, RecipeSettings
 from vega3d_plugin.training import manifest as run_manifest
-from vega3d_plugin.training.building import check_host, holds_master_weights, load, prepare, uses_bf16
 from vega3d_plugin.training.data import read_data
-from vega3d_plugin.training.errors import TrainError
-from vega3d_plugin.training.gates import KINDS, GateMonitor, gate_logs
 from vega3d_plugin.training.manifest import (
     check_going_on,
     check_output,
@@ -28,9 +26,10 @@ from vega3d_plugin.training.manifest import (
     find_checkpoint,
     read_manifest,
 )
-from vega3d_plugin.training.parts import by_part, optimiser_groups, part_of
-from vega3d_plugin.training.rows import Rows
-from vega3d_plugin.training.settings import TrainSettings, TuneSettings
+from vega3d_plugin.training.model.building import check_host, holds_master_weights, load, prepare, uses_bf16
+from vega3d_plugin.training.model.gates import KINDS, GateMonitor, gate_logs
+from vega3d_plugin.training.model.parts import by_part, optimiser_groups, part_of
+from vega3d_plugin.training.rows.files import Rows
 from vega3d_qwen_vl import tiny as qwen
 
 SMOKE = "qwen_vl/smoke"
@@ -137,7 +136,7 @@ def test_a_host_that_only_its_own_script_trains(adapter: str, model: str) -> Non
 
 
 def test_a_host_without_a_small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vega3d_plugin.training.building._tiny_module", lambda _: None)
+    monkeypatch.setattr("vega3d_plugin.training.model.building._tiny", lambda _: None)
     with pytest.raises(TrainError, match="the adapter 'qwen_vl' has no small model"):
         check_host(HostSettings(adapter="qwen_vl", model="tiny"))
 
@@ -346,7 +345,7 @@ def test_a_checkpoint_of_other_data_and_one_of_nobodys(output: Path, rows: Rows,
     other.write_text("{}\n")
     with pytest.raises(TrainError, match="data: 2 rows in files of 18 bytes there, 1 rows in files of 3 bytes here"):
         check_same_run(output / "checkpoint-2", recipe(), Rows([other]))
-    (output / "checkpoint-2" / run_manifest.FILE).unlink()
+    (output / "checkpoint-2" / run_manifest.RUN_FILE).unlink()
     with pytest.raises(TrainError, match="was not written by `vega3d train`"):
         check_same_run(output / "checkpoint-2", recipe(), rows)
     with pytest.raises(TrainError, match="it has no trainer_state"):
@@ -374,8 +373,8 @@ def test_outside_of_a_repository_there_is_no_state_of_git(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps({"format": 99})])
 def test_a_damaged_manifest(tmp_path: Path, text: str) -> None:
-    (tmp_path / run_manifest.FILE).write_text(text)
-    with pytest.raises(TrainError, match=run_manifest.FILE):
+    (tmp_path / run_manifest.RUN_FILE).write_text(text)
+    with pytest.raises(TrainError, match=run_manifest.RUN_FILE):
         read_manifest(tmp_path)
 
 

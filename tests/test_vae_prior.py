@@ -13,9 +13,9 @@ from small_wan import close, frames
 from toys.stable_diffusion import write, write_vae
 
 import vega3d
-from vega3d_plugin.errors import CheckpointError, PriorError, SettingsError
+from vega3d_plugin.contracts.errors import CheckpointError, PriorError, SettingsError
+from vega3d_plugin.priors.encoders.image_vae import VaePrior
 from vega3d_plugin.priors.load import resolve
-from vega3d_plugin.priors.vae import VaePrior
 
 SIZE = (32, 48)
 

@@ -20,10 +20,10 @@ from toys import vggt as toy
 from toys.vjepa2 import lively
 
 import vega3d
-from vega3d_plugin.errors import CheckpointError, PriorError
-from vega3d_plugin.priors.frames import resize_crop
+from vega3d_plugin.contracts.errors import CheckpointError, PriorError
+from vega3d_plugin.priors.encoders.vggt import VggtPrior
+from vega3d_plugin.priors.frozen.resizing import resize_crop
 from vega3d_plugin.priors.load import resolve
-from vega3d_plugin.priors.vggt import VggtPrior
 
 SIZE, MAP = (28, 42), (2, 3)
 

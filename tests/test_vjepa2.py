@@ -17,10 +17,10 @@ from torch import Tensor
 from toys import vjepa2 as toy
 
 import vega3d
-from vega3d_plugin.errors import CheckpointError, PriorError, SettingsError
-from vega3d_plugin.priors import encoder
+from vega3d_plugin.contracts.errors import CheckpointError, PriorError, SettingsError
+from vega3d_plugin.priors.encoders import encoder
+from vega3d_plugin.priors.encoders.vjepa2 import Vjepa2Prior
 from vega3d_plugin.priors.load import resolve
-from vega3d_plugin.priors.vjepa2 import Vjepa2Prior
 
 here = pytest.mark.skipif(not toy.TOYS, reason="this transformers has no V-JEPA 2")
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

@@ -16,10 +16,10 @@ from toys.wan import SHAPE
 from toys.wan22 import write_5b, write_a14b
 
 import vega3d
-from vega3d_plugin.errors import CheckpointError, PriorError
-from vega3d_plugin.priors.wan import WanPrior
-from vega3d_plugin.priors.wan_checkpoint import TEXT_TO_VIDEO
-from vega3d_plugin.priors.wan_vae_original import MEAN_22, STD_22, read_original_vae
+from vega3d_plugin.contracts.errors import CheckpointError, PriorError
+from vega3d_plugin.priors.wan.checkpoint import TEXT_TO_VIDEO
+from vega3d_plugin.priors.wan.original_vae import MEAN_22, STD_22, read_original_vae
+from vega3d_plugin.priors.wan.prior import WanPrior
 
 ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
 

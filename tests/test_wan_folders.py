@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from small_wan import MAP, SIZE, apart, close, frames, tiny
 
 import vega3d
-from vega3d_plugin.errors import CheckpointError, PriorError, PromptError
-from vega3d_plugin.priors.wan import WanPrior
+from vega3d_plugin.contracts.errors import CheckpointError, PriorError, PromptError
+from vega3d_plugin.priors.wan.prior import WanPrior
 
 
 def wan(folder: Path, **settings: Any) -> WanPrior:

@@ -12,10 +12,10 @@ from small_wan import MAP, SIZE, apart, close, frames, fresh, tiny
 from torch import nn
 
 import vega3d
-from vega3d_plugin.errors import FramesError, PriorError, SettingsError
-from vega3d_plugin.priors.flow_matching import draw_noise
-from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
-from vega3d_plugin.priors.wan import WanPrior
+from vega3d_plugin.contracts.errors import FramesError, PriorError, SettingsError
+from vega3d_plugin.priors.diffusion.flow_matching import draw_noise
+from vega3d_plugin.priors.wan.prior import WanPrior
+from vega3d_plugin.priors.wan.tiny import RandomWeightsWarning
 
 # What it looks at
 

@@ -11,9 +11,9 @@ from small_wan import apart, close, frames
 from toys.wan_vace import write
 
 import vega3d
-from vega3d_plugin.errors import PriorError, SettingsError
-from vega3d_plugin.priors.flow_matching import draw_noise, noise_level
-from vega3d_plugin.priors.wan_vace import WanVacePrior
+from vega3d_plugin.contracts.errors import PriorError, SettingsError
+from vega3d_plugin.priors.diffusion.flow_matching import draw_noise, noise_level
+from vega3d_plugin.priors.wan.vace import WanVacePrior
 
 
 @pytest.fixture(scope="module")

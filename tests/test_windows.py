@@ -8,8 +8,8 @@ import pytest
 import torch
 from small_wan import apart, close, frames, tiny
 
-from vega3d_plugin.errors import PriorError, SettingsError
-from vega3d_plugin.priors.windows import average, windows
+from vega3d_plugin.contracts.errors import PriorError, SettingsError
+from vega3d_plugin.priors.frozen.windows import average, windows
 
 
 @pytest.mark.parametrize("overlap", [0, 1, 3])
@@ -43,7 +43,7 @@ def test_a_long_clip_is_the_mean_of_its_windows() -> None:
     clip = frames(7)
     prior = tiny(context="views", window=4, overlap=2)
     latents = prior.encode(clip)
-    from vega3d_plugin.priors.flow_matching import draw_noise
+    from vega3d_plugin.priors.diffusion.flow_matching import draw_noise
 
     noise = draw_noise(tuple(latents.shape[1:]), 0, range(7))
     whole = tiny(context="views")

@@ -26,11 +26,11 @@ import pluggy
 from torch import nn
 
 if TYPE_CHECKING:
-    from .config import BranchSettings
-    from .fusers.base import Fuser
-    from .patching import Handle
-    from .priors.base import PriorSpec
-    from .seams import HostAdapter
+    from .branch.handle import Handle
+    from .contracts.fusers import Fuser
+    from .contracts.priors import PriorSpec
+    from .contracts.seams import HostAdapter
+    from .contracts.settings import BranchSettings
 
 PROJECT = "vega3d"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -59,8 +59,8 @@ def vega3d_register_priors(register: Callable[[PriorSpec], None]) -> None:
     """Register priors.
 
     Called once, when the plugins are loaded. Call ``register(PriorSpec(name, load, ...))`` for each. ``load`` is
-    called with :class:`~vega3d_plugin.config.PriorSettings` when the prior is used, and returns a
-    :class:`~vega3d_plugin.priors.base.Prior`; import heavy libraries there, not at the top of the plugin.
+    called with :class:`~vega3d_plugin.contracts.settings.PriorSettings` when the prior is used, and returns a
+    :class:`~vega3d_plugin.contracts.priors.Prior`; import heavy libraries there, not at the top of the plugin.
     """
 
 

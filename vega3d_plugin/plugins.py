@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import threading
@@ -15,22 +14,15 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from . import hookspecs
-from .errors import PluginError
-from .registry import FUSERS, HOSTS, PRIORS, Registry
+from .contracts.errors import PluginError
+from .contracts.registry import FUSERS, HOSTS, PRIORS, Registry
 
 if TYPE_CHECKING:
-    from .fusers.base import Fuser
-    from .priors.base import PriorSpec
-    from .seams import HostAdapter
+    from .contracts.fusers import Fuser
+    from .contracts.priors import PriorSpec
+    from .contracts.seams import HostAdapter
 
 log = logging.getLogger("vega3d")
-
-#: Built-in plugins: name and module. They use the same hooks as anybody's.
-BUILTINS = {
-    "builtin_fusers": "vega3d_plugin.fusers.builtin",
-    "builtin_priors": "vega3d_plugin.priors.builtin",
-    "builtin_hosts": "vega3d_plugin.matching",
-}
 
 
 class PluginManager:
@@ -56,8 +48,11 @@ class PluginManager:
         self.loaded: dict[str, str] = {}
         self._pluggy = pluggy.PluginManager(hookspecs.PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
-        for name, module in BUILTINS.items():
-            self.register(importlib.import_module(module), name, source="built in")
+        # Not before it is needed: `import vega3d` is light.
+        from .builtin import PLUGINS
+
+        for name, plugin in PLUGINS.items():
+            self.register(plugin, name, source="built in")
         if load_entry_points:
             self.load_entry_points()
 
@@ -102,7 +97,7 @@ class PluginManager:
         self._pluggy.unregister(name=name)
         self.loaded.pop(name, None)
         for registry in self._registries():
-            for thing in [t for t in registry.names() if registry.plugin_of(t) == name]:
+            for thing in [t for t, owner in registry._plugins.items() if owner == name]:
                 registry.remove(thing)
 
     def _registries(self) -> tuple[Registry[Any], ...]:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vega3d
+from vega3d_plugin.contracts.seams import ImageSamples, SeamCall, SeamInput
 from vega3d_plugin.hookspecs import RegisterFuser
-from vega3d_plugin.seams import ImageSamples, SeamCall, SeamInput
 
 # A plugin may use the library while it is imported.
 SETTINGS = vega3d.PriorSettings(name="tiny-wan", timestep=100)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import vega3d
-from vega3d_plugin.priors.frozen import FrozenPrior
+from vega3d_plugin.priors.frozen.prior import FrozenPrior
 
 
 @dataclass(frozen=True)

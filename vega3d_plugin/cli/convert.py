@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ..checkpoint import CONFIG_FILE
-from ..released import convert_released
+from ..checkpoints.released.loading import convert_released
+from ..storage.record import CONFIG_FILE
 from .output import out, print_json, print_pairs, yellow_warnings
 from .targets import OutputError
 

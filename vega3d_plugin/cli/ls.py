@@ -14,10 +14,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..environment import plugin_states
-from ..registry import FUSERS, HOSTS, PRIORS
-from ..recipes import list_recipes
-from ..seams import seen_with
+from ..contracts.registry import FUSERS, HOSTS, PRIORS
+from ..contracts.seams import seen_with
+from ..hosts.installed import plugin_states
+from ..recipes.library import list_recipes
 from .output import GAP, listed, out, print_json, print_table, stacked, table
 
 Row = dict[str, Any]

@@ -48,7 +48,7 @@ def train(
     weights: recipe, versions, seeds, git. Load it with
     `vega3d.load_pretrained(model, checkpoint)`.
     """
-    from ..training.errors import BadRowWarning
+    from ..contracts.errors import BadRowWarning
     from ..training.job import make_job
     from ..training.manifest import find_checkpoint, rank
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ..config import PriorSettings
-from ..errors import PriorError, SettingsError, near_misses
-from ..registry import PRIORS
-from .base import Prior
-from .windows import windows
+from ..contracts.errors import PriorError, SettingsError, near_misses
+from ..contracts.priors import Prior
+from ..contracts.registry import PRIORS
+from ..contracts.settings import PriorSettings
+from .frozen.windows import windows
 
 
 def load_prior(

@@ -14,15 +14,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..recipe_schema import RecipeSettings
-from .building import Prepared, uses_bf16
+from ..contracts.errors import TrainError
+from ..recipes.blocks import PartSettings, TrainSettings
+from ..recipes.schema import RecipeSettings
 from .data import Collator, ConversationData
-from .errors import TrainError
-from .gates import GateMonitor, gate_logs
 from .manifest import WRITING, checkpoints, clear_unfinished, world_size, write_manifest
-from .parts import optimiser_groups
-from .restoring import restore_weights
-from .settings import PartSettings, TrainSettings
+from .model.building import Prepared, uses_bf16
+from .model.gates import GateMonitor, gate_logs
+from .model.parts import optimiser_groups
+from .model.restoring import restore_weights
 
 #: DeepSpeed's option that has whole weights written.
 GATHER = "stage3_gather_16bit_weights_on_model_save"
