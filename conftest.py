@@ -34,8 +34,8 @@ def _tiny_wan_is_meant():
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say loudly which of the hosts' own repositories and of the harnesses were not there to be run against."""
-    from harnesses import HARNESSES, interpreter
     from host_sources import REPOSITORIES, missing_sources
+    from support.harnesses import HARNESSES, interpreter
 
     for name in missing_sources():
         terminalreporter.write_line(

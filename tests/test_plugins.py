@@ -22,7 +22,7 @@ from vega3d_plugin.contracts.errors import HostError, PluginError, UnknownNameEr
 from vega3d_plugin.contracts.registry import Registry
 from vega3d_plugin.plugins import PluginManager, registered
 
-THIRD_PARTY = Path(__file__).parent / "third_party"
+THIRD_PARTY = Path(__file__).parent / "support" / "third_party"
 
 # Entry point and module of plugins with something wrong, and what the report must say.
 BROKEN = {

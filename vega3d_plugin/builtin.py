@@ -12,7 +12,7 @@ from .branch.fusers.cross_attention import CrossAttention
 from .branch.fusers.elementwise import Add, Concat, Only, Weighted
 from .branch.fusers.gated import Gated, TokenGated, TokenGatedResidual
 from .contracts.priors import PriorSpec
-from .contracts.registry import HOSTS
+from .contracts.tables import HOSTS
 from .hookspecs import RegisterFuser, hookimpl
 
 #: Modules of ``priors``, each with the priors of one family in ``SPECS``; in the order of ``vega3d ls priors``.

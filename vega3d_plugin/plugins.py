@@ -15,7 +15,8 @@ import pluggy
 
 from . import hookspecs
 from .contracts.errors import PluginError
-from .contracts.registry import FUSERS, HOSTS, PRIORS, Registry
+from .contracts.registry import Registry
+from .contracts.tables import FUSERS, HOSTS, PRIORS
 
 if TYPE_CHECKING:
     from .contracts.fusers import Fuser

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..contracts.registry import FUSERS
 from ..contracts.settings import FusionSettings
+from ..contracts.tables import FUSERS
 from .fusers.build import build_fuser
 
 PREFIX = "fuser."

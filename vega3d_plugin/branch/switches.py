@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from torch import Tensor, nn
 
 from ..contracts.errors import FusionError
-from ..contracts.registry import FUSERS
+from ..contracts.tables import FUSERS
 from .fusers.gated import GatedFuser
 from .handle import get_handle
 

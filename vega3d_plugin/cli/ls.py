@@ -14,8 +14,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..contracts.registry import FUSERS, HOSTS, PRIORS
 from ..contracts.seams import seen_with
+from ..contracts.tables import FUSERS, HOSTS, PRIORS
 from ..hosts.installed import plugin_states
 from ..recipes.library import list_recipes
 from .output import GAP, listed, out, print_json, print_table, stacked, table

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .errors import PluginError, UnknownNameError
-
-if TYPE_CHECKING:
-    from .fusers import Fuser
-    from .priors import PriorSpec
-    from .seams import HostAdapter
 
 T = TypeVar("T")
 
@@ -84,7 +79,12 @@ def _load() -> None:
         loader()
 
 
-#: What the plugins of this process registered.
-HOSTS: Registry[HostAdapter] = Registry("host", _load)
-PRIORS: Registry[PriorSpec] = Registry("prior", _load)
-FUSERS: Registry[type[Fuser]] = Registry("fuser", _load)
+_tables: dict[str, Registry[Any]] = {kind: Registry(kind, _load) for kind in ("host", "prior", "fuser")}
+
+
+def table(kind: str) -> Registry[Any]:
+    """What the plugins of this process registered: the table of ``host``, ``prior`` or ``fuser``.
+
+    :mod:`~vega3d_plugin.contracts.tables` has the same tables with the types of what is in them.
+    """
+    return _tables[kind]

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import SettingsError, UnknownNameError, near_misses
-from .registry import FUSERS, PRIORS
+from .registry import table
 
 ProjectorName = Literal["mlp2x_gelu", "mlp", "avg"]
 PROJECTORS: tuple[str, ...] = ("mlp2x_gelu", "mlp", "avg")
@@ -132,7 +132,8 @@ class PriorSettings(Settings):
     def _own(cls, values: Any) -> Any:
         """A family's own settings may be given by their names, beside those that all priors have."""
         name = values.get("name", cls.model_fields["name"].default) if isinstance(values, Mapping) else None
-        options = PRIORS.get(str(name)).options if name in PRIORS else None
+        priors = table("prior")
+        options = priors.get(str(name)).options if name in priors else None
         if options is None:
             return values
         known = list(options.model_fields)
@@ -146,7 +147,7 @@ class PriorSettings(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _known_name("prior", name, PRIORS.names())
+        return _known_name("prior", name, table("prior").names())
 
     @field_validator("pretrained", "dtype", "device", mode="before")
     @classmethod
@@ -182,7 +183,7 @@ class FusionSettings(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _known_name("fuser", name, FUSERS.names())
+        return _known_name("fuser", name, table("fuser").names())
 
 
 class ProjectorSettings(Settings):

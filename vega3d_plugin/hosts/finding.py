@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from ..contracts.errors import HostError
-from ..contracts.registry import HOSTS
 from ..contracts.seams import HostAdapter
+from ..contracts.tables import HOSTS
 from ..plugins import plugin_manager
 
 

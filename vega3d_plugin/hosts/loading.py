@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from ..contracts.errors import HostError
-from ..contracts.registry import HOSTS
 from ..contracts.seams import seen_with
+from ..contracts.tables import HOSTS
 from ..storage.folders import local_folder
 from ..storage.record import CONFIG_FILE
 from .finding import find_host

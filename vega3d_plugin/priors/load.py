@@ -11,8 +11,8 @@ import torch
 
 from ..contracts.errors import PriorError, SettingsError, near_misses
 from ..contracts.priors import Prior
-from ..contracts.registry import PRIORS
 from ..contracts.settings import PriorSettings
+from ..contracts.tables import PRIORS
 from .frozen.windows import windows
 
 

@@ -13,8 +13,8 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from ..branch.handle import CHILD
 from ..contracts.errors import SettingsError, Vega3dError, near_misses
-from ..contracts.registry import FUSERS
 from ..contracts.settings import FusionSettings, PriorSettings, Settings, _fields_at
+from ..contracts.tables import FUSERS
 from ..priors.load import resolve
 from .blocks import TuneSettings
 from .layers import Layers

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 
-from ..contracts.registry import HOSTS
 from ..contracts.settings import BranchSettings, Int, Positive, PriorSettings, Settings, _known_name
+from ..contracts.tables import HOSTS
 from .blocks import DataSettings, TrainSettings, TuneSettings
 from .layers import VERSION
 

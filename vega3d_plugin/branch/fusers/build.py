@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ...contracts.errors import FusionError, near_misses
 from ...contracts.fusers import Fuser
-from ...contracts.registry import FUSERS
+from ...contracts.tables import FUSERS
 
 Init = Literal["identity", "released"]
 

@@ -17,8 +17,8 @@ from ...branch.handle import get_handle, is_patched
 from ...branch.projectors import build_projector
 from ...contracts.errors import SavedBranchError, SettingsError, UnknownNameError
 from ...contracts.priors import Prior
-from ...contracts.registry import PRIORS
 from ...contracts.settings import BranchSettings, PriorSettings
+from ...contracts.tables import PRIORS
 from ...features.store import FeatureStore
 from ...hosts.finding import find_host
 from ...hosts.peft import base_model

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...contracts.errors import SavedBranchError
-from ...contracts.registry import PRIORS
+from ...contracts.tables import PRIORS
 
 Shapes = Mapping[str, tuple[int, ...]]
 

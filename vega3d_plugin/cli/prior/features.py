@@ -17,8 +17,8 @@ from rich.text import Text
 
 from ...contracts.errors import PriorError, SettingsError
 from ...contracts.priors import Prior
-from ...contracts.registry import PRIORS
 from ...contracts.settings import PriorSettings
+from ...contracts.tables import PRIORS
 from ...priors.frozen.devices import usable
 from ...priors.frozen.prior import FrozenPrior
 from ...priors.load import load_prior, resolve

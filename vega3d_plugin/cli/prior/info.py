@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ...contracts.priors import PriorSpec
-from ...contracts.registry import PRIORS
 from ...contracts.settings import PriorSettings, Settings
+from ...contracts.tables import PRIORS
 from ...priors.fast import Reduction
 from ...priors.frozen.prior import FrozenPrior
 from ...priors.load import resolve

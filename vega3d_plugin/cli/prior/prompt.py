@@ -9,8 +9,8 @@ import typer
 from rich.text import Text
 
 from ...contracts.errors import PriorError
-from ...contracts.registry import PRIORS
 from ...contracts.settings import PriorSettings
+from ...contracts.tables import PRIORS
 from ...priors.load import resolve
 from ...priors.prompts.one_vector import SAVED_NAME
 from ..output import out, print_pairs, yellow_warnings

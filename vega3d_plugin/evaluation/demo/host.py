@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...contracts.registry import HOSTS
+from ...contracts.tables import HOSTS
 from ...hosts.loading import load_host, load_processor, read_source
 
 

@@ -21,7 +21,7 @@ from ...checkpoints.reading import read_saved
 from ...checkpoints.saving import load_pretrained
 from ...contracts.errors import HostError, SeamMissedWarning, Vega3dError
 from ...contracts.priors import Prior
-from ...contracts.registry import HOSTS, PRIORS
+from ...contracts.tables import HOSTS, PRIORS
 from ...hosts.finding import find_host
 from ...hosts.loading import check_supported, load_host, load_processor, read_source
 from ...hosts.probing import Probe, make_probe, words

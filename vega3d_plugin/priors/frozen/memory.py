@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
+from torch import nn
 
 from ...contracts.errors import PriorError
-
-if TYPE_CHECKING:
-    from .prior import FrozenPrior
+from ...contracts.settings import PriorSettings
 
 # What torch's allocators say on devices that have no error class of their own.
 _SIGNS = ("out of memory", "not enough memory", "can't allocate memory")
@@ -21,8 +20,26 @@ class PriorMemoryError(PriorError):
     """The prior does not fit into the device's memory; the message names the settings that lower it."""
 
 
+class HeldPrior(Protocol):
+    """What advice depends on: settings, size in pixels, models by name, and where and in what they compute."""
+
+    settings: PriorSettings
+    size: tuple[int, int]
+    models: dict[str, nn.Module]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What they compute in."""
+        ...
+
+
 @contextmanager
-def explain_out_of_memory(prior: FrozenPrior) -> Iterator[None]:
+def explain_out_of_memory(prior: HeldPrior) -> Iterator[None]:
     """Turn an allocator's error into a :class:`PriorMemoryError`."""
     try:
         yield
@@ -41,7 +58,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return any(sign in str(error).lower() for sign in _SIGNS)
 
 
-def _advice(prior: FrozenPrior) -> str:
+def _advice(prior: HeldPrior) -> str:
     s = prior.settings
     ways = []
     if s.context == "frame":

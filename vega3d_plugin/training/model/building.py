@@ -12,7 +12,7 @@ from torch import nn
 
 from ...branch.handle import get_handle, is_patched
 from ...contracts.errors import TrainError
-from ...contracts.registry import HOSTS
+from ...contracts.tables import HOSTS
 from ...hosts.loading import load_host, load_processor, read_source
 from ...hosts.lora_targets import check_lora_targets
 from ...patching import patch
