@@ -19,7 +19,7 @@ if typing.TYPE_CHECKING:
     from .contracts import errors
     from .contracts.clips import Clip, PixelStatistics, TokenGrid, clip_key
     from .contracts.errors import Vega3dError, Vega3dWarning
-    from .contracts.seams import HostAdapter, ImageSamples, Seam, SeamCall, SeamPoint, SeamReader
+    from .contracts.seams import HostAdapter, ImageSamples, Seam, SeamCall, SeamInput, SeamPoint, SeamReader
     from .contracts.settings import BranchSettings, FusionSettings, PriorSettings, ProjectorSettings
     from .features import FeatureStore
     from .hookspecs import hookimpl
@@ -60,6 +60,7 @@ _PLACES = {
     "ImageSamples": ".contracts.seams",
     "Seam": ".contracts.seams",
     "SeamCall": ".contracts.seams",
+    "SeamInput": ".contracts.seams",
     "SeamPoint": ".contracts.seams",
     "SeamReader": ".contracts.seams",
     "BranchSettings": ".contracts.settings",
@@ -127,6 +128,7 @@ __all__ = [
     "ProjectorSettings",
     "Seam",
     "SeamCall",
+    "SeamInput",
     "SeamPoint",
     "SeamReader",
     "TokenGrid",

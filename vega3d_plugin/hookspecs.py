@@ -3,16 +3,22 @@
 A plugin is any module or object with functions marked ``@hookimpl`` and named as below, published under the entry
 point group ``vega3d``::
 
-    # pyproject.toml of the plugin
+    # pyproject.toml of the plugin: the module itself, or "my_package:thing" for an object in it
     [project.entry-points.vega3d]
-    my_plugin = "my_package:plugin"
+    my_plugin = "my_package"
 
     # my_package.py
     import vega3d
 
+    class Quieter(vega3d.Fuser):
+        name = "quieter"
+
+        def mix(self, semantic, generative, context):
+            return semantic + 0.1 * generative
+
     @vega3d.hookimpl
     def vega3d_register_fusers(register):
-        register(MyFuser)
+        register(Quieter)
 
 Plugins serve set-up only: no hook is ever called inside a model's forward.
 """
