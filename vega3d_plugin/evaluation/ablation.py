@@ -198,8 +198,16 @@ def ablate(
     load_pretrained(model, trained.branch, pretrained=pretrained, processor=encoder.processor, store=store)
     model = with_adapter(model, trained.adapter)
     found.settings["prior"] = get_handle(model).settings.prior.to_dict()
+    _score_variants(found, questions, scorer, model, keep=store is None)
+    found.differences = differences(found, seed=seed, resamples=resamples)
+    found.warnings = _doubts(found, tuned)
+    return found
+
+
+def _score_variants(found: Ablation, questions: _Questions, scorer: _Scorer, model: nn.Module, *, keep: bool) -> None:
+    """Score what is patched, and its two controls; ``keep``: the features of one row in memory, for all three."""
     memory = _RowMemory()
-    if store is None:
+    if keep:
         get_handle(model).branch.store = memory  # type: ignore[assignment]
     for place, (_, answer) in enumerate(questions):
         memory.clear()
@@ -209,9 +217,6 @@ def ablate(
         for variant, context in contexts.items():
             with context:
                 found.answers[place]["scores"][variant] = scorer(model, answer, variant)
-    found.differences = differences(found, seed=seed, resamples=resamples)
-    found.warnings = _doubts(found, tuned)
-    return found
 
 
 def differences(found: Ablation, *, seed: int, resamples: int) -> list[Difference]:

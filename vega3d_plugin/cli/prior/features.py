@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,16 +66,7 @@ def features(
 
     if picture is not None and no_picture:
         raise typer.BadParameter("--picture and --no-picture exclude each other.")
-    PRIORS.get(prior)
-    values = parse_changes(change or [])
-    for option, value in {"pretrained": pretrained, "device": device}.items():
-        if value is not None and option in values:
-            raise typer.BadParameter(f"{option} is given twice: by --{option} and by --set.")
-        values |= {} if value is None else {option: value}
-    settings = resolve(PriorSettings.parse({**values, "name": prior}, where="--set"))
-    where = _usable(settings.device)
-    settings = settings.model_copy(update={"device": where})
-
+    settings = _settings(prior, change or [], {"pretrained": pretrained, "device": device})
     to = to or Path(f"{video.resolve().stem or 'features'}_{prior}.safetensors")
     picture = None if no_picture else picture or to.with_suffix(".png")
     check_target(to, ".safetensors")
@@ -87,18 +78,12 @@ def features(
     clip = as_clip(taken, settings)
     loaded, loading = _load(settings)
     # Ours fetch their frames piece by piece; a third party's may expect them where it is to run.
-    given = clip if isinstance(loaded, FrozenPrior) else clip.to(where)
+    given = clip if isinstance(loaded, FrozenPrior) else clip.to(str(settings.device))
     started = time.perf_counter()
     with yellow_warnings(), progress_bar(loaded):
         maps = loaded(given).cpu()
     seconds = time.perf_counter() - started
-    bad = int((~maps.isfinite()).sum())
-    if bad:
-        raise PriorError(
-            f"Prior {prior!r} gave {bad} values of {maps.numel()} that are NaN or infinite, in "
-            f"{_dtype(maps)}. Try --set dtype=float32, and check that its weights are whole."
-        )
-
+    _check_finite(maps, prior)
     write_tensors(to, {"features": maps}, _metadata(loaded, video, taken))
     files = [to]
     if picture is not None:
@@ -110,13 +95,34 @@ def features(
         {
             "features": f"{list(maps.shape)} (steps, channels, height, width) {_dtype(maps)}",
             "frames": _brief(taken.names or [str(index) for index in taken.indices]),
-            "seconds": f"{seconds:.1f} on {where}, and {loading:.1f} to load",
+            "seconds": f"{seconds:.1f} on {settings.device}, and {loading:.1f} to load",
             "fingerprint": loaded.fingerprint,
         }
     )
     for file in files:
         out.print(Text(f"Wrote {file}"), soft_wrap=True)
     out.print(Text(f'Read them in Python: safetensors.torch.load_file("{to}")["features"]'), soft_wrap=True)
+
+
+def _settings(prior: str, changes: Sequence[str], options: Mapping[str, str | None]) -> PriorSettings:
+    """The prior's settings from --set and from options of the same name, with the device to run on."""
+    PRIORS.get(prior)
+    values = parse_changes(changes)
+    for option, value in options.items():
+        if value is not None and option in values:
+            raise typer.BadParameter(f"{option} is given twice: by --{option} and by --set.")
+        values |= {} if value is None else {option: value}
+    settings = resolve(PriorSettings.parse({**values, "name": prior}, where="--set"))
+    return settings.model_copy(update={"device": _usable(settings.device)})
+
+
+def _check_finite(maps: torch.Tensor, prior: str) -> None:
+    bad = int((~maps.isfinite()).sum())
+    if bad:
+        raise PriorError(
+            f"Prior {prior!r} gave {bad} values of {maps.numel()} that are NaN or infinite, in "
+            f"{_dtype(maps)}. Try --set dtype=float32, and check that its weights are whole."
+        )
 
 
 def parse_changes(changes: Sequence[str]) -> dict[str, Any]:

@@ -105,16 +105,7 @@ def run(job: Job, say: Callable[[str], None] = lambda _: None) -> Report:
     before = logits_of(model, prompt)
 
     say(f"Patching with {job.prior}")
-    settings: dict[str, Any] = {"projector": {"name": "mlp", "hidden_dim": 128}} if host.tiny else {}
-    if job.prior == "tiny-wan":
-        # The room's own aspect, so that nothing is cropped; large enough for a picture of the features.
-        settings["size"] = (2 * ROOM_SIZE[0], 2 * ROOM_SIZE[1])
-    store = job.out / "features"
-    patch(model, job.prior, pretrained=job.pretrained, processor=host.processor, store=store, **settings)
-    handle = get_handle(model)
-    report.checks.append(
-        Check("host, seam, prior", None, f"{handle.host}, {handle.seam.path}, {handle.settings.prior.name}")
-    )
+    _patch(job, report, host, model)
     _equal(report, "fresh patch changes nothing", before, logits_of(model, prompt))
 
     say(f"Training branch and LoRA with HF Trainer for {job.steps} steps")
@@ -148,6 +139,19 @@ def run(job: Job, say: Callable[[str], None] = lambda _: None) -> Report:
     report.seconds = time.perf_counter() - started
     _write(job, report)
     return report
+
+
+def _patch(job: Job, report: Report, host: DemoHost, model: nn.Module) -> None:
+    settings: dict[str, Any] = {"projector": {"name": "mlp", "hidden_dim": 128}} if host.tiny else {}
+    if job.prior == "tiny-wan":
+        # The room's own aspect, so that nothing is cropped; large enough for a picture of the features.
+        settings["size"] = (2 * ROOM_SIZE[0], 2 * ROOM_SIZE[1])
+    store = job.out / "features"
+    patch(model, job.prior, pretrained=job.pretrained, processor=host.processor, store=store, **settings)
+    handle = get_handle(model)
+    report.checks.append(
+        Check("host, seam, prior", None, f"{handle.host}, {handle.seam.path}, {handle.settings.prior.name}")
+    )
 
 
 def _room(job: Job, report: Report) -> list[Sample]:
