@@ -72,6 +72,10 @@ class VideoError(FramesError):
     """A video file cannot be read."""
 
 
+class SceneError(Vega3dError, ValueError):
+    """A scene cannot be read, lacks what was asked of it, or its geometry cannot be true."""
+
+
 class AlignmentError(Vega3dError, ValueError):
     """A feature map, a token grid and a token count do not fit together."""
 
