@@ -18,7 +18,7 @@ from ..errors import SettingsError
 from .base import Prior, PriorSpec
 from .checkpoint import TRANSFORMERS, load_component, locate, read_config, until
 from .diffusion import ALL_CONTEXTS
-from .encoder import EncoderPrior, as_maps, from_transformers
+from .encoder import EncoderPrior, as_maps, from_transformers, normed_taps
 from .frames import resize_stretch
 from .frozen import Reload, resolved_tap
 
@@ -68,6 +68,10 @@ class Vjepa2Prior(EncoderPrior):
             for layer in self.encoder.layer:
                 layer.attention.register_forward_pre_hook(self._place, with_kwargs=True)
 
+    def taps(self) -> range:
+        """The encoder's layers that are there."""
+        return range(len(self.encoder.layer))
+
     @property
     def encoder(self) -> Any:
         """transformers' encoder, cut after the tap."""
@@ -89,7 +93,8 @@ class Vjepa2Prior(EncoderPrior):
         """``[B, steps, frames, 3, H, W]`` to ``[B, steps, C, H / 16, W / 16]``."""
         steps = pixels.shape[1]
         pixels = pixels.expand(-1, -1, self.frames_per_step, -1, -1, -1)
-        tokens: Tensor = self.encoder(pixels.flatten(1, 2)).last_hidden_state
+        layers, norm = self.encoder.layer, self.encoder.layernorm
+        tokens = normed_taps(self, layers, norm, lambda: self.encoder(pixels.flatten(1, 2)).last_hidden_state)
         return as_maps(tokens, steps, self.map_size)
 
     def _place(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
