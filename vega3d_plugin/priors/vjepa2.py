@@ -19,7 +19,8 @@ from .base import Prior, PriorSpec
 from .checkpoint import TRANSFORMERS, load_component, locate, read_config, until
 from .diffusion import ALL_CONTEXTS
 from .encoder import EncoderPrior, as_maps, from_transformers, normed_taps
-from .frames import resize_stretch
+from .frames import resize_framed
+from .framing import Framing
 from .frozen import Reload, resolved_tap
 
 #: Before the names in a checkpoint that was tuned for classification.
@@ -79,15 +80,12 @@ class Vjepa2Prior(EncoderPrior):
 
     def pixels(self, frames: Tensor) -> Tensor:
         """Frames ``[T, 3, H, W]`` in [0, 1], any size, to the prior's size, float32, on its device."""
+        return resize_framed(frames.to(self.device).float(), self.framing((frames.shape[-2], frames.shape[-1])))
+
+    def framing(self, frame: tuple[int, int]) -> Framing:
+        """Of a larger frame than what is cut out of it, where ``short_side`` says so."""
         short_side = self.settings.options.get("short_side")
-        if short_side is None:
-            return super().pixels(frames)
-        height, width = frames.shape[-2:]
-        scale = max(short_side / min(height, width), self.size[0] / height, self.size[1] / width)
-        resized = (max(self.size[0], round(height * scale)), max(self.size[1], round(width * scale)))
-        frames = resize_stretch(frames.to(self.device).float(), resized)
-        top, left = (resized[0] - self.size[0]) // 2, (resized[1] - self.size[1]) // 2
-        return frames[:, :, top : top + self.size[0], left : left + self.size[1]]
+        return super().framing(frame) if short_side is None else Framing.crop(frame, self.size, short_side)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """``[B, steps, frames, 3, H, W]`` to ``[B, steps, C, H / 16, W / 16]``."""
