@@ -13,6 +13,8 @@ import torch
 from vega3d_plugin.analysis import adjacent
 from vega3d_plugin.errors import AnalysisError
 from vega3d_plugin.priors.framing import Framing
+from vega3d_plugin.scenes.coordinates import PointMap
+from vega3d_plugin.scenes.views import uniform
 
 SCORE = 1e-5
 
@@ -27,8 +29,7 @@ def tokens(golden: goldens.Golden) -> adjacent.Tokens:
     inputs, config = golden.inputs, golden.info["config"]
     return adjacent.pooled_tokens(
         inputs["features"],
-        inputs["world_coords"],
-        inputs["depth_valid"],
+        PointMap(inputs["world_coords"], inputs["depth_valid"].bool()),
         tuple(config["out_hw"]),
         valid_share=config["valid_ratio_threshold"],
     )
@@ -121,7 +122,7 @@ def test_token_centres(golden: goldens.Golden) -> None:
 
 def test_choice_of_views(golden: goldens.Golden) -> None:
     for case in golden.info["frame_indices"]:
-        assert adjacent.uniform_views(case["total"], case["num"]) == case["indices"]
+        assert uniform(case["total"], case["num"]) == case["indices"]
 
 
 def test_picture_of_the_norm(golden: goldens.Golden) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import AnalysisError
 from ..priors.framing import Framing
+from ..scenes.coordinates import PointMap
 
 #: Rows and columns that everything is pooled to.
 GRID = 14
@@ -83,34 +84,20 @@ class Matches:
 
 
 def pooled_tokens(
-    features: Tensor,
-    world: Tensor,
-    has_depth: Tensor,
-    size: tuple[int, int],
-    *,
-    grid: int = GRID,
-    valid_share: float = VALID_SHARE,
+    features: Tensor, places: PointMap, size: tuple[int, int], *, grid: int = GRID, valid_share: float = VALID_SHARE
 ) -> Tokens:
     """Bring features and geometry to one coarse grid.
 
     Args:
         features: ``[V, C, h, w]``, of what is seen of the frames.
-        world: ``[V, H, W, 3]``, world coordinates of every pixel of the depth maps, metres.
-        has_depth: ``[V, H, W]``, where they were measured.
+        places: of every pixel of the depth maps, ``[V, H, W]``.
         size: (height, width) in pixels that the prior saw: depth maps are covered and cut as its frames were.
         grid: rows and columns of the result.
         valid_share: see :attr:`Tokens.valid`.
     """
-    framing = Framing.crop((world.shape[1], world.shape[2]), size)
-    places = F.adaptive_avg_pool2d(_cut(world.permute(0, 3, 1, 2).float(), framing), grid)
-    share = F.adaptive_avg_pool2d((_cut(has_depth[:, None].float(), framing) > 0.5).float(), grid)[:, 0]
+    pooled = places.covering(size).pooled((grid, grid), "released")
     maps = F.adaptive_avg_pool2d(features.float(), grid)
-    return Tokens(maps, places.permute(0, 2, 3, 1).contiguous(), share >= valid_share, share)
-
-
-def _cut(maps: Tensor, framing: Framing) -> Tensor:
-    (top, left), (height, width) = framing.corner, framing.size
-    return F.interpolate(maps, size=framing.covered, mode="nearest")[:, :, top : top + height, left : left + width]
+    return Tokens(maps, pooled.points.to(maps.device), pooled.valid(valid_share).to(maps.device), pooled.measured)
 
 
 def pair_score(tokens: Tokens, i: int, j: int, voxel: float = VOXEL, others: Tensor | None = None) -> PairScore:
@@ -231,13 +218,6 @@ def token_centre(framing: Framing, row: int, column: int, grid: int = GRID) -> t
     """(x, y) of a token's centre in pixels of the frame, as lines are drawn to it."""
     x, y = framing.token_centres((grid, grid))[row * grid + column].tolist()
     return min(max(x, 0.0), framing.frame[1] - 1.0), min(max(y, 0.0), framing.frame[0] - 1.0)
-
-
-def uniform_views(total: int, count: int = 32) -> list[int]:
-    """Indices spread evenly over ``total`` views, both ends included, cut to whole numbers; repeated where few."""
-    if total < 1 or count < 1:
-        raise AnalysisError(f"Need at least one view to choose from and one to choose, got {total} and {count}.")
-    return [int(index) for index in np.linspace(0, total - 1, count, dtype=int)]
 
 
 def nearest_times(times: Sequence[float], wanted: Sequence[float]) -> list[int]:
