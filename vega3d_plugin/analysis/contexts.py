@@ -77,7 +77,8 @@ def in_context(prior: AnyPrior, context: str) -> Prior:
         if settings is None or settings.context == context:
             return prior
         return same_weights(prior, load_prior(_with(settings, context=context)))
-    settings = resolve(prior if isinstance(prior, PriorSettings) else PriorSettings.parse({"name": prior}))
+    settings = _settings(prior)
+    assert settings is not None  # of a name or settings
     return load_prior(_with(settings, context=context))
 
 
@@ -220,7 +221,10 @@ def _with(settings: PriorSettings, **changes: Any) -> PriorSettings:
 def _settings(prior: AnyPrior) -> PriorSettings | None:
     if isinstance(prior, Prior):
         return prior.settings
-    return resolve(prior if isinstance(prior, PriorSettings) else PriorSettings.parse({"name": prior}))
+    if isinstance(prior, str):
+        plugin_manager().priors.get(prior)
+        prior = PriorSettings.parse({"name": prior})
+    return resolve(prior)
 
 
 def _reloads(prior: AnyPrior) -> bool:

@@ -189,7 +189,8 @@ def judge(
             _keep(judging.records, key, kept)
         scores.append(kept)
         picture = _picture(judging, number, f"{scene.name}_{name_of(prior)}_{context}")
-        if picture is not None:
+        # One that is there shows what an earlier run found, so it may stay where nothing was computed.
+        if picture is not None and (features is not None or not picture.is_file()):
             title = f"{name_of(prior)} ({context}) on {scene.name}"
             draw(picture, title, prior, extractor.maps(views) if features is None else features, views)
     told(f"{name_of(prior)} ({context})", len(scenes))
@@ -309,12 +310,11 @@ def _plain(value: float) -> float | None:
 
 
 def _picture(judging: Judging, number: int, name: str) -> Path | None:
-    """Where the picture of a scene goes; None where none is wanted, or it is there."""
+    """Where the picture of a scene goes; None where none is wanted."""
     if judging.pictures is None or number >= PICTURED:
         return None
     safe = re.sub(r"[^\w.-]+", "-", name)
-    path = judging.pictures / f"{safe}.png"
-    return None if path.is_file() else path
+    return judging.pictures / f"{safe}.png"
 
 
 def _record(folder: Path, key: str) -> Path:
