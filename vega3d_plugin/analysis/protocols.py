@@ -77,6 +77,17 @@ class Protocol(ABC):
             grid: (h, w) of its map.
         """
 
+    def judged_pairs(self, scene: Scene, prior: Prior, grid: tuple[int, int]) -> Pairs:
+        """As :meth:`pairs`. Raises :class:`AnalysisError` where there is none."""
+        pairs = self.pairs(scene, prior, grid)
+        if not pairs.views:
+            raise AnalysisError(
+                f"The {len(scene)} judged views of scene {scene.name!r} ({scene.source}) share too little: no pair of "
+                f"them shows enough of the same places (protocol {self.name!r}, map of {grid[0]}x{grid[1]} tokens). "
+                "Judge more views, or ones that overlap, and check poses and depth with `vega3d scene info`."
+            )
+        return pairs
+
     @abstractmethod
     def measure(
         self, pairs: Pairs, features: Tensor, other: Other = own_view, same_position: bool = False
