@@ -142,7 +142,9 @@ class Visible(Protocol):
 
     def pairs(self, scene: Scene, prior: Prior, grid: tuple[int, int]) -> Pairs:
         """See :class:`Protocol`."""
-        found = shared_views(scene, prior.framing(scene.views[0].size), grid, self.tolerance)
+        # Of a scene without metres only the share of the distance counts.
+        tolerance = self.tolerance if scene.metric else 0.0
+        found = shared_views(scene, prior.framing(scene.views[0].size), grid, tolerance)
         kept = [pair for pair in found if pair.shared >= self.least_shared]
         return Pairs(
             [(pair.first, pair.second) for pair in kept],
@@ -204,6 +206,11 @@ class Released(Protocol):
 
     def pairs(self, scene: Scene, prior: Prior, grid: tuple[int, int]) -> Pairs:
         """See :class:`Protocol`."""
+        if not scene.metric:
+            raise AnalysisError(
+                f"Scene {scene.name!r} ({scene.source}) is known up to its scale only, and protocol 'released' measures "
+                "voxels in metres. Use protocol 'visible'."
+            )
         places = point_maps(scene)
         framing = prior.framing((places.valid.shape[1], places.valid.shape[2]))
         nothing = torch.zeros(len(scene), 1, *grid)

@@ -10,6 +10,7 @@ import typer
 from ..plugins import plugin_manager
 from ..record import library_version
 from .ablate import ablate
+from .analyse import analyse
 from .convert import convert
 from .demo import demo
 from .doctor import doctor
@@ -20,6 +21,7 @@ from .prior import prior
 from .recipes import recipes
 from .run import CONTEXT as RUN
 from .run import run
+from .scene import scene
 from .train import train
 
 # Lines are kept by some versions of typer and joined by others, save in a paragraph that begins with \b; so are those
@@ -87,5 +89,7 @@ app.command()(convert)
 app.command()(ablate)
 app.command()(train)
 app.command(context_settings=RUN)(run)
+app.add_typer(analyse, name="analyse")
 app.add_typer(prior, name="prior")
+app.add_typer(scene, name="scene")
 app.add_typer(recipes, name="recipes")
