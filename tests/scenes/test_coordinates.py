@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from support import goldens
 import pytest
 import torch
+from support import goldens
 
 from vega3d_plugin.contracts.errors import SceneError
 from vega3d_plugin.scenes.coordinates import (

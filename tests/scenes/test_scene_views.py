@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from support import goldens
 import pytest
 import torch
 from scene_layouts import kept
 from scenes.test_coordinates import released_scene
+from support import goldens
 
 from vega3d_plugin.contracts.errors import SceneError, SettingsError, UnknownNameError
 from vega3d_plugin.scenes.scene import Scene

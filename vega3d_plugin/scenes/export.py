@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..contracts.errors import SceneError, UnknownNameError
+from ..contracts.errors import SceneError, UnknownNameError, Vega3dWarning
 from ..storage.writing import write_atomically
-from ..contracts.errors import Vega3dWarning
 from .questions import Question
 from .readers.posed_images import ALIGNMENT, OBJECTS
 from .readers.posing import MILLIMETRES

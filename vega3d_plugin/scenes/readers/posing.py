@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...contracts.errors import SceneError, SettingsError
-from ...contracts.errors import Vega3dWarning
+from ...contracts.errors import SceneError, SettingsError, Vega3dWarning
 from ..files import FileContent
 from ..pixels import DepthFile, PictureFile, picture_size
 from ..scene import View
