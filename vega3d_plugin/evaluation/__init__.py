@@ -1,0 +1,1 @@
+"""Does it work, does it help."""
