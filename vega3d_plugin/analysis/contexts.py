@@ -14,8 +14,8 @@ from ..contracts.clips import clip_key
 from ..contracts.errors import AnalysisError, PriorError, near_misses
 from ..contracts.priors import Prior
 from ..contracts.settings import PriorSettings
-from ..features.store import FeatureStore, dtype_key
 from ..contracts.tables import PRIORS
+from ..features.store import FeatureStore, dtype_key
 from ..priors.diffusion.prior import DiffusionPrior
 from ..priors.frozen.prior import FrozenPrior
 from ..priors.load import load_prior, resolve
