@@ -19,7 +19,7 @@ NONE = "none"
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainerFolder:
     """Where the parts of a trained model are.
 
     Attributes:
@@ -43,7 +43,7 @@ def find_trained(
     *,
     adapter: str | Path | None = None,
     processor: str | Path | None = None,
-) -> Trained:
+) -> TrainerFolder:
     """Look into a checkpoint.
 
     Args:
@@ -75,7 +75,7 @@ def find_trained(
     runs = (place / RUN_FILE for place in (*checkpoints, Path(host)))
     run = next((file for file in runs if file.is_file()), None)
     data = {} if run is None else json.loads(run.read_text(encoding="utf-8"))["settings"].get("data") or {}
-    return Trained(
+    return TrainerFolder(
         host=str(folder if whole else host),
         branch=None if folder is None else str(folder),
         adapter=wanted,
