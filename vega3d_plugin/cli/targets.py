@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import typer
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -49,7 +50,7 @@ def write(path: Path, how: Callable[[Path], object]) -> None:
     """
     try:
         write_atomically(path, how)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise OutputError(f"{path} cannot be written: {error}. Choose another place.") from error
 
 

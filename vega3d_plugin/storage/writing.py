@@ -23,7 +23,7 @@ FORGOTTEN = 3600.0
 _NAME_BYTES = 160
 _TEMPORARY = re.compile(r"\..*\.~(?P<process>[0-9a-f]+-\d+-\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
 # As versions before 0.1.0 named them; and safetensors names its own.
-_OTHERS = re.compile(r"\..+\.(safetensors|json|md|yaml|png)\.[a-z0-9_]{8}|\.tmp[A-Za-z0-9]{6}")
+_OTHERS = re.compile(r"\..+\.(safetensors|json|md|yaml|png)\.[a-z0-9_]{8}|\..+-[a-z0-9_]{8}\.tmp|\.tmp[A-Za-z0-9]{6}")
 
 
 def write_atomically(
@@ -121,7 +121,7 @@ def leftovers(folder: Path) -> Iterator[Path]:
         return
     for entry in entries:
         named = _TEMPORARY.fullmatch(entry.name)
-        if named is None and not _OTHERS.fullmatch(entry.name):
+        if named is None and not (_OTHERS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)):
             continue
         alive = None if named is None else writer_is_alive(named["process"])
         if alive is False or (alive is None and time.time() - _last_written(Path(entry.path)) > FORGOTTEN):
