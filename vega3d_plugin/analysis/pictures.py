@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vega3d_plugin.contracts.errors import FramesError
+from vega3d_plugin.storage.writing import write_atomically
 
 Pixels = NDArray[np.uint8]
 
@@ -264,6 +265,4 @@ def _colour_bar(sheet: Image.Image, values: NDArray[np.float64], constant: bool)
 
 
 def _save(sheet: Image.Image, path: str | Path) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, format="PNG")
+    write_atomically(Path(path), lambda place: sheet.save(place, format="PNG"), durable=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from ..hosts.finding import find_host
 from ..hosts.peft import base_model
 from ..patching import patch, unpatch
 from ..plugins import plugin_manager
-from ..storage.record import CONFIG_FILE, WEIGHTS_FILE
-from ..storage.writing import write_atomically
-from .model_card import model_card
-from .reading import Saved, read_saved
+from ..priors.frozen.towers import Tower, find_tower, write_tower
+from ..storage.record import CONFIG_FILE, TOWER_FILE, WEIGHTS_FILE
+from .branch_files import CARD_FILE, SavedBranch, not_finite, write_branch
+from .reading import read_saved
 
 
 def save_pretrained(
@@ -38,7 +37,9 @@ def save_pretrained(
 ) -> Path:
     """Write the branch of a patched model: ``vega3d_config.json``, ``vega3d.safetensors`` and a model card.
 
-    Neither the host's weights nor the prior's are written. Files are replaced one by one, each whole.
+    Neither the host's weights nor the prior's are written; a tower of the prior's own
+    (:mod:`~vega3d_plugin.priors.frozen.towers`) is. Interrupted at any moment, the folder holds the branch that was
+    there or the new one. A model card that somebody has changed stays.
 
     Args:
         model: a patched model, plain or in a ``PeftModel``.
@@ -53,32 +54,45 @@ def save_pretrained(
 
     Raises:
         PatchError: the model is not patched.
-        SavedBranchError: the parameters are partitioned over processes and not gathered.
+        SavedBranchError: the parameters are partitioned over processes and not gathered; or the folder cannot be
+            written to.
     """
     branch = get_handle(model).branch
     folder = Path(folder)
     tensors = {name: _whole(name, tensor) for name, tensor in branch.state_dict().items() if name != "record"}
-    write_branch(folder, branch.make_record(), tensors, card=card)
+    source = branch.settings.prior.tower
+    write_files(folder, branch.make_record(), tensors, None if source is None else find_tower(source), card=card)
     if push_to_hub:
         from huggingface_hub import HfApi
 
         api = HfApi(token=token)
         target = api.create_repo(repo_id or folder.resolve().name, private=private, exist_ok=True).repo_id
-        api.upload_folder(repo_id=target, folder_path=folder, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, "README.md"])
+        patterns = [CONFIG_FILE, WEIGHTS_FILE, *([] if source is None else [TOWER_FILE]), CARD_FILE]
+        api.upload_folder(repo_id=target, folder_path=folder, allow_patterns=patterns)
     return folder
 
 
-def write_branch(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor], *, card: bool = True) -> None:
-    """Write a branch's files, each whole or not at all: settings, weights, and a model card where there is none."""
-    from safetensors.torch import save_file
+def write_files(
+    folder: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor], tower: Tower | None, *, card: bool = True
+) -> None:
+    """Write a branch, and the tower of its prior where that has one of its own, which the record then names.
 
-    metadata = {"format": "pt", "library": f"vega3d-plugin {record['library_version']}"}
-    about = model_card(record, sum(t.numel() for t in tensors.values()))
-    text = json.dumps(record, indent=2) + "\n"
-    write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(dict(tensors), path, metadata=metadata))
-    write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
-    if card and not (folder / "README.md").exists():
-        write_atomically(folder / "README.md", lambda path: path.write_text(about, encoding="utf-8"))
+    Raises:
+        SavedBranchError: the folder cannot be written to.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        if tower is not None:
+            settings = record["settings"]
+            record = {
+                **record,
+                "prior": {**record["prior"], "tower": write_tower(tower, folder)},
+                "settings": {**settings, "prior": {**settings["prior"], "tower": TOWER_FILE}},
+            }
+        write_branch(folder, record, tensors, card=card)
+    except (OSError, SafetensorError) as error:
+        raise SavedBranchError(f"The branch cannot be saved in {folder}: {error}. Choose another place.") from error
 
 
 def load_pretrained(
@@ -107,7 +121,8 @@ def load_pretrained(
         revision, token: for the hub.
         processor, store, host: as for :func:`~vega3d_plugin.patching.patch`; a host that had to be named then need
             not be named again.
-        prior_settings: ``device``, ``dtype`` or ``chunk_frames``; others would change the features.
+        prior_settings: ``device``, ``dtype`` or ``chunk_frames``; ``tower``, where the tower of a prior that has one
+            of its own is on this machine; others would change the features.
 
     Returns:
         ``model``.
@@ -125,6 +140,9 @@ def load_pretrained(
     _compare("hidden size", record["host"].get("hidden_size"), seam.hidden_size, saved)
     chosen = _prior(record, prior, pretrained, allow_prior, prior_settings, saved)
     fresh = not is_patched(base)
+    if not fresh and not isinstance(chosen, Prior) and chosen.get("tower") is not None:
+        # Wherever this branch keeps its copy; the fingerprint tells whether it is that of the model.
+        chosen["tower"] = get_handle(base).settings.prior.tower or chosen["tower"]
     config = {k: v for k, v in record["settings"].items() if k != "prior"}
     patch(model, chosen, config=config, processor=processor, store=store, host=adapter.name)
     try:
@@ -152,13 +170,13 @@ def _prior(
     pretrained: str | Path | None,
     allow_prior: str | None,
     overrides: dict[str, Any],
-    saved: Saved,
+    saved: SavedBranch,
 ) -> Prior | dict[str, Any]:
     """The recorded prior with this machine's overrides, or the one given if it may differ."""
     recorded = record["prior"].get("name")
     if isinstance(prior, Prior):
         return prior
-    harmless = {"device", "dtype", "chunk_frames", "max_tokens", "fast", "compile", "offload"}
+    harmless = {"tower", "device", "dtype", "chunk_frames", "max_tokens", "fast", "compile", "offload"}
     if set(overrides) - harmless and allow_prior is None:
         raise SavedBranchError(
             f"{saved.where} was trained with its prior's own settings; {', '.join(sorted(set(overrides) - harmless))} "
@@ -180,19 +198,41 @@ def _prior(
     values.pop("trust", None)
     if isinstance(values.get("options"), Mapping):
         values["options"] = {k: v for k, v in values["options"].items() if k != "trust"}
+    if values.get("tower") is not None and "tower" not in {**asked, **overrides}:
+        values["tower"] = _tower_of(saved, values["tower"])
     values = {**values, **asked, **overrides, "name": name}
     if pretrained is not None:
         values |= {"pretrained": str(pretrained), "revision": None}
     return values
 
 
-def _compare(what: str, saved_value: Any, found: Any, saved: Saved) -> None:
+def _tower_of(saved: SavedBranch, recorded: str) -> str:
+    """Where the tower is that a branch was trained with: beside it, or where it was found then."""
+    beside = Path(saved.where) / TOWER_FILE
+    if not beside.is_file():
+        if recorded == TOWER_FILE:
+            raise SavedBranchError(
+                f"{saved.where} was trained with a tower of its own, and lacks {TOWER_FILE}. Copy it too, or say where "
+                "it is: tower=FILE."
+            )
+        return recorded
+    said = saved.record["prior"].get("tower")
+    found = find_tower(beside).checksum
+    if said is not None and said != found:
+        raise SavedBranchError(
+            f"{beside} is of another branch: its checksum is {found}, the branch was trained with {said}. Copy the "
+            "branch's files again from one place."
+        )
+    return str(beside)
+
+
+def _compare(what: str, saved_value: Any, found: Any, saved: SavedBranch) -> None:
     if saved_value != found:
         raise SavedBranchError(f"{saved.where} was trained for {what} {saved_value!r}, this model has {found!r}.")
 
 
 def _check_fingerprint(
-    branch: GenerativeBranch, record: Mapping[str, Any], allow_prior: str | None, saved: Saved
+    branch: GenerativeBranch, record: Mapping[str, Any], allow_prior: str | None, saved: SavedBranch
 ) -> None:
     recorded, found = record["prior"], branch.prior.fingerprint
     name = branch.settings.prior.name
@@ -207,12 +247,18 @@ def _check_fingerprint(
         )
 
 
-def load_tensors(branch: GenerativeBranch, saved: Saved) -> None:
+def load_tensors(branch: GenerativeBranch, saved: SavedBranch) -> None:
     """Copy a saved branch's tensors into a branch. Strict.
 
     Raises:
-        SavedBranchError: lists what is missing, surplus or of another shape.
+        SavedBranchError: lists what is missing, surplus or of another shape; or values are not finite.
     """
+    bad = not_finite(saved.tensors)
+    if bad:
+        raise SavedBranchError(
+            f"{saved.where} holds NaN or infinity in {', '.join(bad[:5])}: its training had diverged. Take an earlier "
+            "checkpoint."
+        )
     expected = {name: tensor for name, tensor in branch.state_dict().items() if name != "record"}
     problems = [f"missing: {name} {list(t.shape)}" for name, t in expected.items() if name not in saved.tensors]
     problems += [f"not part of this branch: {name}" for name in saved.tensors if name not in expected]

@@ -19,7 +19,7 @@ NONE = "none"
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainerFolder:
     """Where the parts of a trained model are.
 
     Attributes:
@@ -43,7 +43,7 @@ def find_trained(
     *,
     adapter: str | Path | None = None,
     processor: str | Path | None = None,
-) -> Trained:
+) -> TrainerFolder:
     """Look into a checkpoint.
 
     Args:
@@ -57,17 +57,20 @@ def find_trained(
         SavedBranchError: no such folder or hub id; or no branch is given, and ``host`` holds none.
     """
     if branch is None:
-        if not Path(host).is_dir() or not holds_branch(Path(host)):
+        problem = _lacks_branch(host)
+        if problem is not None:
             raise SavedBranchError(
-                f"{host} holds no branch: give branch=DIR (as an option: --branch DIR), a saved branch or a checkpoint "
-                "(branch=none for the host alone), so that a forgotten branch is not evaluated as one."
+                f"{host} holds no branch{problem}: give branch=DIR (as an option: --branch DIR), a saved branch or a "
+                "checkpoint (branch=none for the host alone), so that a forgotten branch is not evaluated as one."
             )
         branch = host
     folder = None if str(branch) == NONE else saved_folder(branch)
     if adapter is None and folder is not None and (folder / "adapter_config.json").is_file():
         adapter = folder
     wanted = None if adapter is None or str(adapter) == NONE else str(adapter)
-    whole = folder is not None and holds_host(folder) and folder.resolve() != Path(host).resolve()
+    on_hub = folder is not None and not Path(branch).expanduser().is_dir()
+    whole = folder is not None and (_is_whole_repo(folder) if on_hub else holds_host(folder))
+    whole = whole and folder is not None and folder.resolve() != Path(host).resolve()
     checkpoints = [Path(place) for place in (folder, wanted) if place is not None]
     if processor is None:
         beside = (place for place in checkpoints if any((place / name).is_file() for name in PROCESSOR_FILES))
@@ -75,8 +78,9 @@ def find_trained(
     runs = (place / RUN_FILE for place in (*checkpoints, Path(host)))
     run = next((file for file in runs if file.is_file()), None)
     data = {} if run is None else json.loads(run.read_text(encoding="utf-8"))["settings"].get("data") or {}
-    return Trained(
-        host=str(folder if whole else host),
+    return TrainerFolder(
+        # Of a hub id no more may be in the folder than what holds the branch.
+        host=str((branch if on_hub else folder) if whole else host),
         branch=None if folder is None else str(folder),
         adapter=wanted,
         processor=str(processor),
@@ -84,9 +88,22 @@ def find_trained(
     )
 
 
+def _lacks_branch(host: str | Path) -> str | None:
+    """Empty text or why, when a branch is not found in a folder or hub id; None when it is."""
+    try:
+        return None if holds_branch(saved_folder(host)) else ""
+    except SavedBranchError as error:
+        return f" that can be read ({error})"
+
+
 def holds_host(folder: Path) -> bool:
     """True for the checkpoint of a whole host; an adapter or a branch alone is none."""
     return (folder / "config.json").is_file() and any(next(folder.glob(pattern), None) for pattern in FULL_MODEL)
+
+
+def _is_whole_repo(folder: Path) -> bool:
+    """As :func:`holds_host`, of the files that were fetched to look for a branch."""
+    return (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file()
 
 
 def with_adapter(model: nn.Module, adapter: str | None) -> nn.Module:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ..checkpoints.released.loading import Released, convert_released
-from ..storage.record import CONFIG_FILE
+from ..checkpoints.released.loading import ReleasedBranch, convert_released
+from ..storage.record import CONFIG_FILE, TOWER_FILE
 from .output import out, print_json, print_pairs, yellow_warnings
 from .targets import OutputError
 
@@ -61,7 +61,7 @@ def convert(
     (_print_json if as_json else _print)(released, target, host or released.layout.host, prior)
 
 
-def _print_json(released: Released, target: Path, host: str, prior: str | None) -> None:
+def _print_json(released: ReleasedBranch, target: Path, host: str, prior: str | None) -> None:
     print_json(
         {
             "source": released.where,
@@ -72,23 +72,27 @@ def _print_json(released: Released, target: Path, host: str, prior: str | None) 
             "tensors": {name: list(tensor.shape) for name, tensor in released.tensors.items()},
             "host_weights": len(released.host_weights),
             "tower_weights": len(released.skipped),
+            "tower": released.tower_line,
+            "tower_file": TOWER_FILE if (target / TOWER_FILE).is_file() else None,
             "assumed": released.inferred.notes,
         }
     )
 
 
-def _print(released: Released, target: Path, host: str, prior: str | None) -> None:
+def _print(released: ReleasedBranch, target: Path, host: str, prior: str | None) -> None:
     out.print(Text(f"{target}", style="bold"), soft_wrap=True)
     settings = released.inferred.settings
-    chosen = settings.get("prior", {})
+    chosen, own = settings.get("prior", {}), (target / TOWER_FILE).is_file()
     print_pairs(
         {
             "host": f"{host}, hidden size {released.inferred.hidden_size}",
             "prior": prior or chosen.get("name"),
             "fusion": settings["fusion"]["name"],
             "projector": f"{settings['projector']['name']}, width {settings['projector']['hidden_dim']}",
-            "written": f"{len(released.tensors)} tensors",
-            "left": f"{len(released.host_weights)} weights of the host, {len(released.skipped)} of the frozen tower",
+            "written": f"{len(released.tensors)} tensors" + (f", and {TOWER_FILE}" if own else ""),
+            "left": f"{len(released.host_weights)} weights of the host"
+            + ("" if own else f", {len(released.skipped)} of the frozen tower"),
+            **({"tower": released.tower_line} if released.tower_line else {}),
             **({"assumed": "; ".join(released.inferred.notes)} if released.inferred.notes else {}),
         }
     )

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..branch.learned_scalars import Scalar, learned_scalars
-from ..checkpoints.reading import Saved, read_saved
+from ..checkpoints.branch_files import SavedBranch
+from ..checkpoints.reading import read_saved
 from ..contracts.errors import Vega3dError
 from ..contracts.settings import FusionSettings
 from .output import GAP, out, print_json, print_pairs, print_table, table
@@ -60,7 +61,7 @@ def info(
     print_table(_tensors(saved))
 
 
-def _scalars(saved: Saved) -> list[Scalar]:
+def _scalars(saved: SavedBranch) -> list[Scalar]:
     try:
         fusion = FusionSettings.parse(saved.record["settings"]["fusion"])
         size = int(saved.record["host"]["hidden_size"])
@@ -78,7 +79,7 @@ def _value(scalar: Scalar) -> str:
     return f"{scalar.value:.6g}, started at {scalar.start:g}"
 
 
-def _tensors(saved: Saved) -> Table:
+def _tensors(saved: SavedBranch) -> Table:
     made = table("tensor", "shape", "dtype", "parameters")
     made.columns[-1].justify = "right"
     for name, tensor in saved.tensors.items():
@@ -87,7 +88,7 @@ def _tensors(saved: Saved) -> Table:
     return made
 
 
-def _as_dict(saved: Saved, scalars: list[Scalar]) -> dict[str, Any]:
+def _as_dict(saved: SavedBranch, scalars: list[Scalar]) -> dict[str, Any]:
     return {
         "where": saved.where,
         **saved.record,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+from safetensors import SafetensorError
 
 from ..contracts.errors import Vega3dError
 from ..storage.writing import write_atomically
@@ -51,7 +52,7 @@ def write(path: Path, how: Callable[[Path], object]) -> None:
     """
     try:
         write_atomically(path, how)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise OutputError(f"{path} cannot be written: {error}. Choose another place.") from error
 
 

@@ -80,6 +80,8 @@ class PriorSettings(Settings):
         name: a registered prior, ``vega3d ls priors``.
         pretrained: hub id or folder, in diffusers' layout or in the original one.
         revision: branch, tag or commit on the hub.
+        tower: file, folder or hub id whose tower replaces the weights of ``pretrained``: a released checkpoint, or
+            ``vega3d_tower.safetensors`` beside a branch, see :mod:`~vega3d_plugin.priors.frozen.towers`.
         timestep: noise level as a timestep of the schedule, 0 to 1000 (paper: 300).
         shift: of the flow-matching schedule (paper: 5).
         tap: block whose output is the feature, 0-based; negative counts from the end (the released default is -1,
@@ -108,6 +110,7 @@ class PriorSettings(Settings):
     name: str = "wan2.1-t2v-1.3b"
     pretrained: str | None = None
     revision: str | None = None
+    tower: str | None = None
     timestep: Int = Field(default=300, ge=0, le=1000)
     shift: Float = Field(default=5.0, gt=0)
     tap: Int | None = None
@@ -149,7 +152,7 @@ class PriorSettings(Settings):
     def _known(cls, name: str) -> str:
         return _known_name("prior", name, table("prior").names())
 
-    @field_validator("pretrained", "dtype", "device", mode="before")
+    @field_validator("pretrained", "tower", "dtype", "device", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
         if isinstance(value, torch.dtype):

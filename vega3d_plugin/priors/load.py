@@ -13,6 +13,7 @@ from ..contracts.errors import PriorError, SettingsError, near_misses
 from ..contracts.priors import Prior
 from ..contracts.settings import PriorSettings
 from ..contracts.tables import PRIORS
+from .frozen.towers import apply_tower
 from .frozen.windows import windows
 
 
@@ -21,6 +22,7 @@ def load_prior(
     *,
     pretrained: str | Path | None = None,
     revision: str | None = None,
+    tower: str | Path | None = None,
     preset: str | None = None,
     timestep: int | None = None,
     shift: float | None = None,
@@ -47,6 +49,7 @@ def load_prior(
         name: a registered prior (:func:`list_priors`), or complete settings.
         pretrained: hub id or folder; default: the prior's own source.
         revision: of the hub repository.
+        tower: whose tower replaces these weights: a released checkpoint, or ``vega3d_tower.safetensors``.
         preset: ``released`` for the oddities of the released code.
         timestep: noise level, 0 to 1000; default 300.
         shift: of the schedule; default 5.0.
@@ -74,17 +77,18 @@ def load_prior(
     else:
         PRIORS.get(name)
         given = {
-            "name": name, "pretrained": pretrained, "revision": revision, "preset": preset, "timestep": timestep,
-            "shift": shift, "tap": tap, "size": size, "resize": resize, "context": context, "seed": seed,
-            "window": window, "overlap": overlap, "chunk_frames": chunk_frames, "max_tokens": max_tokens,
-            "fast": fast, "compile": compile, "offload": offload, "dtype": dtype, "device": device,
-            "options": options, **own,
+            "name": name, "pretrained": pretrained, "revision": revision, "tower": tower, "preset": preset,
+            "timestep": timestep, "shift": shift, "tap": tap, "size": size, "resize": resize, "context": context,
+            "seed": seed, "window": window, "overlap": overlap, "chunk_frames": chunk_frames,
+            "max_tokens": max_tokens, "fast": fast, "compile": compile, "offload": offload, "dtype": dtype,
+            "device": device, "options": options, **own,
         }  # fmt: skip
         settings = PriorSettings.parse({k: v for k, v in given.items() if v is not None})
     settings = resolve(settings)
     # Under a caller's inference mode the weights would be inference tensors, which no other mode can use.
     with torch.inference_mode(False):
         prior = PRIORS.get(settings.name).load(settings)
+        apply_tower(prior, settings.tower)
     if prior.settings is None:
         prior.settings = settings
     return prior

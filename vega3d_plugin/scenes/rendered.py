@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vega3d_plugin.contracts.errors import SettingsError
+from vega3d_plugin.storage.writing import write_atomically
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -111,8 +112,10 @@ def save_geometry(clip: RoomClip, path: str | Path) -> None:
     ``instance`` int8 [T, H, W], ``box_names`` text [B], ``box_centres`` and ``box_sizes`` float64 [B, 3] metres in the
     world frame. It holds no pickled objects: read it with ``numpy.load(path)``.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(path), lambda place: _write_geometry(clip, place), durable=False)
+
+
+def _write_geometry(clip: RoomClip, path: Path) -> None:
     with path.open("wb") as file:  # a path would get ".npz" added to its name
         np.savez_compressed(
             file,

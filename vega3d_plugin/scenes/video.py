@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from vega3d_plugin.contracts.clips import uniform_indices
 from vega3d_plugin.contracts.errors import FramesError, VideoError, near_misses
+from vega3d_plugin.storage.writing import write_atomically
 
 # Videos longer than this get a progress bar.
 QUIET_FRAMES = 200
@@ -48,18 +49,21 @@ def write_video(path: str | Path, frames: NDArray[np.uint8], fps: int = 8) -> No
         raise VideoError(f"{path} cannot be written: the name of the file must end in .mp4.")
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode(None))
+        write_atomically(path, lambda place: _encode(place, frames, fps), durable=False)
     # An FFmpeg without the encoder raises a ValueError of its own.
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(
             f"{path} cannot be written: {error}. Check the folder, and that FFmpeg has libx264."
         ) from error
+
+
+def _encode(path: Path, frames: NDArray[np.uint8], fps: int) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
 
 
 def read_video(path: str | Path, count: int | None = None) -> NDArray[np.uint8]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "vega3d_config.json"
 WEIGHTS_FILE = "vega3d.safetensors"
+#: A prior's own tower, beside the branch that was trained with it.
+TOWER_FILE = "vega3d_tower.safetensors"
 #: What `vega3d train` writes of a run, in its folder and in each checkpoint.
 RUN_FILE = "vega3d_run.json"
 # Trainers' files, in the order in which they are searched for a branch.

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..contracts.errors import TrainError
+from ..contracts.errors import TrainError, Vega3dWarning
 from ..recipes.blocks import DataSettings, TrainSettings
 from ..recipes.library import Recipe, read_recipe
 from ..recipes.schema import RecipeSettings
+from ..storage.claims import FolderClaim, claim_folder
+from ..storage.writing import write_text
 from .data import BadRow, ConversationData
 from .manifest import (
     check_going_on,
     check_output,
     check_same_run,
+    check_whole,
     clear_unfinished,
     find_checkpoint,
     make_manifest,
+    newest_whole,
     rank,
     step_of,
     world_size,
@@ -29,6 +36,8 @@ from .model.building import Prepared, check_host, prepare
 from .rows.encoding import Encoder
 from .rows.files import Rows
 from .trainer import accumulation, make_arguments, make_trainer, total_steps
+
+log = logging.getLogger("vega3d")
 
 REPORT = "bad_rows.txt"
 
@@ -46,6 +55,7 @@ class Job:
         data: the rows that are used.
         bad: rows that are left out.
         checkpoint: to go on from; None to begin.
+        claim: on the output folder, in the first process; None where nothing will be written.
     """
 
     name: str
@@ -57,6 +67,12 @@ class Job:
     data: ConversationData
     bad: list[BadRow]
     checkpoint: Path | None
+    claim: FolderClaim | None = None
+
+    def __post_init__(self) -> None:
+        if self.claim is not None:
+            # A job that is never run keeps nobody out once it is forgotten.
+            weakref.finalize(self, self.claim.release)
 
     @property
     def accumulation(self) -> int:
@@ -79,19 +95,26 @@ class Job:
         Raises:
             TrainError: nothing was saved; and whatever goes wrong in a step.
         """
-        # Trainer would take a step more.
-        if self.checkpoint is not None and self.finished:
-            return self.checkpoint
+        if self.claim is None and rank() == 0:
+            self.claim = claim_output(self.output)
+        try:
+            # Trainer would take a step more.
+            return self.checkpoint if self.checkpoint is not None and self.finished else self._train()
+        finally:
+            if self.claim is not None:
+                self.claim.release()
+                self.claim = None
+
+    def _train(self) -> Path:
         manifest = make_manifest(
             self.name, self.recipe, self.prepared.model, self.data.rows, len(self.bad), world_size()
         )
-        trainer = make_trainer(self.prepared, self.arguments, self.train, self.data, manifest)
+        trainer = make_trainer(self.prepared, self.arguments, self.train, self.data, manifest, self.claim)
         if rank() == 0:
-            self.output.mkdir(parents=True, exist_ok=True)
             clear_unfinished(self.output)
             write_manifest(self.output, manifest)
             if self.bad:
-                (self.output / REPORT).write_text("".join(f"{row}\n" for row in self.bad), encoding="utf-8")
+                write_text(self.output / REPORT, "".join(f"{row}\n" for row in self.bad))
         if self.data.settings.workers:
             # Tokenizers warn at length about processes that are forked after their first use.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -139,22 +162,69 @@ def make_job(
     check_host(settings.host)
     data, train = _needed(name, settings)
     output = Path(train.output_dir or Path("outputs") / Path(name).with_suffix("").name).expanduser()
-    checkpoint = resume_from or (find_checkpoint(output) if resume else None)
-    # One process looks, before any writes: the others would find what it has written.
+    # One process claims and looks, before any writes: the others would find what it has written.
+    claim = claim_output(output) if rank() == 0 and not keep_output else None
+    try:
+        rows = Rows(data.files)
+        checkpoint = _checkpoint(output, settings, rows, resume, resume_from, claim is not None)
+        arguments = make_arguments(settings, train, output)
+        prepared_data = ConversationData(rows, Encoder(None, data, train.max_length), report=output / REPORT)
+        bad = prepared_data.check(progress)
+        prepared = prepare(settings, train, store)
+        prepared_data.encoder.processor = prepared.processor
+    except BaseException:
+        if claim is not None:
+            claim.release()
+        raise
+    return Job(name, settings, train, output, arguments, prepared, prepared_data, bad, checkpoint, claim)
+
+
+def claim_output(folder: Path) -> FolderClaim:
+    """Claim an output folder for one run: two in one folder would mix their checkpoints.
+
+    Raises:
+        TrainError: another run writes there; the message says which.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise TrainError(f"train.output_dir: {folder} is a file.")
+    claim = claim_folder(folder, TrainError, "another run", "Set train.output_dir to a new folder.")
+    if claim.taken_over:
+        log.info("%s: took over the claim of a run that has ended without letting go (%s).", folder, claim.taken_over)
+    return claim
+
+
+def _checkpoint(
+    output: Path, settings: RecipeSettings, rows: Rows, resume: bool, resume_from: Path | None, writes: bool
+) -> Path | None:
+    """The checkpoint to go on from, after a look at what the output folder and that checkpoint hold.
+
+    Raises:
+        TrainError: the folder holds something else; the checkpoint is damaged, or of another recipe.
+    """
     going_on = resume or resume_from is not None
-    if rank() == 0 and not (going_on or keep_output):
+    if writes and not going_on:
         check_output(output)
-    rows = Rows(data.files)
-    if rank() == 0 and going_on and not keep_output:
+    if writes and going_on:
         check_going_on(output, settings, rows)
+    if resume_from is not None:
+        check_same_run(resume_from, settings, rows)
+        check_whole(resume_from)
+        return resume_from
+    if not resume:
+        return None
+    if writes and world_size() == 1:
+        # Puts one in place that was whole when its run was killed; other processes may have looked already.
+        clear_unfinished(output)
+    checkpoint, damaged = newest_whole(output)
+    if damaged and rank() == 0:
+        warnings.warn(
+            f"{'; '.join(damaged)}. The run goes on from {checkpoint}, the last one that is whole.",
+            Vega3dWarning,
+            stacklevel=3,
+        )
     if checkpoint is not None:
         check_same_run(checkpoint, settings, rows)
-    arguments = make_arguments(settings, train, output)
-    prepared_data = ConversationData(rows, Encoder(None, data, train.max_length), report=output / REPORT)
-    bad = prepared_data.check(progress)
-    prepared = prepare(settings, train, store)
-    prepared_data.encoder.processor = prepared.processor
-    return Job(name, settings, train, output, arguments, prepared, prepared_data, bad, checkpoint)
+    return checkpoint
 
 
 def _needed(name: str, settings: RecipeSettings) -> tuple[DataSettings, TrainSettings]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,14 +14,16 @@ from ..branch.handle import get_handle, is_patched
 from ..contracts.errors import TrainError
 from ..hosts import installed as environment
 from ..recipes.schema import RecipeSettings
+from ..storage.claims import CLAIM_FILE
+from ..storage.json_files import read_object
 from ..storage.record import RUN_FILE
+from ..storage.writing import write_json
 from .rows.files import Rows
+from .whole import STATE, defect, file_sizes
 
 FORMAT = 1
 CHECKPOINT = "checkpoint-"
-#: What Trainer knows of a run, in each checkpoint.
-STATE = "trainer_state.json"
-#: Checkpoints are written here, then renamed.
+#: Checkpoints are written in a folder whose name begins like this, a run's own, then renamed.
 WRITING = ".writing"
 PACKAGES = (*environment.PACKAGES, "trl", "deepspeed", "safetensors", "numpy", "av", "decord", "qwen_vl_utils")
 #: Settings that may change between a run and its continuation: where things are, how fast, how much is written.
@@ -87,8 +88,12 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any], **more: Any) -> None:
     """Write ``vega3d_run.json``."""
-    text = json.dumps({**manifest, **more}, indent=2, default=str)
-    (folder / RUN_FILE).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / RUN_FILE, {**manifest, **more}, default=str)
+
+
+def seal_checkpoint(folder: Path, manifest: Mapping[str, Any], step: int) -> None:
+    """Write ``vega3d_run.json`` into a checkpoint that is complete, with the sizes of all its files."""
+    write_manifest(folder, manifest, step=step, files=file_sizes(folder))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -98,31 +103,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         TrainError: there is none, or it is damaged.
     """
     path = folder / RUN_FILE
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.is_file():
         raise TrainError(
             f"{folder} has no {RUN_FILE}, so it was not written by `vega3d train`. "
             "It cannot be told which recipe it is of."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise TrainError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        )
+    found = read_object(path, TrainError)
+    if found.get("format") != FORMAT:
         raise TrainError(f"{path} was written by another version of this library; this one reads format {FORMAT}.")
     return found
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in an output folder, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = {}
-    for path in folder.glob(f"{CHECKPOINT}*"):
-        step = path.name.removeprefix(CHECKPOINT)
-        # Trainer writes this file last.
-        if step.isdecimal() and (path / STATE).is_file():
-            found[int(step)] = path
-    return [found[step] for step in sorted(found)]
+    """The checkpoints in an output folder, oldest first; not those that were never finished."""
+    # Trainer writes this file last.
+    return [path for path in _numbered(folder) if (path / STATE).is_file()]
+
+
+def _numbered(folder: Path) -> list[Path]:
+    steps = {path.name.removeprefix(CHECKPOINT): path for path in folder.glob(f"{CHECKPOINT}*") if path.is_dir()}
+    numbers = [step for step in steps if step.isascii() and step.isdecimal() and len(step) < 20]
+    return [steps[step] for step in sorted(numbers, key=int)]
 
 
 def check_output(folder: Path) -> None:
@@ -149,8 +150,9 @@ def check_going_on(folder: Path, recipe: RecipeSettings, rows: Rows) -> None:
         TrainError: says what was found, or lists every setting that differs.
     """
     found = checkpoints(folder)
+    whole = [checkpoint for checkpoint in found if not defect(checkpoint)]
     if found or (folder / RUN_FILE).is_file():
-        _compare(found[-1] if found else folder, recipe, rows)
+        _compare([folder, *found, *whole][-1], recipe, rows)
     else:
         _check_empty(folder)
 
@@ -158,7 +160,9 @@ def check_going_on(folder: Path, recipe: RecipeSettings, rows: Rows) -> None:
 def _check_empty(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise TrainError(f"train.output_dir: {folder} is a file.")
-    others = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    mine = (CLAIM_FILE, WRITING)
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    others = sorted(name for name in names if not name.startswith(mine))
     if others:
         raise TrainError(
             f"{folder} is not empty (found {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}). Set "
@@ -167,9 +171,43 @@ def _check_empty(folder: Path) -> None:
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """The last whole checkpoint to go on from; None when a run has not come that far."""
+    """The last checkpoint in an output folder; None when a run has not come that far."""
     found = checkpoints(folder)
     return found[-1] if found else None
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+    """The last checkpoint that a run can go on from, and what is wrong with those after it.
+
+    Raises:
+        TrainError: there are checkpoints, and none is whole.
+    """
+    wrong = []
+    for checkpoint in reversed(_numbered(folder)):
+        problem = defect(checkpoint)
+        if not problem:
+            return checkpoint, wrong
+        wrong.append(f"{checkpoint} is damaged: {problem}")
+    if wrong:
+        raise TrainError(
+            f"No checkpoint in {folder} is whole:\n  " + "\n  ".join(wrong) + "\nStart anew in another "
+            "train.output_dir."
+        )
+    return None, []
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Refuse to go on from a checkpoint of which something is missing or cut short.
+
+    Raises:
+        TrainError: says what, and names the last whole checkpoint beside it.
+    """
+    problem = defect(checkpoint)
+    if not problem:
+        return
+    others = [path for path in checkpoints(checkpoint.parent) if path != checkpoint and not defect(path)]
+    advice = f"Go on from {others[-1]}." if others else "No other checkpoint beside it is whole."
+    raise TrainError(f"{checkpoint} is damaged: {problem}. No run can go on from it as if it had not stopped. {advice}")
 
 
 def check_same_run(checkpoint: Path, recipe: RecipeSettings, rows: Rows) -> None:
@@ -188,9 +226,12 @@ def check_same_run(checkpoint: Path, recipe: RecipeSettings, rows: Rows) -> None
 def _compare(checkpoint: Path, recipe: RecipeSettings, rows: Rows) -> None:
     saved = read_manifest(checkpoint)
     different = list(_differences(saved.get("settings", {}), recipe.model_dump(mode="json")))
-    there, here = saved.get("data", {}).get("files", []), _files(rows)
-    if [(f["rows"], f["bytes"]) for f in there] != [(f["rows"], f["bytes"]) for f in here]:
-        different.append(f"data: {_size(there)} there, {_size(here)} here")
+    try:
+        there, here = saved.get("data", {}).get("files", []), _files(rows)
+        if [(f["rows"], f["bytes"]) for f in there] != [(f["rows"], f["bytes"]) for f in here]:
+            different.append(f"data: {_size(there)} there, {_size(here)} here")
+    except (AttributeError, KeyError, TypeError):
+        raise TrainError(f"{checkpoint / RUN_FILE} is damaged: its data.files names no files.") from None
     if different:
         raise TrainError(
             f"{checkpoint} is of another recipe ({saved.get('recipe')}):\n  " + "\n  ".join(different) + "\n"
@@ -204,16 +245,25 @@ def step_of(checkpoint: Path) -> int:
     Raises:
         TrainError: it cannot be read.
     """
-    path = checkpoint / STATE
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["global_step"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise TrainError(f"{path} cannot be read: {error}.") from error
+    step = read_object(checkpoint / STATE, TrainError).get("global_step")
+    if not isinstance(step, int):
+        raise TrainError(f"{checkpoint / STATE} cannot be read: its global_step is {step!r:.40}.")
+    return step
 
 
-def clear_unfinished(folder: Path) -> None:
-    """Remove what an interrupted save has left."""
-    shutil.rmtree(folder / WRITING, ignore_errors=True)
+def clear_unfinished(folder: Path, name: str = f"{WRITING}*") -> None:
+    """Remove what interrupted saves have left. A checkpoint that was whole, but not yet in its place, is put there.
+
+    Args:
+        folder: output folder, claimed by this run.
+        name: of the folder in it that is cleared; default: those of all runs.
+    """
+    for left in folder.glob(name):
+        for checkpoint in left.glob(f"{CHECKPOINT}*"):
+            target = folder / checkpoint.name
+            if (checkpoint / RUN_FILE).is_file() and not target.exists() and not defect(checkpoint):
+                checkpoint.rename(target)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def rank() -> int:

@@ -7,8 +7,11 @@ import importlib
 import inspect
 import math
 import os
+import pickle
+import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +20,9 @@ from typing import Any
 from ..contracts.errors import TrainError
 from ..recipes.blocks import PartSettings, TrainSettings
 from ..recipes.schema import RecipeSettings
+from ..storage.claims import FolderClaim
 from .data import Collator, ConversationData
-from .manifest import WRITING, checkpoints, clear_unfinished, world_size, write_manifest
+from .manifest import WRITING, checkpoints, clear_unfinished, seal_checkpoint, world_size
 from .model.building import Prepared, uses_bf16
 from .model.gates import GateMonitor, gate_logs
 from .model.parts import optimiser_groups
@@ -174,8 +178,9 @@ def make_trainer(
     train: TrainSettings,
     data: ConversationData,
     manifest: Mapping[str, Any],
+    claim: FolderClaim | None = None,
 ) -> Any:
-    """The trainer; ``trainer.train()`` runs it."""
+    """The trainer; ``trainer.train()`` runs it. Checkpoints are written while the claim on their folder is held."""
     base = _trl().SFTTrainer if train.trainer == "trl" else _transformers().Trainer
     trainer_class = type(f"Vega3d{base.__name__}", (RunMixin, base), {})
     trainer = trainer_class(
@@ -185,7 +190,7 @@ def make_trainer(
         data_collator=Collator(data.encoder),
         processing_class=prepared.processor,
     )
-    trainer.vega3d = RunParts(train, prepared.parts, manifest, GateMonitor(prepared.model))
+    trainer.vega3d = RunParts(train, prepared.parts, manifest, GateMonitor(prepared.model), claim)
     return trainer
 
 
@@ -196,14 +201,19 @@ class RunParts:
     Attributes:
         train, parts, manifest: as the recipe has them, and what is written beside a checkpoint.
         gates: watches the branch.
+        claim: on the output folder, in the first process.
         redirect: where the checkpoint that is being written goes, else None.
+        writing: name of this run's own folder for checkpoints that are being written; the same in all its processes,
+            empty until the first save.
     """
 
     train: TrainSettings
     parts: Mapping[str, PartSettings]
     manifest: Mapping[str, Any]
     gates: GateMonitor
+    claim: FolderClaim | None = None
     redirect: Path | None = None
+    writing: str = ""
 
 
 class RunMixin:
@@ -286,6 +296,14 @@ class RunMixin:
         else:
             restore_weights(target, Path(resume_from_checkpoint))
 
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        with _explained(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+
+    def _load_rng_state(self, checkpoint: Any) -> None:
+        with _explained(checkpoint):
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]
+
     def _get_output_dir(self, trial: Any) -> Any:
         redirect = self.vega3d.redirect
         return super()._get_output_dir(trial) if redirect is None else str(redirect)  # type: ignore[misc]
@@ -294,25 +312,59 @@ class RunMixin:
         """Write a checkpoint elsewhere and rename it when it is whole, so that none is ever half there."""
         folder = Path(self.args.output_dir)
         alone = bool(self.args.should_save)
+        self._check_claim()
+        writing = self._writing()
         if alone:
-            clear_unfinished(folder)
+            clear_unfinished(folder, writing)
         self.accelerator.wait_for_everyone()
-        self.vega3d.redirect = folder / WRITING
+        self.vega3d.redirect = folder / writing
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
             self.accelerator.wait_for_everyone()
             if alone:
                 name = f"checkpoint-{self.state.global_step}"
-                write_manifest(folder / WRITING / name, self.vega3d.manifest, step=self.state.global_step)
-                _put_in_place(folder / WRITING / name, folder / name)
+                seal_checkpoint(folder / writing / name, self.vega3d.manifest, self.state.global_step)
+                _put_in_place(folder / writing / name, folder / name)
         finally:
             self.vega3d.redirect = None
             if alone:
-                clear_unfinished(folder)
+                clear_unfinished(folder, writing)
         if alone and self.vega3d.train.save_total_limit is not None:
             for old in checkpoints(folder)[: -self.vega3d.train.save_total_limit]:
-                shutil.rmtree(old, ignore_errors=True)
+                _remove(old, folder / writing)
         self.accelerator.wait_for_everyone()
+
+    def _writing(self) -> str:
+        """The name of this run's folder for unfinished checkpoints, the same in all processes."""
+        if not self.vega3d.writing:
+            names = [f"{WRITING}-{secrets.token_hex(4)}"]
+            if self.args.world_size > 1:
+                from accelerate.utils import broadcast_object_list
+
+                broadcast_object_list(names)
+            self.vega3d.writing = names[0]
+        return self.vega3d.writing
+
+    def _check_claim(self) -> None:
+        claim = self.vega3d.claim
+        if claim is not None and not claim.is_mine():
+            raise TrainError(
+                f"{claim.folder} has been taken over by another run: this one gave no sign of life for too long, or "
+                "its claim was deleted. Nothing more is written there. Go on from its last checkpoint with "
+                "--resume-from, in another train.output_dir."
+            )
+
+
+@contextmanager
+def _explained(checkpoint: Any) -> Iterator[None]:
+    """Have files that turn out damaged only as they are read named as such."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainError(
+            f"{checkpoint} cannot be gone on from: its optimiser, its schedule or its random numbers cannot be read "
+            f"({type(error).__name__}: {str(error)[:300]}). Go on from an earlier checkpoint with --resume-from."
+        ) from error
 
 
 def _put_in_place(written: Path, target: Path) -> None:
@@ -320,6 +372,14 @@ def _put_in_place(written: Path, target: Path) -> None:
         # A run that goes on from an earlier checkpoint comes by the later ones again.
         target.rename(written.parent / "replaced")
     written.rename(target)
+
+
+def _remove(checkpoint: Path, aside: Path) -> None:
+    """Remove a checkpoint, out of sight first: one of which half is gone must not be taken for whole."""
+    with suppress(OSError):
+        aside.mkdir(exist_ok=True)
+        checkpoint.rename(aside / f"old-{checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sharding(train: TrainSettings) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,16 @@ from ...features.store import FeatureStore
 from ...hosts.finding import find_host
 from ...hosts.peft import base_model
 from ...patching import patch, unpatch
+from ...priors.frozen.towers import tower_entries
 from ...priors.load import load_prior, resolve
 from ...storage.folders import fetch, local_folder
 from ...storage.record import make_record
 from ...storage.weights import Stored, listing, read_stored, stored_tensors
-from ..reading import Saved, holds_branch
-from ..saving import load_tensors, write_branch
+from ..branch_files import SavedBranch
+from ..reading import holds_branch
+from ..saving import load_tensors, write_files
 from .host_weights import load_host_weights, match_host
+from .own_tower import TowerChoice, keep_tower, leave_tower, load_with_tower, tell_given, tower_of
 from .settings import LLAVA, QWEN, Inferred, Layout, infer
 
 log = logging.getLogger("vega3d")
@@ -41,7 +44,7 @@ TOWERS = ("generative_encoder.", "generative_vision_tower.")
 
 
 @dataclass(frozen=True)
-class Released:
+class ReleasedBranch:
     """A branch of the released code.
 
     Attributes:
@@ -50,7 +53,9 @@ class Released:
         inferred: settings and sizes.
         tensors: of projector and fuser, by the names that a branch has here.
         host_weights: the host's own weights that lie beside them, by name; not read yet.
-        skipped: weights of the frozen tower, which the prior's own checkpoint has.
+        skipped: names of the weights of the frozen tower.
+        tower: those of them that are known to be its, by what stands behind ``generative_encoder.tower.``; not read.
+        tower_line: what was found of the tower and done, once the branch is loaded or converted; empty without one.
     """
 
     where: str
@@ -59,6 +64,8 @@ class Released:
     tensors: dict[str, Tensor]
     host_weights: dict[str, Stored]
     skipped: list[str]
+    tower: dict[str, Stored] = field(default_factory=dict)
+    tower_line: str = ""
 
     @property
     def full(self) -> bool:
@@ -77,7 +84,7 @@ class Released:
         )
 
 
-def read_released(source: str | Path, *, revision: str | None = None, token: str | None = None) -> Released:
+def read_released(source: str | Path, *, revision: str | None = None, token: str | None = None) -> ReleasedBranch:
     """Read the branch of a released checkpoint, and find out what else is there.
 
     Args:
@@ -118,6 +125,7 @@ def load_released(
     prior: str | Prior | PriorSettings | Mapping[str, Any] | None = None,
     pretrained: str | Path | None = None,
     host_weights: bool | None = None,
+    own_tower: bool = True,
     ignore: Sequence[str] = (),
     revision: str | None = None,
     token: str | None = None,
@@ -129,8 +137,10 @@ def load_released(
     """Patch ``model`` as a checkpoint of the released code was trained, and load its weights. All or nothing.
 
     Projector, fusion and their sizes come from the tensors; the prior and how it looks at frames from config.json
-    (tower, task, size, timestep, tap), with the released defaults where it does not say. How many weights were loaded
-    is logged (logger ``vega3d``, level INFO), and so is what had to be assumed.
+    (tower, task, size, timestep, tap), with the released defaults where it does not say. A checkpoint that holds the
+    weights of its tower is given that tower, where it differs from the published one
+    (:mod:`~vega3d_plugin.priors.frozen.towers`). How many weights were loaded is logged (logger ``vega3d``, level
+    INFO), and so are what had to be assumed and which tower it is.
 
     Args:
         model: the host that the checkpoint was trained from, not patched.
@@ -138,6 +148,7 @@ def load_released(
         prior: another prior than config.json names, or a loaded one; needed when it names none that is known here.
         pretrained: the prior's weights, folder or hub id.
         host_weights: load the host's own weights too; default: when the checkpoint holds a whole language model.
+        own_tower: False: the published tower, whatever the checkpoint holds.
         ignore: beginnings of names among the host's weights that ``model`` need not have a place for.
         revision, token: for the hub.
         processor, store, host: as for :func:`~vega3d_plugin.patching.patch`.
@@ -164,24 +175,43 @@ def load_released(
     if wanted and not fresh:
         raise SavedBranchError(f"{released.where} has weights of the host too: call vega3d.unpatch(model) first.")
     pairs = match_host(model, released.host_weights, ignore, released.where) if wanted else []
-    if isinstance(prior, Prior):
-        if pretrained is not None or prior_settings:
-            raise SettingsError("A loaded prior has its settings already: pass them to vega3d.load_prior instead.")
-        chosen: Prior | dict[str, Any] = prior
-    else:
-        chosen = _prior_values(released, prior, pretrained, prior_settings)
+    chosen, line = _chosen_prior(released, source, revision, prior, pretrained, own_tower, prior_settings)
     config = {key: value for key, value in released.inferred.settings.items() if key != "prior"}
     patch(model, chosen, config=config, processor=processor, store=store, host=adapter.name)
     try:
-        load_tensors(get_handle(base).branch, Saved(released.where, {}, released.tensors))
+        load_tensors(get_handle(base).branch, SavedBranch(released.where, {}, released.tensors))
         loaded = load_host_weights(pairs)
     except BaseException:
         if fresh:
             unpatch(model)
         raise
-    for line in _report(released, loaded):
-        log.info(line)
+    for told in _report(replace(released, tower_line=line), loaded):
+        log.info(told)
     return model
+
+
+def _chosen_prior(
+    released: ReleasedBranch,
+    source: str | Path,
+    revision: str | None,
+    prior: str | Prior | PriorSettings | Mapping[str, Any] | None,
+    pretrained: str | Path | None,
+    own_tower: bool,
+    overrides: Mapping[str, Any],
+) -> tuple[Prior | dict[str, Any], str]:
+    """The prior to patch with, and what is to be told of its tower."""
+    tower = tower_of(source, revision, released.tower)
+    if isinstance(prior, Prior):
+        if pretrained is not None or overrides:
+            raise SettingsError("A loaded prior has its settings already: pass them to vega3d.load_prior instead.")
+        return prior, tell_given(tower, prior) if tower is not None and own_tower else ""
+    values = _prior_values(released, prior, pretrained, overrides)
+    if tower is None or values.get("tower") is not None:
+        return values, ""
+    if not own_tower:
+        return values, leave_tower(tower, "own_tower=False").line
+    found = load_with_tower(resolve(PriorSettings.parse(values)), tower)
+    return (values if found.prior is None else found.prior), found.line
 
 
 def convert_released(
@@ -192,9 +222,10 @@ def convert_released(
     prior: str | None = None,
     pretrained: str | Path | None = None,
     fingerprint: bool = False,
+    own_tower: bool = True,
     revision: str | None = None,
     token: str | None = None,
-) -> Released:
+) -> ReleasedBranch:
     """Write the branch of a released checkpoint as :func:`~vega3d_plugin.checkpoints.saving.save_pretrained` would.
 
     No host is built. Host weights are not written: the result loads into the host that the checkpoint holds.
@@ -207,6 +238,9 @@ def convert_released(
         pretrained: where the prior's weights are, to be recorded.
         fingerprint: load the prior and record its fingerprint, so that loading checks for the same weights; else any
             weights of that prior are accepted.
+        own_tower: False: leave the checkpoint's own tower. Otherwise it is written beside the branch, unless it is
+            found to be the published one: it is compared where ``pretrained`` is a folder or ``fingerprint`` is asked
+            for.
         revision, token: for the hub.
 
     Raises:
@@ -218,21 +252,27 @@ def convert_released(
     if host not in released.layout.hosts:
         raise UnknownNameError("host of this checkpoint", host, released.layout.hosts)
     chosen = resolve(PriorSettings.parse(_prior_values(released, prior, pretrained, {})))
-    settings = BranchSettings.parse({**inferred.settings, "prior": chosen})
-    mark = load_prior(settings.prior).fingerprint if fingerprint else None
+    tower = tower_of(source, revision, released.tower) if own_tower else None
+    if tower is None:
+        found = TowerChoice(load_prior(chosen) if fingerprint else None, None, "")
+    elif fingerprint or (chosen.pretrained and Path(chosen.pretrained).expanduser().is_dir()):
+        found = load_with_tower(chosen, tower)
+    else:
+        found = keep_tower(tower)
+    mark = found.prior.fingerprint if found.prior is not None and (fingerprint or found.tower is not None) else None
     record = make_record(
-        settings,
+        BranchSettings.parse({**inferred.settings, "prior": chosen}),
         host=host,
         hidden_size=inferred.hidden_size,
         merge=inferred.merge,
         feature_dim=inferred.feature_dim,
         fingerprint=mark,
     )
-    write_branch(Path(folder), record, released.tensors)
-    return released
+    write_files(Path(folder), record, released.tensors, found.tower)
+    return replace(released, tower_line=found.line)
 
 
-def _read(where: str, layout: Layout, stored: Mapping[str, Stored], config: dict[str, Any] | None) -> Released:
+def _read(where: str, layout: Layout, stored: Mapping[str, Stored], config: dict[str, Any] | None) -> ReleasedBranch:
     parts: dict[str, dict[str, Stored]] = {"projector": {}, "fuser": {}}
     host: dict[str, Stored] = {}
     skipped: list[str] = []
@@ -250,7 +290,7 @@ def _read(where: str, layout: Layout, stored: Mapping[str, Stored], config: dict
     shapes = {part: {name: entry.shape for name, entry in found.items()} for part, found in parts.items()}
     inferred = infer(layout, shapes["projector"], shapes["fuser"], config, where)
     tensors = _named_here(inferred, {part: _tensors(found) for part, found in parts.items()}, layout, where)
-    return Released(where, layout, inferred, tensors, host, skipped)
+    return ReleasedBranch(where, layout, inferred, tensors, host, skipped, tower_entries(stored))
 
 
 def _named_here(
@@ -287,7 +327,7 @@ def _tensors(entries: Mapping[str, Stored]) -> dict[str, Tensor]:
 
 
 def _prior_values(
-    released: Released,
+    released: ReleasedBranch,
     prior: str | PriorSettings | Mapping[str, Any] | None,
     pretrained: str | Path | None,
     overrides: Mapping[str, Any],
@@ -316,15 +356,16 @@ def _prior_values(
     return values
 
 
-def _same(what: str, saved: Any, found: Any, released: Released) -> None:
+def _same(what: str, saved: Any, found: Any, released: ReleasedBranch) -> None:
     if saved != found:
         raise SavedBranchError(f"{released.where} was trained for {what} {saved!r}, this model has {found!r}.")
 
 
-def _report(released: Released, loaded: int) -> list[str]:
+def _report(released: ReleasedBranch, loaded: int) -> list[str]:
     lines = [f"{released.where}: {released.summary}.", f"Loaded {len(released.tensors)} tensors of the branch"]
     left = len(released.host_weights) - loaded
     lines[-1] += f" and {loaded} weights of the host" + (f"; {left} others were left." if left else ".")
+    lines += [released.tower_line] if released.tower_line else []
     return [*lines, *(f"Assumed: {note}." for note in released.inferred.notes)]
 
 

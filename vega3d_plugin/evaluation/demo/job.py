@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -19,11 +18,13 @@ from ...branch.handle import get_handle
 from ...branch.switches import record_gates
 from ...checkpoints.saving import load_pretrained, save_pretrained
 from ...contracts.clips import Clip, uniform_indices
-from ...contracts.errors import SettingsError
+from ...contracts.errors import SettingsError, TrainError
 from ...hosts.probing import watching
 from ...patching import patch, unpatch
 from ...scenes.rendered import RoomClip, render_room, save_geometry
 from ...scenes.video import read_video, write_video
+from ...storage.claims import claim_folder
+from ...storage.writing import write_json
 from .host import DemoHost, real_host, tiny_host
 from .questions import ask
 from .samples import Sample, answer, encode, logits_of, mean_loss
@@ -85,12 +86,24 @@ class Job:
 
 
 def run(job: Job, say: Callable[[str], None] = lambda _: None) -> Report:
-    """Run the demo; ``say`` is told what is going on."""
+    """Run the demo; ``say`` is told what is going on.
+
+    Raises:
+        SettingsError: a video without a question, or the other way round.
+        TrainError: another demo writes to that folder.
+    """
     if (job.video is None) != (job.question is None):
         raise SettingsError("--video and --question go together: a question about your video, or neither.")
+    claim = claim_folder(job.out, TrainError, "another demo", "Give it another folder: --out DIR.")
+    try:
+        return _run(job, say)
+    finally:
+        claim.release()
+
+
+def _run(job: Job, say: Callable[[str], None]) -> Report:
     started = time.perf_counter()
     torch.manual_seed(job.seed)
-    job.out.mkdir(parents=True, exist_ok=True)
     report = Report()
     shown = None if job.video is None else Sample(read_video(job.video, WINDOW), job.question or "")
 
@@ -251,4 +264,4 @@ def _write(job: Job, report: Report) -> None:
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(job).items()},
         "checks": [asdict(check) for check in report.checks],
     }
-    report.files["report"].write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_json(report.files["report"], values)

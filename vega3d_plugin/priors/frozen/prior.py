@@ -24,6 +24,7 @@ from .fingerprint import fingerprint
 from .memory import explain_out_of_memory
 from .resizing import resize_crop, resize_stretch
 from .taps import asking
+from .towers import apply_tower
 
 log = logging.getLogger("vega3d")
 
@@ -304,6 +305,7 @@ def resolved_tap(tap: int | None, blocks: int, name: str) -> int:
 def _unpickle(reload: Reload, settings: PriorSettings, expected: str) -> Prior:
     with torch.inference_mode(False):
         prior = reload(settings)
+        apply_tower(prior, settings.tower)
     if prior.fingerprint != expected:
         raise PriorError(
             f"The pickled model used a prior {settings.name!r} with fingerprint {expected}, but "

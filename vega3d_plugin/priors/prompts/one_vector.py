@@ -11,7 +11,6 @@ import gc
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from vega3d_plugin.contracts.errors import PromptError
 from vega3d_plugin.priors.prompts.umt5 import TextEncoderFiles, brief, check_width, find_text_encoder, load_umt5
+from vega3d_plugin.storage.writing import sweep, write_atomically
 
 SAVED_NAME = "empty_prompt.safetensors"
 BESIDE = (SAVED_NAME, "wan_prompt_embedding.pt", "empty_prompt.pt")
@@ -239,18 +239,16 @@ def _to_cache(context: Tensor, path: Path | None) -> str | None:
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write beside the target and rename, so that nobody ever reads half a file."""
+    """Write a file that nobody ever finds half there, and clear away what others left beside it when they were killed.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as opened:
-            opened.write(save(tensors))
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    data = save(tensors)
+    write_atomically(path, lambda place: place.write_bytes(data))
+    sweep(path.parent)
 
 
 # The text encoder
