@@ -14,7 +14,7 @@ from ..branch.branch import GenerativeBranch
 from ..branch.handle import get_handle, is_patched
 from ..contracts.errors import SavedBranchError
 from ..contracts.priors import Prior
-from ..contracts.settings import PriorSettings
+from ..contracts.settings import BranchSettings, PriorSettings
 from ..features.store import FeatureStore
 from ..hosts.finding import find_host
 from ..hosts.peft import base_model
@@ -22,6 +22,7 @@ from ..patching import patch, unpatch
 from ..plugins import plugin_manager
 from ..storage.record import CONFIG_FILE, WEIGHTS_FILE
 from ..storage.writing import write_atomically
+from .fitting import check_fit
 from .model_card import model_card
 from .reading import Saved, read_saved
 
@@ -126,6 +127,10 @@ def load_pretrained(
     chosen = _prior(record, prior, pretrained, allow_prior, prior_settings, saved)
     fresh = not is_patched(base)
     config = {k: v for k, v in record["settings"].items() if k != "prior"}
+    # Before anything of these sizes is built.
+    check_fit(saved.where, record, saved.tensors)
+    own = {"prior": chosen} if isinstance(chosen, dict) else {}
+    BranchSettings.parse({**config, **own}, where=f"{saved.where}, {CONFIG_FILE}")
     patch(model, chosen, config=config, processor=processor, store=store, host=adapter.name)
     try:
         branch = get_handle(base).branch
@@ -232,6 +237,12 @@ def _whole(name: str, tensor: Tensor) -> Tensor:
     """The full tensor on the CPU, gathered when it is sharded (FSDP2)."""
     if hasattr(tensor, "full_tensor"):
         tensor = tensor.full_tensor()
+    if tensor.is_meta:
+        raise SavedBranchError(
+            f"{name} has no values here: the model was offloaded (device_map, cpu_offload or disk_offload of "
+            "accelerate), which keeps them elsewhere between calls. Take that away first: "
+            "accelerate.hooks.remove_hook_from_module(model, recurse=True); then save."
+        )
     if tensor.numel() == 0 and hasattr(tensor, "ds_numel"):
         raise SavedBranchError(
             f"{name} is partitioned by ZeRO-3. Gather it first: with deepspeed.zero.GatheredParameters("

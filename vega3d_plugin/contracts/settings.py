@@ -196,6 +196,10 @@ class NoOptions(Settings):
     """Of a prior that has no settings of its own."""
 
 
+# Options of fusers that are settings of their own, and checked as such.
+_SHARED = ("num_heads", "num_layers", "dropout", "residual_scale")
+
+
 class FusionSettings(Settings):
     """How semantic and generative tokens are mixed.
 
@@ -220,13 +224,23 @@ class FusionSettings(Settings):
     def _known(cls, name: str) -> str:
         return _known_name("fuser", name, table("fuser").names())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own(cls, values: Any) -> Any:
+        """What is a setting of its own is checked as one, also where it is given among ``options``."""
+        given = values.get("options") if isinstance(values, Mapping) else None
+        if not isinstance(given, Mapping):
+            return values
+        own = {key: value for key, value in given.items() if key in _SHARED and key not in values}
+        return {**values, **own, "options": {key: value for key, value in given.items() if key not in own}}
+
     def options_for(self, name: str | None = None) -> dict[str, Any]:
         """What :func:`~vega3d_plugin.branch.fusers.build.build_fuser` takes besides name, size and start.
 
         Args:
             name: of the fuser; default: this one's.
         """
-        chosen: dict[str, Any] = {key: getattr(self, key) for key in ("num_heads", "num_layers", "dropout")}
+        chosen: dict[str, Any] = {key: getattr(self, key) for key in _SHARED if key != "residual_scale"}
         if (name or self.name) == "token_gated_residual":
             chosen["residual_scale"] = self.residual_scale
         return {**chosen, **self.options}
