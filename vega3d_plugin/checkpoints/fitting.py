@@ -41,8 +41,7 @@ def check_fit(where: str, record: Mapping[str, Any], tensors: Mapping[str, Tenso
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise SavedBranchError(
-            f"{where} is damaged: its tensors do not fit its settings:\n  "
-            + "\n  ".join([*problems[:_SHOWN], *more])
+            f"{where} is damaged: its tensors do not fit its settings:\n  " + "\n  ".join([*problems[:_SHOWN], *more])
         )
 
 

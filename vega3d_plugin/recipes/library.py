@@ -119,7 +119,9 @@ def recipe_path(recipe: Recipe | str | Path) -> Path:
         except UnknownNameError:
             near = [path.name for pattern in ("*.yaml", "*.yml") for path in Path.cwd().glob(pattern)]
             problem = path_problem(recipe)
-            lack = f"it cannot be the path of a file: {problem}" if problem else f"there is no file {Path.cwd() / recipe}"
+            lack = (
+                f"it cannot be the path of a file: {problem}" if problem else f"there is no file {Path.cwd() / recipe}"
+            )
             hint = f"`vega3d recipes ls` lists those of the library, and {lack}."
             names = (each.name for each in list_recipes())
             raise UnknownNameError("recipe", recipe, [*names, *near], hint=hint) from None

@@ -40,7 +40,7 @@ def read_array(file: Path, error: type[Vega3dError]) -> Array:
         with file.open("rb") as opened:
             return _read(opened, file.stat().st_size)
     except Exception as problem:
-        raise error(f"{file} is damaged or no plain array ({first_line(problem) or type(problem).__name__}). Write it again.") from problem
+        raise error(f"{file} is damaged or no plain array ({_reason(problem)}). Write it again.") from problem
 
 
 def read_arrays(file: Path, error: type[Vega3dError]) -> dict[str, Array]:
@@ -66,7 +66,7 @@ def read_arrays(file: Path, error: type[Vega3dError]) -> dict[str, Array]:
                     found[name] = _read(opened, entry.file_size)
             return found
     except Exception as problem:
-        raise error(f"{file} is damaged or no archive of arrays ({first_line(problem) or type(problem).__name__}). Write it again.") from problem
+        raise error(f"{file} is damaged or no archive of arrays ({_reason(problem)}). Write it again.") from problem
 
 
 def _read(opened: IO[bytes], size: int) -> Array:
@@ -79,7 +79,9 @@ def _read(opened: IO[bytes], size: int) -> Array:
     if length > _MAX_HEADER or match is None:
         raise ValueError("its header is none of a plain array")
     dtype = np.dtype(match["dtype"])
-    if dtype.hasobject or dtype.kind in "VM":
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects, which are never read")
+    if dtype.kind in "VM":
         raise ValueError(f"its dtype is {match['dtype']!r}")
     shape = [int(side) for side in match["shape"].replace(" ", "").split(",") if side]
     expected = math.prod(shape) * dtype.itemsize
@@ -91,3 +93,7 @@ def _read(opened: IO[bytes], size: int) -> Array:
     order = "F" if "'fortran_order': True" in text else "C"
     array = np.frombuffer(data, dtype=dtype).reshape(shape, order=order)
     return array.astype(dtype.newbyteorder("="))
+
+
+def _reason(problem: Exception) -> str:
+    return first_line(problem) or type(problem).__name__

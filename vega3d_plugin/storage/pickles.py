@@ -53,22 +53,33 @@ def load_pickle(file: Path, error: type[Vega3dError]) -> Any:
     """
     try:
         if not os.path.isfile(file):
-            raise _Refused("there is no such file")
+            raise _RefusedError("there is no such file")
         archive = _check(file)
         # Pickles can run code; weights_only refuses anything but tensors. Archives are mapped, not read.
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=archive)
         _check_tensors(found, file)
     except Exception as problem:
-        reason = str(problem) if isinstance(problem, _Refused) else f"{type(problem).__name__}: {first_line(problem)}"
         raise error(
-            f"{file} cannot be read as plain weights ({reason}). Pickles that hold more than tensors are refused, "
-            "because reading them could run code."
+            f"{file} cannot be read as plain weights ({_reason(problem)}). Pickles that hold more than tensors are "
+            "refused, because reading them could run code."
         ) from problem
     return found
 
 
-class _Refused(Exception):
+def check_pickle(file: Path, error: type[Vega3dError]) -> None:
+    """Look at a file of weights that another library is about to read. Raises as :func:`load_pickle`."""
+    try:
+        _check(file)
+    except Exception as problem:
+        raise error(f"{file} cannot be read as plain weights ({_reason(problem)}).") from problem
+
+
+class _RefusedError(Exception):
     """Why a file is not given to torch."""
+
+
+def _reason(problem: Exception) -> str:
+    return str(problem) if isinstance(problem, _RefusedError) else f"{type(problem).__name__}: {first_line(problem)}"
 
 
 def _check(file: Path) -> bool:
@@ -84,15 +95,17 @@ def _check(file: Path) -> bool:
         entries = archive.infolist()
         # torch looks entries up whatever their case.
         if len({entry.filename.lower() for entry in entries}) < len(entries):
-            raise _Refused("two entries of the archive have one name")
+            raise _RefusedError("two entries of the archive have one name")
         for entry in entries:
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
-                raise _Refused("the archive is compressed, or larger inside than the file; torch.save writes no such")
+                raise _RefusedError(
+                    "the archive is compressed, or larger inside than the file; torch.save writes no such"
+                )
         pickles = [entry for entry in entries if entry.filename.rpartition("/")[2].lower() == "data.pkl"]
         if len(pickles) != 1:
-            raise _Refused(f"the archive has {len(pickles)} entries data.pkl, torch.save writes one")
+            raise _RefusedError(f"the archive has {len(pickles)} entries data.pkl, torch.save writes one")
         if pickles[0].file_size > MAX_PICKLE:
-            raise _Refused(f"the pickle in it has {pickles[0].file_size:,} bytes, more than {MAX_PICKLE:,}")
+            raise _RefusedError(f"the pickle in it has {pickles[0].file_size:,} bytes, more than {MAX_PICKLE:,}")
         with archive.open(pickles[0]) as opened:
             _check_pickle(opened)
     return True
@@ -106,14 +119,14 @@ def _check_pickle(opened: IO[bytes], first: bool = False) -> None:
     for steps, (operation, argument, place) in enumerate(pickletools.genops(opened)):
         name = operation.name
         if steps > MAX_STEPS or (place or 0) - began > MAX_PICKLE:
-            raise _Refused(f"it has more than {MAX_STEPS:,} steps or {MAX_PICKLE:,} bytes")
+            raise _RefusedError(f"it has more than {MAX_STEPS:,} steps or {MAX_PICKLE:,} bytes")
         if name in _CALLS or (name == "GLOBAL" and not _plain(str(argument))):
-            raise _Refused(f"it names {brief(str(argument or name).replace(' ', '.', 1), 80)}, which is no tensor")
+            raise _RefusedError(f"it names {brief(str(argument or name).replace(' ', '.', 1), 80)}, which is no tensor")
         if first and name.startswith("LONG") and argument != _MAGIC:
-            raise _Refused("it is no file of torch.save")
+            raise _RefusedError("it is no file of torch.save")
         _follow(operation, argument, stack, kept)
     if first and steps != 2:
-        raise _Refused("it is no file of torch.save")
+        raise _RefusedError("it is no file of torch.save")
 
 
 def _follow(operation: Any, argument: Any, stack: list[int | None], kept: dict[int, int]) -> None:
@@ -131,12 +144,12 @@ def _follow(operation: Any, argument: Any, stack: list[int | None], kept: dict[i
             while stack and stack[-1] is not None:
                 taken.append(stack.pop() or 0)
         elif not stack:
-            raise _Refused("it takes more values than it has")
+            raise _RefusedError("it takes more values than it has")
         else:
             taken.append(stack.pop() or 0)
     depth = max(taken, default=0) + name.startswith("TUPLE")
     if depth > MAX_NESTED:
-        raise _Refused(f"tuples are nested deeper than {MAX_NESTED} in it")
+        raise _RefusedError(f"tuples are nested deeper than {MAX_NESTED} in it")
     stack.extend(None if kind is pickletools.markobject else depth for kind in operation.stack_after)
 
 
@@ -153,15 +166,15 @@ def _check_tensors(found: Any, file: Path) -> None:
     seen: set[int] = set()
     for tensor in _tensors(found):
         if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise _Refused(f"it holds a tensor of layout {tensor.layout} on {tensor.device}, not plain numbers")
+            raise _RefusedError(f"it holds a tensor of layout {tensor.layout} on {tensor.device}, not plain numbers")
         storage = tensor.untyped_storage()
         if tensor.numel() * tensor.element_size() > storage.nbytes():
-            raise _Refused(f"a tensor {list(tensor.shape)} in it is larger than its {storage.nbytes():,} bytes")
+            raise _RefusedError(f"a tensor {list(tensor.shape)} in it is larger than its {storage.nbytes():,} bytes")
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
             stored += storage.nbytes()
     if stored > size:
-        raise _Refused(f"its tensors have {stored:,} bytes, the file {size:,}")
+        raise _RefusedError(f"its tensors have {stored:,} bytes, the file {size:,}")
 
 
 def _tensors(found: Any) -> Iterator[Tensor]:

@@ -1,7 +1,7 @@
 """The one door for files that others wrote: JSON, and what it must hold; tensors by name.
 
-Whatever the bytes of a file, the right value comes back or an error of the type that the caller asked for, which names
-the file and the key. Pickles are in ``pickles.py``, arrays in ``arrays.py``, YAML is read by settings and recipes alone.
+Whatever the bytes of a file, the right value comes back, or an error of the type that the caller asked for, which
+names the file and the key. Pickles are in ``pickles.py``, arrays in ``arrays.py``; YAML is for settings and recipes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from ..contracts.printable import brief, first_line, one_line
 MAX_JSON = 1 << 26
 #: Numbers in a model's config: above the largest vocabularies and lengths of text, below what fills a memory.
 MAX_SIZE = 1 << 24
-#: Entries of a config that are built one by one: no model has as many layers, and a loop over more never ends.
-MAX_LAYERS = 1000
-_COUNTS = ("layers", "depth", "blocks", "num_heads", "attention_heads")
+#: Parts of a model that are built one by one: none has as many layers, and a loop over a billion never ends.
+MAX_LAYERS = 512
+_COUNTS = ("layers", "depth", "blocks")
+# The objects read while somebody listens, see :func:`noting_reads`.
+_reads: ContextVar[list[JsonObject] | None] = ContextVar("_reads", default=None)
 
 
 class JsonObject(dict[str, Any]):
@@ -88,8 +91,11 @@ class JsonObject(dict[str, Any]):
             raise self.wrong(key, f"is {brief(value)}, expected an object")
         return JsonObject(value, self.file, self.error, f"{self.inside}{one_line(str(key))}.")
 
-    def check_sizes(self) -> JsonObject:
+    def check_sizes(self, high: int = MAX_SIZE) -> JsonObject:
         """Refuse numbers that no model has, before one is built of them; returns the object itself.
+
+        Args:
+            high: of any number; numbers of layers have a bound of their own.
 
         Raises:
             Vega3dError: names the key.
@@ -103,15 +109,13 @@ class JsonObject(dict[str, Any]):
             elif isinstance(value, list):
                 waiting.extend((key, inner) for inner in value)
             elif isinstance(value, int) and not isinstance(value, bool):
-                high = MAX_LAYERS if any(word in last for word in _COUNTS) else MAX_SIZE
-                if abs(value) > high:
-                    raise self.wrong(key, f"is {brief(value)}, more than any model has ({high:,})")
+                most = MAX_LAYERS if any(word in last for word in _COUNTS) else high
+                if abs(value) > most:
+                    raise self.wrong(key, f"is {brief(value)}, more than any model has ({most:,})")
         return self
 
 
-def read_json(
-    file: Path, error: type[Vega3dError], *, limit: int = MAX_JSON, missing: str = ""
-) -> JsonObject:
+def read_json(file: Path, error: type[Vega3dError], *, limit: int = MAX_JSON, missing: str = "") -> JsonObject:
     """An object from a JSON file.
 
     Args:
@@ -135,7 +139,22 @@ def read_json(
         raise error(f"{file} is no valid JSON: {problem}.") from None
     if not isinstance(value, dict):
         raise error(f"{file} holds a {type(value).__name__}, expected an object.")
-    return JsonObject(value, file, error)
+    found = JsonObject(value, file, error)
+    reads = _reads.get()
+    if reads is not None:
+        reads.append(found)
+    return found
+
+
+@contextmanager
+def noting_reads() -> Iterator[list[JsonObject]]:
+    """A list of the objects that are read meanwhile, to say afterwards which of them something goes back to."""
+    reads: list[JsonObject] = []
+    token = _reads.set(reads)
+    try:
+        yield reads
+    finally:
+        _reads.reset(token)
 
 
 def named_files(index: Path, error: type[Vega3dError]) -> list[Path]:

@@ -171,7 +171,9 @@ def _mistakes(kind: type[BaseModel], values: dict[str, Any], inside: str = "") -
     try:
         kind.model_validate(values)
     except ValidationError as error:
-        found = [item for item in error.errors(include_url=False) if item["type"] not in ("value_error", "extra_forbidden")]
+        found = [
+            item for item in error.errors(include_url=False) if item["type"] not in ("value_error", "extra_forbidden")
+        ]
         return [
             f"{setting_path((inside, *item['loc']) if inside else item['loc'])}: {item['msg']}"
             + ("" if item["type"] == "missing" else f", found {brief(item['input'])}")

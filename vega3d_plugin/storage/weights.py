@@ -137,9 +137,7 @@ def weight_files(folder: Path, stem: str = DIFFUSERS) -> list[Path]:
         files = named_files(index, CheckpointError)
         missing = [file.name for file in files if not file.is_file()]
         if missing or not files:
-            raise CheckpointError(
-                f"{folder} is half there: {index.name} names {_some(missing)}, missing. Fetch again."
-            )
+            raise CheckpointError(f"{folder} is half there: {index.name} names {_some(missing)}, missing. Fetch again.")
         return files
     files = sorted(folder.glob(f"{stem}*.safetensors"))
     if not files:
@@ -164,7 +162,9 @@ def read_pickle(file: Path, error: type[Vega3dError] = CheckpointError) -> dict[
 def read_json(file: Path) -> JsonObject:
     """An object from a JSON file of a checkpoint. Raises :class:`CheckpointError`."""
     missing = f"{file.parent} is half there: {file.name} is missing. {listing(file.parent)}"
-    return reading.read_json(file, CheckpointError, missing=missing)
+    found = reading.read_json(file, CheckpointError, missing=missing)
+    # An index has numbers of bytes, all other files of a checkpoint such as models are built of.
+    return found if file.name.endswith(".index.json") else found.check_sizes()
 
 
 def listing(folder: Path) -> str:

@@ -180,13 +180,14 @@ def _fusion(layout: Layout, shapes: Shapes, hidden_size: int, config: Mapping[st
     found = _fusion_of(shapes, hidden_size)
     if found is None:
         if shapes:
-            raise SavedBranchError(f"{where}: {layout.fuser}* has tensors of no known fusion: {brief(', '.join(shapes))}.")
+            raise SavedBranchError(
+                f"{where}: {layout.fuser}* has tensors of no known fusion: {brief(', '.join(shapes))}."
+            )
         # `add` and `only` have no tensors at all.
         if said not in ("add", "only"):
+            named = f"says {layout.fusion_key}={brief(said)}, which has some" if said else "does not say which fusion"
             raise SavedBranchError(
-                f"{where} has no tensors {layout.fuser}*, and config.json "
-                f"{f'says {layout.fusion_key}={brief(said)}, which has some' if said else 'does not say which fusion'}. "
-                "Are all its files there?"
+                f"{where} has no tensors {layout.fuser}*, and config.json {named}. Are all its files there?"
             )
         return str(said)
     _agree(said, found, layout.fusion_key, where)
@@ -278,4 +279,6 @@ def _prior_name(layout: Layout, values: JsonObject, feature_dim: int, notes: lis
 
 def _agree(said: Any, found: Any, key: str, where: str) -> None:
     if said is not None and said != found:
-        raise SavedBranchError(f"{where}: config.json says {key}={brief(said)}, but its tensors are those of {found!r}.")
+        raise SavedBranchError(
+            f"{where}: config.json says {key}={brief(said)}, but its tensors are those of {found!r}."
+        )
