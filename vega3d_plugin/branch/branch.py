@@ -56,10 +56,7 @@ class GenerativeBranch(nn.Module):
             hidden_dim=settings.projector.hidden_dim,
             merge=seam.merge,
         )
-        options = {"num_heads": fusion.num_heads, "num_layers": fusion.num_layers, "dropout": fusion.dropout}
-        if fusion.name == "token_gated_residual":
-            options["residual_scale"] = fusion.residual_scale
-        self.fuser = build_fuser(fusion.name, seam.hidden_size, init=fusion.init, **{**options, **fusion.options})
+        self.fuser = build_fuser(fusion.name, seam.hidden_size, init=fusion.init, **fusion.options_for())
         if fusion.init == "identity" and self.fuser.identity == "zero_generative":
             self.projector.zero_output()
         self.register_buffer("record", torch.zeros(RECORD_BYTES, dtype=torch.uint8))

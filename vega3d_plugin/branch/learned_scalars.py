@@ -52,7 +52,6 @@ def learned_scalars(tensors: Mapping[str, Tensor], fusion: FusionSettings | None
 def _start(fusion: FusionSettings, hidden_size: int) -> dict[str, float]:
     if fusion.name not in FUSERS:
         return {}
-    options = {"residual_scale": fusion.residual_scale} if fusion.name == "token_gated_residual" else {}
     with torch.random.fork_rng(devices=[]):
-        fuser = build_fuser(fusion.name, hidden_size, init=fusion.init, **{**options, **fusion.options})
+        fuser = build_fuser(fusion.name, hidden_size, init=fusion.init, **fusion.options_for())
     return {name: float(p.detach()) for name, p in fuser.named_parameters() if p.numel() == 1}

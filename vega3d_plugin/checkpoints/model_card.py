@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
+from ..contracts.printable import one_line
+from ..contracts.yaml_text import dump_yaml
 
 TEMPLATE = """---
 library_name: vega3d-plugin
 tags: [vega3d, spatial-reasoning, multimodal]
 ---
 
-# Generative branch for `{host}`
+# Generative branch for {host}
 
 A VEGA-3D branch ("Generation Models Know Space", arXiv 2603.19235): features of a frozen video generator, fused into
 the visual tokens of a multimodal LLM. This repository holds the branch alone ({parameters:,} parameters): neither the
@@ -20,9 +22,9 @@ host's weights nor the generator's.
 
 | | |
 |---|---|
-| host | `{host}`, hidden size {hidden_size} |
-| prior | `{prior}` from `{source}`, fingerprint `{fingerprint}` |
-| fusion | `{fusion}` |
+| host | {host}, hidden size {hidden_size} |
+| prior | {prior} from {source}, fingerprint {fingerprint} |
+| fusion | {fusion} |
 | written by | vega3d-plugin {version} |
 
 ```python
@@ -33,21 +35,42 @@ vega3d.load_pretrained(model, "PATH_OR_ID")
 
 Settings:
 
-```yaml
-{settings}```
+{fence}yaml
+{settings}{fence}
 """
+
+_PLAIN = re.compile(r"[\w./:@+ -]+", re.ASCII)
 
 
 def model_card(record: Mapping[str, Any], parameters: int) -> str:
-    """Markdown from a branch's record and its number of parameters."""
+    """Markdown from a branch's record and its number of parameters.
+
+    Whatever the record holds stands as code: it makes no heading, link, table or HTML.
+    """
+    settings = dump_yaml(record["settings"])
     return TEMPLATE.format(
-        host=record["host"]["name"],
-        hidden_size=record["host"]["hidden_size"],
-        prior=record["prior"]["name"],
-        source=record["prior"]["source"],
-        fingerprint=record["prior"]["fingerprint"],
-        fusion=record["settings"]["fusion"]["name"],
-        version=record["library_version"],
+        host=_code(record["host"]["name"]),
+        hidden_size=_code(record["host"]["hidden_size"]),
+        prior=_code(record["prior"]["name"]),
+        source=_code(record["prior"]["source"]),
+        fingerprint=_code(record["prior"]["fingerprint"]),
+        fusion=_code(record["settings"]["fusion"]["name"]),
+        version=_code(record["library_version"]),
         parameters=parameters,
-        settings=yaml.safe_dump(record["settings"], sort_keys=False),
+        settings=settings,
+        fence="`" * max(3, _longest_run(settings) + 1),
     )
+
+
+def _code(value: Any) -> str:
+    """A value as code on one line, in a heading or in a cell of a table."""
+    text = one_line(str(value))
+    if _PLAIN.fullmatch(text):
+        return f"`{text}`"
+    # Names may come out of others' files. What is written by number is never taken for markup, here or in a table.
+    return f"<code>{''.join(c if _PLAIN.fullmatch(c) else f'&#{ord(c)};' for c in text)}</code>"
+
+
+def _longest_run(text: str) -> int:
+    """Of backticks."""
+    return max((len(run) for run in re.findall("`+", text)), default=0)

@@ -13,7 +13,7 @@ from ..branch.branch import GenerativeBranch
 from ..branch.handle import get_handle, is_patched
 from ..contracts.errors import SavedBranchError
 from ..contracts.priors import Prior
-from ..contracts.settings import PriorSettings
+from ..contracts.settings import BranchSettings, PriorSettings
 from ..features.store import FeatureStore
 from ..hosts.finding import find_host
 from ..hosts.peft import base_model
@@ -22,6 +22,7 @@ from ..plugins import plugin_manager
 from ..priors.frozen.towers import Tower, find_tower, write_tower
 from ..storage.record import CONFIG_FILE, TOWER_FILE, WEIGHTS_FILE
 from .branch_files import CARD_FILE, SavedBranch, not_finite, write_branch
+from .fitting import check_fit
 from .reading import read_saved
 
 
@@ -144,6 +145,10 @@ def load_pretrained(
         # Wherever this branch keeps its copy; the fingerprint tells whether it is that of the model.
         chosen["tower"] = get_handle(base).settings.prior.tower or chosen["tower"]
     config = {k: v for k, v in record["settings"].items() if k != "prior"}
+    # Before anything of these sizes is built.
+    check_fit(saved.where, record, saved.tensors)
+    own = {"prior": chosen} if isinstance(chosen, dict) else {}
+    BranchSettings.parse({**config, **own}, where=f"{saved.where}, {CONFIG_FILE}")
     patch(model, chosen, config=config, processor=processor, store=store, host=adapter.name)
     try:
         branch = get_handle(base).branch
@@ -278,6 +283,12 @@ def _whole(name: str, tensor: Tensor) -> Tensor:
     """The full tensor on the CPU, gathered when it is sharded (FSDP2)."""
     if hasattr(tensor, "full_tensor"):
         tensor = tensor.full_tensor()
+    if tensor.is_meta:
+        raise SavedBranchError(
+            f"{name} has no values here: the model was offloaded (device_map, cpu_offload or disk_offload of "
+            "accelerate), which keeps them elsewhere between calls. Take that away first: "
+            "accelerate.hooks.remove_hook_from_module(model, recurse=True); then save."
+        )
     if tensor.numel() == 0 and hasattr(tensor, "ds_numel"):
         raise SavedBranchError(
             f"{name} is partitioned by ZeRO-3. Gather it first: with deepspeed.zero.GatheredParameters("

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,16 @@ from typing import Any
 from torch import nn
 
 from ..contracts.errors import SavedBranchError
+from ..contracts.paths import given_path
+from ..contracts.printable import brief, first_line
 from ..hosts.loading import PROCESSOR_FILES
-from ..storage.record import RUN_FILE
+from ..storage.reading import read_json
+from ..storage.record import read_run
+from ..storage.weights import listing, stored_entries
 from .reading import FULL_MODEL, holds_branch, saved_folder
 
+#: Weights of a PEFT adapter.
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 #: Stands for "leave it out", where harnesses can only pass text.
 NONE = "none"
 
@@ -75,9 +80,9 @@ def find_trained(
     if processor is None:
         beside = (place for place in checkpoints if any((place / name).is_file() for name in PROCESSOR_FILES))
         processor = next(beside, host)
-    runs = (place / RUN_FILE for place in (*checkpoints, Path(host)))
-    run = next((file for file in runs if file.is_file()), None)
-    data = {} if run is None else json.loads(run.read_text(encoding="utf-8"))["settings"].get("data") or {}
+    runs = (read_run(place, SavedBranchError) for place in (*checkpoints, Path(host)))
+    run = next((found for found in runs if found is not None), None)
+    data = {} if run is None else dict(run["settings"].get("data") or {})
     return TrainerFolder(
         # Of a hub id no more may be in the folder than what holds the branch.
         host=str((branch if on_hub else folder) if whole else host),
@@ -116,8 +121,32 @@ def with_adapter(model: nn.Module, adapter: str | None) -> nn.Module:
         return model
     from peft import PeftModel
 
+    folder = given_path(adapter, SavedBranchError, "The adapter")
+    if folder.is_dir():
+        check_adapter(folder)
     try:
         loaded: nn.Module = PeftModel.from_pretrained(model, adapter).eval()
-    except ValueError as error:
-        raise SavedBranchError(f"The adapter {adapter} cannot be loaded: {error}") from error
+    except Exception as error:
+        # PEFT passes on what its readers raise: UnpicklingError, KeyError, TypeError, SafetensorError, ...
+        raise SavedBranchError(
+            f"The adapter {adapter} cannot be loaded: {type(error).__name__}: {first_line(error)}"
+        ) from error
     return loaded
+
+
+def check_adapter(folder: Path) -> None:
+    """Look at an adapter's files before PEFT reads them, which takes their word for every size.
+
+    Raises:
+        SavedBranchError: no adapter_config.json, files that are damaged or hold more than tensors, or a rank that is
+            larger than every tensor beside it.
+    """
+    config = read_json(folder / "adapter_config.json", SavedBranchError).check_sizes()
+    found = [entry for name in ADAPTERS for file in sorted(folder.glob(name)) for entry in stored_entries(file)]
+    if not found:
+        raise SavedBranchError(f"{folder} holds no weights of an adapter: {' or '.join(ADAPTERS)}. {listing(folder)}")
+    largest = max((side for entry in found for side in entry.shape), default=0)
+    ranks = config.get("rank_pattern") or {}
+    for key, rank in {"r": config.get("r"), **(ranks if isinstance(ranks, dict) else {})}.items():
+        if isinstance(rank, int) and rank > largest:
+            raise config.wrong(key, f"is {brief(rank)}, more than any side of the tensors beside it ({largest:,})")

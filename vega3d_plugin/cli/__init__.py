@@ -17,7 +17,8 @@ def main() -> None:
 
     try:
         app()
-    except Vega3dError as error:
+    # What the system says of a file that the user named, such as a full disk, is no bug either.
+    except (Vega3dError, OSError) as error:
         if os.environ.get("VEGA3D_TRACEBACK") == "1":
             raise
         print_error(error)

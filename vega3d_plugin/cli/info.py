@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.padding import Padding
 from rich.syntax import Syntax
 from rich.table import Table
@@ -13,9 +12,11 @@ from rich.text import Text
 
 from ..branch.learned_scalars import Scalar, learned_scalars
 from ..checkpoints.branch_files import SavedBranch
+from ..checkpoints.fitting import check_fit
 from ..checkpoints.reading import read_saved
 from ..contracts.errors import Vega3dError
 from ..contracts.settings import FusionSettings
+from ..contracts.yaml_text import dump_yaml
 from .output import GAP, out, print_json, print_pairs, print_table, table
 
 
@@ -31,6 +32,7 @@ def info(
     own tensors is read.
     """
     saved = read_saved(source, revision=revision)
+    check_fit(saved.where, saved.record, saved.tensors)
     scalars = _scalars(saved)
     if as_json:
         print_json(_as_dict(saved, scalars))
@@ -55,7 +57,7 @@ def info(
         out.print("\n[bold]Learned scalars[/]")
         print_pairs({scalar.name: _value(scalar) for scalar in scalars})
     out.print("\n[bold]Settings[/]")
-    text = yaml.safe_dump(record["settings"], sort_keys=False, default_flow_style=None)
+    text = dump_yaml(record["settings"])
     out.print(Padding(Syntax(text.rstrip(), "yaml", theme="ansi_dark", background_color="default"), (0, 0, 0, GAP)))
     out.print()
     print_table(_tensors(saved))
@@ -64,8 +66,8 @@ def info(
 def _scalars(saved: SavedBranch) -> list[Scalar]:
     try:
         fusion = FusionSettings.parse(saved.record["settings"]["fusion"])
-        size = int(saved.record["host"]["hidden_size"])
-    except (Vega3dError, KeyError, TypeError, ValueError):
+        size = saved.record["host"]["hidden_size"]
+    except Vega3dError:
         # Made with a plugin that is not installed here; the values can be shown all the same.
         fusion, size = None, 0
     return learned_scalars(saved.tensors, fusion, size)

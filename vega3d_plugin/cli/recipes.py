@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from ..contracts.paths import names_file
 from ..recipes.layers import FOLDER, leaves
 from ..recipes.library import Examined, RecipeError, examine_recipe, find_recipe, list_recipes
 from ..recipes.yaml import dump
@@ -86,7 +87,7 @@ def cp(
     See all settings by [bold]vega3d recipes show FILE[/], all defaults too
     by [bold]--defaults[/].
     """
-    if Path(name).is_file():
+    if names_file(name):
         raise typer.BadParameter(f"{name} is a file of your own; `cp` copies recipes of the library, by name.")
     recipe = find_recipe(name)
     to = to or Path(f"{recipe.path.stem}.yaml")
@@ -133,7 +134,7 @@ def validate(
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Recipes and overrides: only the latter have an equals sign, unless a file is called so."""
-    names = [a for a in arguments if "=" not in a or Path(a).is_file()]
+    names = [a for a in arguments if "=" not in a or names_file(a)]
     return names, [a for a in arguments if a not in names]
 
 

@@ -5,9 +5,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from .printable import brief, printable
+
+#: A longer name is no slip of the finger, and comparing it takes time.
+_LONGEST_NAME = 200
+
 
 class Vega3dError(Exception):
-    """Base class of every error this library raises on purpose."""
+    """Base class of every error this library raises on purpose.
+
+    Messages quote names and values out of files; ``str`` of an error is safe to print, whatever these hold.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class UnknownNameError(Vega3dError, KeyError):
@@ -17,11 +28,11 @@ class UnknownNameError(Vega3dError, KeyError):
         """``hint`` says where to look, in place of a list of all that is known."""
         names = sorted(known)
         hint = hint or f"Known: {', '.join(names) or 'none'}."
-        super().__init__(f"Unknown {kind} {name!r}.{near_misses(str(name), names)} {hint}")
+        super().__init__(f"Unknown {kind} {brief(name)}.{near_misses(str(name), names)} {hint}")
 
     def __str__(self) -> str:
         # KeyError would print the message in quotes.
-        return str(self.args[0])
+        return printable(str(self.args[0]))
 
 
 class SettingsError(Vega3dError, ValueError):
@@ -98,7 +109,7 @@ class SavedBranchError(Vega3dError):
 
 def near_misses(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` when something close is known, else an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    close = [] if len(name) > _LONGEST_NAME else difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     if not close:
         return ""
     return f" Did you mean {' or '.join(repr(c) for c in close)}?"

@@ -3,26 +3,47 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from .documents import DocumentError, decode, is_deep, parse_json, read_bytes
 from .errors import SettingsError, UnknownNameError, near_misses
+from .paths import given_path
+from .printable import brief, one_line
 from .registry import table
+from .yaml_text import Mistake, dump_yaml, parse_yaml
 
 ProjectorName = Literal["mlp2x_gelu", "mlp", "avg"]
 PROJECTORS: tuple[str, ...] = ("mlp2x_gelu", "mlp", "avg")
 
 
 S = TypeVar("S", bound="Settings")
+
+
+def _of_64_bits(value: int) -> int:
+    if not -(1 << 63) <= value < 1 << 63:
+        raise PydanticCustomError("too_large", "Input should be a whole number of at most 64 bits")
+    return value
+
+
 # Strict: a quoted number or a truth value in a YAML file is a mistake, not a number.
-Int = Annotated[int, Field(strict=True)]
+# A bound of its own would be lost where a field has one, so it is checked beside those.
+Int = Annotated[int, Field(strict=True), AfterValidator(_of_64_bits)]
 Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Positive = Annotated[int, Field(strict=True, gt=0)]
+Positive = Annotated[int, Field(strict=True, gt=0, le=1 << 53)]
+# Far above what any model has, and far below what a typing error or a hostile file can make an allocator try.
+Side = Annotated[int, Field(strict=True, gt=0, le=1 << 14)]
+Width = Annotated[int, Field(strict=True, gt=0, le=1 << 20)]
+Layers = Annotated[int, Field(strict=True, gt=0, le=1000)]
+#: What a generator of random numbers takes.
+Seed = Annotated[int, Field(strict=True, ge=-(1 << 63), lt=1 << 64)]
+#: Mistakes that a message lists; a file of nothing but mistakes has thousands.
+SHOWN = 50
 
 
 class Settings(BaseModel):
@@ -42,22 +63,35 @@ class Settings(BaseModel):
             return values
         if not isinstance(values, Mapping):
             raise SettingsError(f"{where or cls.__name__} must be a mapping of settings, got {type(values).__name__}.")
+        values = dict(values)
+        if is_deep(values):
+            raise SettingsError(f"{where or cls.__name__}: the values are nested too deeply to be settings.")
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate(values)
         except ValidationError as error:
             raise SettingsError(_report(cls, error, where)) from None
 
     @classmethod
     def read(cls: type[S], path: str | Path) -> S:
-        """Read settings from a ``.yaml``, ``.yml`` or ``.json`` file."""
-        path = Path(path)
-        if not path.is_file():
-            raise SettingsError(f"Settings file {path} does not exist.")
+        """Read settings from a ``.yaml``, ``.yml`` or ``.json`` file.
+
+        Raises:
+            SettingsError: no such file, one that cannot be read, a key that is there twice, and as :meth:`parse`.
+        """
+        path = given_path(path, SettingsError, "Settings file")
         try:
-            text = path.read_text(encoding="utf-8")
-            values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-            raise SettingsError(f"{path} cannot be read: {error}") from None
+            text = decode(read_bytes(path))
+            if path.suffix == ".json":
+                values = parse_json(text)
+            else:
+                found = parse_yaml(text)
+                values = found.value
+                if found.mistakes:
+                    raise SettingsError(_unreadable(path, found.mistakes))
+        except FileNotFoundError:
+            raise SettingsError(f"Settings file {path} does not exist.") from None
+        except DocumentError as error:
+            raise SettingsError(f"{path} cannot be read: {error}.") from None
         return cls.parse(values, where=str(path))
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,7 +100,7 @@ class Settings(BaseModel):
 
     def to_yaml(self) -> str:
         """YAML text; :meth:`read` gives the same settings back."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return dump_yaml(self.to_dict())
 
     def to_json(self) -> str:
         """JSON text; :meth:`read` gives the same settings back."""
@@ -114,10 +148,10 @@ class PriorSettings(Settings):
     timestep: Int = Field(default=300, ge=0, le=1000)
     shift: Float = Field(default=5.0, gt=0)
     tap: Int | None = None
-    size: tuple[Positive, Positive] | None = None
+    size: tuple[Side, Side] | None = None
     resize: Literal["crop", "stretch"] = "crop"
     context: Literal["frame", "views", "video"] = "frame"
-    seed: Int = 0
+    seed: Seed = 0
     preset: str | None = None
     window: Positive | None = None
     overlap: Int = Field(default=4, ge=0)
@@ -136,8 +170,9 @@ class PriorSettings(Settings):
         """A family's own settings may be given by their names, beside those that all priors have."""
         name = values.get("name", cls.model_fields["name"].default) if isinstance(values, Mapping) else None
         priors = table("prior")
-        options = priors.get(str(name)).options if name in priors else None
-        if options is None:
+        options = priors.get(name).options if isinstance(name, str) and name in priors else None
+        # Options that are no mapping are reported as they are.
+        if options is None or not isinstance(values.get("options", {}), Mapping):
             return values
         known = list(options.model_fields)
         # One that is nearly right goes there too, where it is reported with the name it was meant to be.
@@ -164,6 +199,10 @@ class NoOptions(Settings):
     """Of a prior that has no settings of its own."""
 
 
+# Options of fusers that are settings of their own, and checked as such.
+_SHARED = ("num_heads", "num_layers", "dropout", "residual_scale")
+
+
 class FusionSettings(Settings):
     """How semantic and generative tokens are mixed.
 
@@ -177,8 +216,8 @@ class FusionSettings(Settings):
 
     name: str = "token_gated_residual"
     init: Literal["identity", "released"] = "identity"
-    num_heads: Int = Field(default=8, ge=1)
-    num_layers: Int = Field(default=1, ge=1)
+    num_heads: Width = 8
+    num_layers: Layers = 1
     dropout: Float = Field(default=0.1, ge=0, lt=1)
     residual_scale: Float = 0.2
     options: dict[str, Any] = Field(default_factory=dict)
@@ -187,6 +226,27 @@ class FusionSettings(Settings):
     @classmethod
     def _known(cls, name: str) -> str:
         return _known_name("fuser", name, table("fuser").names())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own(cls, values: Any) -> Any:
+        """What is a setting of its own is checked as one, also where it is given among ``options``."""
+        given = values.get("options") if isinstance(values, Mapping) else None
+        if not isinstance(given, Mapping):
+            return values
+        own = {key: value for key, value in given.items() if key in _SHARED and key not in values}
+        return {**values, **own, "options": {key: value for key, value in given.items() if key not in own}}
+
+    def options_for(self, name: str | None = None) -> dict[str, Any]:
+        """What :func:`~vega3d_plugin.branch.fusers.build.build_fuser` takes besides name, size and start.
+
+        Args:
+            name: of the fuser; default: this one's.
+        """
+        chosen: dict[str, Any] = {key: getattr(self, key) for key in _SHARED if key != "residual_scale"}
+        if (name or self.name) == "token_gated_residual":
+            chosen["residual_scale"] = self.residual_scale
+        return {**chosen, **self.options}
 
 
 class ProjectorSettings(Settings):
@@ -198,7 +258,7 @@ class ProjectorSettings(Settings):
     """
 
     name: str = "mlp"
-    hidden_dim: Positive | None = None
+    hidden_dim: Width | None = None
 
     @field_validator("name")
     @classmethod
@@ -226,6 +286,17 @@ class BranchSettings(Settings):
     history: Positive = 1
 
 
+def _unreadable(path: Path, mistakes: Sequence[Mistake]) -> str:
+    """The mistakes of a YAML file that are none of single settings' values."""
+    lines = [f"  line {each.line}, {setting_path(each.keys)}: {each.message}" for each in mistakes[:SHOWN]]
+    return f"{path} cannot be read:\n" + "\n".join(lines)
+
+
+def setting_path(keys: Sequence[int | str]) -> str:
+    """Where a setting stands, as messages have it: ``prior.tap``."""
+    return ".".join(one_line(str(key)) for key in keys) or "(top level)"
+
+
 def _known_name(kind: str, name: str, known: tuple[str, ...] | list[str]) -> str:
     if name not in known:
         raise ValueError(str(UnknownNameError(kind, name, known)))
@@ -234,17 +305,19 @@ def _known_name(kind: str, name: str, known: tuple[str, ...] | list[str]) -> str
 
 def _report(cls: type[Settings], error: ValidationError, where: str) -> str:
     lines = []
-    for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in item["loc"])
+    for item in error.errors(include_url=False)[:SHOWN]:
         if item["type"] == "extra_forbidden":
             known = _fields_at(cls, item["loc"][:-1])
             message = f"unknown key.{near_misses(str(item['loc'][-1]), known)} Known: {', '.join(known) or 'none'}."
         else:
             message = item["msg"].removeprefix("Value error, ")
             if item["type"] != "value_error":
-                message += f", found {item['input']!r}"
-        lines.append(f"  {path or '(top level)'}: {message}")
-    count = f"{len(lines)} setting{'s are' if len(lines) > 1 else ' is'} wrong"
+                message += f", found {brief(item['input'])}"
+        lines.append(f"  {setting_path(item['loc'])}: {message}")
+    total = error.error_count()
+    if total > SHOWN:
+        lines.append(f"  ... and {total - SHOWN} more")
+    count = f"{total} setting{'s are' if total > 1 else ' is'} wrong"
     return f"{count}{f' in {where}' if where else ''}:\n" + "\n".join(lines)
 
 

@@ -50,7 +50,7 @@ class DataSettings(Settings):
     image_token: str = "<image>"
     video_token: str = "<video>"
     system: str | None = None
-    workers: Annotated[Int, Field(ge=0)] = 0
+    workers: Annotated[Int, Field(ge=0, le=1024)] = 0
 
     @field_validator("files", mode="before")
     @classmethod
@@ -119,7 +119,7 @@ class TrainSettings(Settings):
     save_steps: Positive = 500
     save_total_limit: Positive | None = None
     logging_steps: Positive = 10
-    seed: Int = 0
+    seed: Annotated[Int, Field(ge=0, lt=1 << 32)] = 0
     report_to: tuple[str, ...] = ()
     deepspeed: str | dict[str, Any] | None = None
     fsdp: str | dict[str, Any] | None = None

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from ..branch.handle import CHILD
 from ..contracts.errors import SettingsError, Vega3dError, near_misses
+from ..contracts.printable import brief
 from ..contracts.settings import FusionSettings, PriorSettings, Settings, _fields_at
 from ..contracts.tables import FUSERS
 from ..priors.load import resolve
@@ -72,7 +73,7 @@ def strict_schema() -> type[RecipeSettings]:
 
 def _checked_type(name: str, hint: Any) -> Any:
     if name == "r":
-        return Annotated[int, Field(gt=0)]
+        return Annotated[int, Field(gt=0, le=1 << 16)]
     if hint is int:
         return int | float  # a scale may be a fraction
     return hint if _plain(hint) else Any
@@ -115,7 +116,7 @@ def _message(schema: type[RecipeSettings], item: Any) -> str:
     if kind == "missing":
         return "is missing" if len(loc) > 1 else "the block is missing"
     message = str(item["msg"]).removeprefix("Value error, ")
-    return message if kind == "value_error" else f"{message}, found {item['input']!r}"
+    return message if kind == "value_error" else f"{message}, found {brief(item['input'])}"
 
 
 def _real(loc: Keys, values: Any) -> Keys:

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..contracts.documents import MAX_DEPTH
 from ..contracts.errors import UnknownNameError
+from ..contracts.paths import names_file, path_problem
+from ..contracts.printable import brief
 from ..storage.record import library_version
 from .problems import Keys, Place, Problem, RecipeError
 from .yaml import parse_value, read_document
@@ -19,6 +22,9 @@ VERSION = 1
 
 #: Always known: the folder of the file that names it.
 FOLDER = "RECIPE_DIR"
+
+#: Recipes that extend one another, at most.
+MAX_CHAIN = 32
 
 VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
@@ -91,6 +97,9 @@ def _chain(path: Path, find: Find, above: tuple[Path, ...]) -> Layers:
     if same is not None:
         names = " -> ".join(str(file) for file in (*chain[same:], target))
         raise RecipeError(chain[0], [Problem(f"recipes extend each other in a circle: {names}", place, ("extends",))])
+    if len(chain) >= MAX_CHAIN:
+        message = f"{MAX_CHAIN} recipes extend one another up to here, and no more are read"
+        raise RecipeError(path, [Problem(message, place, ("extends",))])
     base = _chain(target, find, chain)
     return _merged(base, own)
 
@@ -113,11 +122,14 @@ def _target(layers: Layers, extends: Any, find: Find) -> Path:
         return RecipeError(layers.path, [*layers.problems, Problem(message, layers.place(keys), keys)])
 
     if not isinstance(extends, str) or not extends:
-        raise refused(f"must be the name of a recipe or a relative path, found {extends!r}")
+        raise refused(f"must be the name of a recipe or a relative path, found {brief(extends)}")
+    problem = path_problem(extends)
+    if problem:
+        raise refused(f"{brief(extends)} cannot be the name of a recipe or a path: {problem}")
     if VARIABLE.search(extends):
         raise refused("takes no variables; write the name of a recipe or a relative path")
     path = layers.path.parent / extends
-    if path.is_file():
+    if names_file(path):
         return path
     if extends.startswith(".") or Path(extends).is_absolute():
         raise refused(f"there is no file {path}")
@@ -166,6 +178,8 @@ def _override(layers: Layers, text: str) -> None:
 
     if not equals or not all(keys):
         return wrong("an override is a setting, `=` and a value, such as `prior.tap=16`")
+    if len(keys) > MAX_DEPTH // 2:
+        return wrong(f"names a setting within {len(keys) - 1} others, and no setting lies so deep")
     if not written.strip():
         return wrong(f"has no value; to take a setting away write `{name}=null`")
     if keys[0] == "extends":
@@ -179,7 +193,7 @@ def _override(layers: Layers, text: str) -> None:
         below = inner.get(key)
         if below is not None and not isinstance(below, dict):
             around = ".".join(keys[:depth])
-            return wrong(f"`{around}` is {below!r}, which has no `{keys[depth]}`; give it whole: `{around}=...`")
+            return wrong(f"`{around}` is {brief(below)}, which has no `{keys[depth]}`; give it whole: `{around}=...`")
         # A copy, since mappings of a base may be shared.
         inner[key] = dict(below or {})
         inner = inner[key]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contracts.errors import SettingsError, UnknownNameError
+from ..contracts.paths import given_path, names_file, path_problem
 from ..contracts.settings import BranchSettings
 from ..hosts.lora_targets import LoraTargetError, check_lora_targets
 from .blocks import DataSettings, TrainSettings, TuneSettings
@@ -110,15 +111,21 @@ def recipe_path(recipe: Recipe | str | Path) -> Path:
     """
     if isinstance(recipe, Recipe):
         return recipe.path
-    if isinstance(recipe, str) and not Path(recipe).is_file():
+    if not isinstance(recipe, str):
+        return given_path(recipe, SettingsError, "The recipe")
+    if not names_file(recipe):
         try:
             return find_recipe(recipe).path
         except UnknownNameError:
             near = [path.name for pattern in ("*.yaml", "*.yml") for path in Path.cwd().glob(pattern)]
-            hint = f"`vega3d recipes ls` lists those of the library, and there is no file {Path.cwd() / recipe}."
+            problem = path_problem(recipe)
+            lack = (
+                f"it cannot be the path of a file: {problem}" if problem else f"there is no file {Path.cwd() / recipe}"
+            )
+            hint = f"`vega3d recipes ls` lists those of the library, and {lack}."
             names = (each.name for each in list_recipes())
             raise UnknownNameError("recipe", recipe, [*names, *near], hint=hint) from None
-    return Path(recipe)
+    return given_path(recipe, SettingsError, "The recipe")
 
 
 def read_recipe(

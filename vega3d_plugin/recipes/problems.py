@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..contracts.errors import SettingsError
+from ..contracts.printable import LONGEST, one_line
+from ..contracts.yaml_text import Keys
 
-#: Where a setting stands: ``("prior", "tap")``.
-Keys = tuple[str | int, ...]
+__all__ = ["Keys", "Place", "Problem", "RecipeError"]
+
+#: Mistakes that a message lists; a file of nothing but mistakes has thousands.
+SHOWN = 50
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Problem:
     @property
     def setting(self) -> str:
         """The setting as overrides name it: ``prior.tap``."""
-        return ".".join(str(key) for key in self.keys)
+        return ".".join(one_line(str(key)) for key in self.keys)
 
     def text(self, recipe: Path) -> str:
         """One line; the file is named where it is not ``recipe`` itself."""
@@ -54,7 +58,8 @@ class Problem:
         if self.place is None:
             return "" if self.keys else "recipe"
         if self.place.path is None:
-            return f"override `{self.place.override}`"
+            text = one_line(self.place.override)
+            return f"override `{text if len(text) <= LONGEST else text[:LONGEST] + '...'}`"
         line = "" if self.place.line is None else f"line {self.place.line}"
         other = "" if self.place.path == recipe else str(self.place.path)
         return " ".join(filter(None, (other, line))) or ("" if self.keys else "file")
@@ -72,7 +77,8 @@ class RecipeError(SettingsError):
         self.path = path
         self.problems = tuple(sorted(dict.fromkeys(problems), key=lambda p: _order(p, path)))
         count = len(self.problems)
-        lines = "\n".join(f"  {problem.text(path)}" for problem in self.problems)
+        lines = "\n".join(f"  {problem.text(path)}" for problem in self.problems[:SHOWN])
+        lines += f"\n  ... and {count - SHOWN} more" if count > SHOWN else ""
         super().__init__(f"{count} setting{'s are' if count > 1 else ' is'} wrong in {path}:\n{lines}")
 
 

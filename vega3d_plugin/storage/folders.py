@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..contracts.errors import Vega3dError, near_misses
+from ..contracts.paths import given_path
+from ..contracts.printable import first_line
 
 
 def local_folder(source: str | Path, error: type[Vega3dError], who: str = "") -> Path | None:
@@ -20,18 +23,26 @@ def local_folder(source: str | Path, error: type[Vega3dError], who: str = "") ->
             but nearly names a folder here; the message lists close matches.
     """
     lead = f"{who}: t" if who else "T"
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = given_path(source, error, f"{lead}he folder or hub id")
+    if os.path.isdir(path):
         return path
-    if path.exists():
+    if os.path.lexists(path):
         raise error(f"{lead}he path {path} is a file; a folder or a hub id is expected.")
     name = str(source)
     is_path = name.count("/") != 1 or name.startswith((".", "/", "~"))
-    siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    siblings = folders_in(path.parent)
     hint = near_misses(path.name, siblings)
     if is_path or (hint and path.parent != Path()):
         raise error(f"{lead}he folder {path} does not exist.{hint}")
     return None
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Names of the folders in a folder; none of one that cannot be looked into."""
+    try:
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    except OSError:
+        return []
 
 
 def fetch(
@@ -55,5 +66,5 @@ def fetch(
     except Exception as cause:
         raise error(
             f"{repo_id!r} is no folder here and could not be fetched from the hub "
-            f"({type(cause).__name__}: {cause}).{f' {hint}' if hint else ''}"
+            f"({type(cause).__name__}: {first_line(cause)}).{f' {hint}' if hint else ''}"
         ) from cause

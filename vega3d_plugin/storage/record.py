@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from ..contracts.errors import SavedBranchError
-
-if TYPE_CHECKING:
-    from ..contracts.settings import BranchSettings
+from ..contracts.documents import MAX_SETTINGS, DocumentError, parse_json
+from ..contracts.errors import SavedBranchError, Vega3dError
+from ..contracts.printable import brief
+from ..contracts.settings import BranchSettings, Width, setting_path
+from .reading import JsonObject, read_json
 
 CONFIG_FILE = "vega3d_config.json"
 WEIGHTS_FILE = "vega3d.safetensors"
@@ -76,24 +79,106 @@ def encode_record(record: dict[str, Any]) -> Tensor:
 
 def decode_record(data: Tensor, where: str) -> dict[str, Any]:
     """The inverse of :func:`encode_record`. Raises :class:`SavedBranchError` when it is not one."""
-    text = bytes(data.to(torch.uint8).cpu().numpy().tobytes()).rstrip(b"\0")
+    if data.dtype != torch.uint8 or data.ndim != 1 or data.numel() > MAX_SETTINGS:
+        raise SavedBranchError(
+            f"{where} holds no readable record of a branch: it is {data.dtype} {list(data.shape)}, expected uint8 "
+            f"[{RECORD_BYTES}]."
+        )
+    text = bytes(data.cpu().numpy().tobytes()).rstrip(b"\0")
     return check_record(text, where)
 
 
+class _Part(BaseModel):
+    """Base of a record's parts; later versions may add keys."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Host(_Part):
+    name: str
+    hidden_size: Width
+    merge: Annotated[int, Field(gt=0, le=64)]
+
+
+class _Prior(_Part):
+    name: str
+    source: str | None = None
+    revision: str | None = None
+    feature_dim: Width
+    fingerprint: str | None = None
+
+
+class _Record(_Part):
+    format: Annotated[int, Field(ge=1)]
+    library_version: str = "unknown"
+    host: _Host
+    prior: _Prior
+    settings: dict[str, Any]
+
+
 def check_record(text: bytes | str, where: str) -> dict[str, Any]:
-    """Parse a record. Raises :class:`SavedBranchError` naming what is missing or too new."""
+    """Parse a record.
+
+    Settings that this version or the installed plugins do not know are left to whoever builds a branch of them; all
+    others are checked here.
+
+    Raises:
+        SavedBranchError: names what is missing, wrong or too new, with its key.
+    """
     try:
-        record = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SavedBranchError(f"{where} holds no readable record of a branch: {error}") from None
+        record = parse_json(text)
+    except DocumentError as error:
+        raise SavedBranchError(f"{where} holds no readable record of a branch: {error}.") from None
     missing = [
         key for key in ("format", "host", "prior", "settings") if not isinstance(record, dict) or key not in record
     ]
     if missing:
         raise SavedBranchError(f"{where} is no record of a branch: it lacks {', '.join(missing)}.")
-    if record["format"] > FORMAT:
+    if type(record["format"]) is int and record["format"] > FORMAT:
         raise SavedBranchError(
-            f"{where} has format {record['format']}, written by vega3d-plugin {record.get('library_version')}; this "
-            f"version ({library_version()}) reads up to {FORMAT}. Upgrade vega3d-plugin."
+            f"{where} has format {record['format']}, written by vega3d-plugin {brief(record.get('library_version'))}; "
+            f"this version ({library_version()}) reads up to {FORMAT}. Upgrade vega3d-plugin."
         )
-    return dict(record)
+    wrong = _mistakes(_Record, record)
+    if not wrong:
+        wrong = _mistakes(BranchSettings, record["settings"], "settings")
+    if wrong:
+        raise SavedBranchError(f"{where} is a damaged record of a branch:\n  " + "\n  ".join(wrong))
+    # Parts that were left out are at their defaults, so that whoever reads the record finds them.
+    defaults = BranchSettings().to_dict()
+    settings = {part: record["settings"].get(part, defaults[part]) for part in ("prior", "fusion", "projector")}
+    return {"library_version": "unknown", **record, "settings": {**record["settings"], **settings}}
+
+
+def read_run(folder: Path, error: type[Vega3dError]) -> JsonObject | None:
+    """What ``vega3d train`` wrote of a run (:data:`RUN_FILE`); None where there is no such file.
+
+    ``settings`` is an object, whose ``data``, where it has one, is an object or None.
+
+    Raises:
+        Vega3dError: of the given type: it is damaged; the message names the key.
+    """
+    file = folder / RUN_FILE
+    if not file.is_file():
+        return None
+    run = read_json(file, error)
+    settings = run.mapping("settings")
+    if settings.get("data") is not None:
+        settings.mapping("data")
+    return run
+
+
+def _mistakes(kind: type[BaseModel], values: dict[str, Any], inside: str = "") -> list[str]:
+    """Wrong values, each with its key; names and keys that are only unknown here are none."""
+    try:
+        kind.model_validate(values)
+    except ValidationError as error:
+        found = [
+            item for item in error.errors(include_url=False) if item["type"] not in ("value_error", "extra_forbidden")
+        ]
+        return [
+            f"{setting_path((inside, *item['loc']) if inside else item['loc'])}: {item['msg']}"
+            + ("" if item["type"] == "missing" else f", found {brief(item['input'])}")
+            for item in found[:20]
+        ]
+    return []

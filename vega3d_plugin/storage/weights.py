@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..contracts.errors import CheckpointError, SavedBranchError
+from ..contracts.errors import CheckpointError, SavedBranchError, Vega3dError
+from . import reading
+from .pickles import load_pickle
+from .reading import JsonObject, named_files, open_safetensors
 
 Tensors = dict[str, Tensor]
 # What follows a variant's name in the name of a weight file.
@@ -55,7 +56,7 @@ def stored_tensors(source: Path) -> Iterator[dict[str, Stored]]:
     sets: Iterable[Callable[[], list[Path]]] = [lambda: [source]] if source.is_file() else _sets(source)
     try:
         for files in sets:
-            yield {entry.key: entry for file in files() for entry in _entries(file)}
+            yield {entry.key: entry for file in files() for entry in stored_entries(file)}
     except CheckpointError as error:
         raise SavedBranchError(str(error)) from error
 
@@ -71,12 +72,9 @@ def read_stored(entries: Iterable[Stored]) -> Iterator[tuple[str, Tensor]]:
         by_file.setdefault(entry.file, []).append(entry)
     for file, wanted in by_file.items():
         if file.suffix == ".safetensors":
-            try:
-                with safe_open(file, framework="pt") as handle:
-                    for entry in wanted:
-                        yield entry.key, handle.get_tensor(entry.key)
-            except (SafetensorError, OSError) as error:
-                raise SavedBranchError(_damaged(file, error)) from error
+            with open_safetensors(file, SavedBranchError) as opened:
+                for entry in wanted:
+                    yield entry.key, opened.get_tensor(entry.key)
         else:
             tensors = _pickled(file)
             for entry in wanted:
@@ -96,59 +94,34 @@ def _pickle_files(folder: Path, stem: str) -> list[Path]:
     if not index.is_file():
         whole = folder / f"{stem}.bin"
         return [whole] if whole.is_file() else sorted(folder.glob(f"{stem}*.bin"))
-    files = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
+    files = named_files(index, SavedBranchError)
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
         raise SavedBranchError(
-            f"{folder} is half there: {index.name} names {', '.join(missing) or 'no files'}, missing. Fetch again. "
-            f"{listing(folder)}"
+            f"{folder} is half there: {index.name} names {_some(missing)}, missing. Fetch again. {listing(folder)}"
         )
     return files
 
 
-def _entries(file: Path) -> list[Stored]:
+def stored_entries(file: Path) -> list[Stored]:
+    """The tensors of one file, safetensors or pickled. Raises :class:`SavedBranchError` as :func:`stored_tensors`."""
     if file.suffix != ".safetensors":
         return [Stored(key, file, tuple(tensor.shape)) for key, tensor in _pickled(file).items()]
-    try:
-        with safe_open(file, framework="pt") as handle:
-            keys = list(handle.keys())
-            return [Stored(key, file, tuple(handle.get_slice(key).get_shape())) for key in keys]
-    except (SafetensorError, OSError) as error:
-        raise SavedBranchError(_damaged(file, error)) from error
+    with open_safetensors(file, SavedBranchError) as opened:
+        return [Stored(key, file, tuple(opened.get_slice(key).get_shape())) for key in list(opened.keys())]
 
 
 def _pickled(file: Path) -> Mapping[str, Tensor]:
     """Tensors of a ``.bin`` file; mapped into memory where its format allows."""
-    try:
-        # Pickles can run code; weights_only refuses anything but tensors.
-        try:
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:
-            # The format before torch 1.6 cannot be mapped.
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise SavedBranchError(
-            f"{file} cannot be read as plain weights ({type(error).__name__}: {error}). Pickles that hold more than "
-            "tensors are refused, because reading them could run code."
-        ) from error
-    if not isinstance(loaded, Mapping):
-        raise SavedBranchError(f"{file} holds a {type(loaded).__name__}, expected a mapping of tensors.")
-    return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
-
-
-def _damaged(file: Path, error: Exception) -> str:
-    return f"{file} is damaged or no file of weights ({type(error).__name__}: {error})."
+    return {key: value for key, value in read_pickle(file, SavedBranchError).items() if isinstance(value, Tensor)}
 
 
 def read_tensors(files: Iterable[Path], wanted: Callable[[str], bool]) -> Tensors:
     """Tensors of safetensors files, by name, only those that are wanted."""
     tensors: Tensors = {}
     for file in files:
-        try:
-            with safe_open(file, framework="pt") as handle:
-                tensors.update({key: handle.get_tensor(key) for key in handle.keys() if wanted(key)})  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is damaged or incomplete ({error}). Fetch it again.") from error
+        with open_safetensors(file, CheckpointError) as opened:
+            tensors.update({key: opened.get_tensor(key) for key in list(opened.keys()) if wanted(key)})
     return tensors
 
 
@@ -161,12 +134,10 @@ def weight_files(folder: Path, stem: str = DIFFUSERS) -> list[Path]:
         return [whole]
     if indices:
         index = indices[0]
-        files = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
+        files = named_files(index, CheckpointError)
         missing = [file.name for file in files if not file.is_file()]
         if missing or not files:
-            raise CheckpointError(
-                f"{folder} is half there: {index.name} names {', '.join(missing)}, missing. Fetch again."
-            )
+            raise CheckpointError(f"{folder} is half there: {index.name} names {_some(missing)}, missing. Fetch again.")
         return files
     files = sorted(folder.glob(f"{stem}*.safetensors"))
     if not files:
@@ -176,32 +147,35 @@ def weight_files(folder: Path, stem: str = DIFFUSERS) -> list[Path]:
     return [file for file, variant in zip(files, variants, strict=True) if variant == best]
 
 
-def read_pickle(file: Path) -> Tensors:
-    """Tensors of a ``.pth`` file by name; nothing but tensors is ever unpickled."""
-    try:
-        # Pickles can run code; weights_only refuses anything but tensors.
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise CheckpointError(f"{file} cannot be read as plain weights: {type(error).__name__}: {error}") from error
-    if not isinstance(loaded, dict):
-        raise CheckpointError(f"{file} holds a {type(loaded).__name__}, expected a dict of tensors.")
-    return loaded
+def read_pickle(file: Path, error: type[Vega3dError] = CheckpointError) -> dict[str, Any]:
+    """What a ``.pth`` or ``.bin`` file holds by name; nothing but tensors and plain values is ever unpickled.
+
+    Raises:
+        Vega3dError: of the given type, see :func:`~vega3d_plugin.storage.pickles.load_pickle`; or no mapping.
+    """
+    loaded = load_pickle(file, error)
+    if not isinstance(loaded, Mapping):
+        raise error(f"{file} holds a {type(loaded).__name__}, expected a dict of tensors.")
+    return {str(key): value for key, value in loaded.items()}
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """An object from a JSON file."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file.parent} is half there: {file.name} is missing. {listing(file.parent)}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} is no valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} holds a {type(values).__name__}, expected an object.")
-    return values
+def read_json(file: Path) -> JsonObject:
+    """An object from a JSON file of a checkpoint. Raises :class:`CheckpointError`."""
+    missing = f"{file.parent} is half there: {file.name} is missing. {listing(file.parent)}"
+    found = reading.read_json(file, CheckpointError, missing=missing)
+    # An index has numbers of bytes, all other files of a checkpoint such as models are built of.
+    return found if file.name.endswith(".index.json") else found.check_sizes()
 
 
 def listing(folder: Path) -> str:
     """What is in a folder, for messages."""
-    names = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir()) if folder.is_dir() else []
+    try:
+        names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in os.scandir(folder))
+    except OSError:
+        names = []
     return f"Found: {', '.join(names[:8]) or 'nothing'}{', ...' if len(names) > 8 else ''}."
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{', '.join(names[:5]) or 'no files'}{more}"

@@ -125,7 +125,10 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut": (lambda f: f.write_bytes(b"none"), r"is damaged or incomplete .*Write it again"),
 }
 WRONG_ARRAY: dict[str, tuple[Callable[[Path], object], str]] = {
-    "objects": (lambda f: np.save(f, np.array([{}], dtype=object), allow_pickle=True), "no plain array .*allow_pickle"),
+    "objects": (
+        lambda f: np.save(f, np.array([{}], dtype=object), allow_pickle=True),
+        "no plain array .*pickled",
+    ),
     "cut": (lambda f: f.write_bytes(b"\x93NUMPY"), "is damaged or no plain array"),
     "whole numbers": (lambda f: np.save(f, MAP.int().numpy()), "has dtype int32, expected float16"),
 }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any, Literal
 
-from ...contracts.errors import FusionError, near_misses
+from ...contracts.errors import FusionError, Vega3dError, near_misses
 from ...contracts.fusers import Fuser
+from ...contracts.printable import brief, first_line
 from ...contracts.tables import FUSERS
 
 Init = Literal["identity", "released"]
@@ -46,9 +47,18 @@ def build_fuser(name: str, hidden_size: int, *, init: Init = "released", **optio
         )
     if init not in ("identity", "released"):
         raise FusionError(f"Unknown init {init!r}. Known: 'identity', 'released'.")
-    fuser = fuser_class(hidden_size, **{k: v for k, v in options.items() if k in accepted})
-    if init == "identity":
-        fuser.make_identity()
+    chosen = {key: value for key, value in options.items() if key in accepted}
+    try:
+        fuser = fuser_class(hidden_size, **chosen)
+        if init == "identity":
+            fuser.make_identity()
+    except Vega3dError:
+        raise
+    except Exception as error:
+        raise FusionError(
+            f"Fusion {name!r} cannot be built for tokens of size {hidden_size} with {brief(chosen)} "
+            f"({type(error).__name__}: {first_line(error)})."
+        ) from error
     return fuser
 
 

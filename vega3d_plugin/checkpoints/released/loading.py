@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,8 +15,10 @@ from ...branch.fusers.build import build_fuser
 from ...branch.handle import get_handle, is_patched
 from ...branch.projectors import build_projector
 from ...contracts.errors import SavedBranchError, SettingsError, UnknownNameError
+from ...contracts.paths import given_path
+from ...contracts.printable import brief, first_line
 from ...contracts.priors import Prior
-from ...contracts.settings import BranchSettings, PriorSettings
+from ...contracts.settings import BranchSettings, FusionSettings, PriorSettings
 from ...contracts.tables import PRIORS
 from ...features.store import FeatureStore
 from ...hosts.finding import find_host
@@ -26,6 +27,7 @@ from ...patching import patch, unpatch
 from ...priors.frozen.towers import tower_entries
 from ...priors.load import load_prior, resolve
 from ...storage.folders import fetch, local_folder
+from ...storage.reading import read_json
 from ...storage.record import make_record
 from ...storage.weights import Stored, listing, read_stored, stored_tensors
 from ..branch_files import SavedBranch
@@ -95,7 +97,7 @@ def read_released(source: str | Path, *, revision: str | None = None, token: str
     Raises:
         SavedBranchError: nothing of a branch there; or tensors that are missing, surplus or of another shape.
     """
-    path = Path(source).expanduser()
+    path = given_path(source, SavedBranchError, "The checkpoint")
     if not path.is_file():
         folder = local_folder(source, SavedBranchError)
         path = folder or fetch(str(source), PATTERNS, SavedBranchError, revision=revision, token=token)
@@ -298,25 +300,29 @@ def _named_here(
 ) -> dict[str, Tensor]:
     """The branch's tensors under the names and shapes they have here, checked against modules without memory."""
     fusion, projector = inferred.settings["fusion"], inferred.settings["projector"]
-    options = {key: value for key, value in fusion.items() if key in ("num_heads", "num_layers", "dropout")}
-    with torch.device("meta"):
-        modules: dict[str, nn.Module] = {
-            "projector": build_projector(
-                projector["name"],
-                inferred.feature_dim,
-                inferred.hidden_size,
-                hidden_dim=projector["hidden_dim"],
-                merge=inferred.merge,
-            ),
-            "fuser": build_fuser(fusion["name"], inferred.hidden_size, **options),
-        }
+    options = FusionSettings.parse(fusion, where).options_for()
+    try:
+        with torch.device("meta"):
+            modules: dict[str, nn.Module] = {
+                "projector": build_projector(
+                    projector["name"],
+                    inferred.feature_dim,
+                    inferred.hidden_size,
+                    hidden_dim=projector["hidden_dim"],
+                    merge=inferred.merge,
+                ),
+                "fuser": build_fuser(fusion["name"], inferred.hidden_size, **options),
+            }
+    except Exception as error:
+        # From config.json and the tensors' shapes together.
+        raise SavedBranchError(f"{where} makes no branch of {fusion} and {projector}: {first_line(error)}") from error
     named: dict[str, Tensor] = {}
     for part, module in modules.items():
         try:
             module.load_state_dict(dict(parts[part]), assign=True)
         except RuntimeError as error:
             prefix = layout.projector if part == "projector" else layout.fuser
-            raise SavedBranchError(f"{where}: {prefix}* does not fit its settings. {error}") from None
+            raise SavedBranchError(f"{where}: {prefix}* does not fit its settings. {brief(str(error), 1000)}") from None
         named |= {f"{part}.{name}": tensor.detach() for name, tensor in module.state_dict().items()}
     return named
 
@@ -371,10 +377,4 @@ def _report(released: ReleasedBranch, loaded: int) -> list[str]:
 
 def _config(folder: Path) -> dict[str, Any] | None:
     file = folder / "config.json"
-    if not file.is_file():
-        return None
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SavedBranchError(f"{file} is no valid JSON: {error}") from None
-    return dict(values) if isinstance(values, dict) else None
+    return read_json(file, SavedBranchError) if file.is_file() else None

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...contracts.errors import SavedBranchError
+from ...contracts.printable import brief
 from ...contracts.tables import PRIORS
+from ...storage.reading import JsonObject
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -20,6 +22,8 @@ _TOWERS = {
     "vjepa_online": "vjepa2-vitg", "jepa_online": "vjepa2-vitg", "dinov3_online": "dinov3-vitl",
     "dino_online": "dinov3-vitl", "vggt_online": "vggt", "vggt": "vggt", "vae_online": "sd2.1-vae",
 }  # fmt: skip
+#: Of a frame, in pixels, as the settings of a prior have it.
+_LONGEST_SIDE = 1 << 14
 # Another name of one method in the main branch.
 _FUSIONS = {"instruction_token_gated": "context_gated"}
 
@@ -102,7 +106,7 @@ def infer(layout: Layout, projector: Shapes, fuser: Shapes, config: Mapping[str,
         SavedBranchError: tensors of no known projector or fuser, or config.json says another one.
     """
     notes: list[str] = []
-    values = config or {}
+    values = config if isinstance(config, JsonObject) else JsonObject(config or {}, where, SavedBranchError)
     name, feature_dim, hidden_dim, hidden_size, merge = _projector(layout, projector, where)
     _agree(values.get(layout.projector_key), name, layout.projector_key, where)
     _agree(values.get("hidden_size"), hidden_size, "hidden_size", where)
@@ -110,22 +114,21 @@ def infer(layout: Layout, projector: Shapes, fuser: Shapes, config: Mapping[str,
     if fusion["name"] == "cross_attention":
         blocks = {key.split(".")[1] for key in fuser if key.startswith("cross_attn_blocks.")}
         fusion["num_layers"] = len(blocks)
-        heads = values.get(f"{layout.options}attention_heads")
-        fusion["num_heads"] = int(heads or 8)
-        if heads is None:
+        key = f"{layout.options}attention_heads"
+        fusion["num_heads"] = 8 if values.get(key) is None else values.integer(key, high=hidden_size)
+        if values.get(key) is None:
             notes.append("attention heads are not recorded: 8, as the released code takes then")
     if fusion["name"] == "context_gated":
         notes.append("no instruction reaches a branch, so its term of context_gated's gate is left out")
-    dropout = values.get(f"{layout.options}dropout")
-    if dropout is not None:
-        fusion["dropout"] = float(dropout)
+    if values.get(f"{layout.options}dropout") is not None:
+        fusion["dropout"] = values.number(f"{layout.options}dropout")
     settings = {
         "fusion": fusion,
         "projector": {"name": name, "hidden_dim": hidden_dim},
         "space": layout.space,
         "images": "separate",
     }
-    prior = _prior(layout, config, feature_dim, notes)
+    prior = _prior(layout, values, feature_dim, notes)
     if prior is not None:
         settings["prior"] = prior
     return Inferred(settings, feature_dim, hidden_size, merge, notes)
@@ -136,20 +139,20 @@ def _projector(layout: Layout, shapes: Shapes, where: str) -> tuple[str, int, in
     if layout is LLAVA:
         if set(shapes) != {"0.weight", "0.bias", "2.weight", "2.bias"}:
             raise SavedBranchError(
-                f"{where} has a projector {layout.projector}* of tensors {', '.join(sorted(shapes))}; only the "
+                f"{where} has a projector {layout.projector}* of tensors {brief(', '.join(sorted(shapes)))}; only the "
                 "two-layer 'mlp2x_gelu' (0 and 2, weight and bias) can be loaded."
             )
-        hidden_dim, feature_dim = shapes["0.weight"]
-        return "mlp2x_gelu", feature_dim, hidden_dim, shapes["2.weight"][0], 1
+        hidden_dim, feature_dim = _matrix(layout, shapes, "0.weight", where)
+        return "mlp2x_gelu", feature_dim, hidden_dim, _matrix(layout, shapes, "2.weight", where)[0], 1
     missing = [key for key in ("mlp.0.weight", "mlp.2.weight") if key not in shapes]
     if missing:
         raise SavedBranchError(f"{where} is incomplete: {layout.projector}{missing[0]} is missing.")
-    hidden_dim, fan_in = shapes["mlp.0.weight"]
-    hidden_size = shapes["mlp.2.weight"][0]
+    hidden_dim, fan_in = _matrix(layout, shapes, "mlp.0.weight", where)
+    hidden_size = _matrix(layout, shapes, "mlp.2.weight", where)[0]
     if "ln_q.weight" not in shapes:
         return "avg", fan_in, hidden_dim, hidden_size, 2
-    feature_dim = shapes["ln_q.weight"][0]
-    merge = math.isqrt(fan_in // feature_dim)
+    feature_dim = math.prod(shapes["ln_q.weight"])
+    merge = math.isqrt(fan_in // max(1, feature_dim))
     if merge * merge * feature_dim != fan_in:
         raise SavedBranchError(
             f"{where}: {layout.projector}mlp.0.weight takes {fan_in} channels, which is no square window of patches "
@@ -158,9 +161,17 @@ def _projector(layout: Layout, shapes: Shapes, where: str) -> tuple[str, int, in
     return "mlp", feature_dim, hidden_dim, hidden_size, merge
 
 
+def _matrix(layout: Layout, shapes: Shapes, key: str, where: str) -> tuple[int, int]:
+    """The two sides of a weight."""
+    shape = shapes[key]
+    if len(shape) != 2 or min(shape) < 1:
+        raise SavedBranchError(f"{where}: {layout.projector}{key} has shape {list(shape)}, expected a matrix.")
+    return shape[0], shape[1]
+
+
 def _fusion(layout: Layout, shapes: Shapes, hidden_size: int, config: Mapping[str, Any], where: str) -> str:
     said = config.get(layout.fusion_key)
-    said = _FUSIONS.get(str(said), said)
+    said = _FUSIONS.get(said, said) if isinstance(said, str) else said
     if layout is LLAVA and config.get("use_feat_fusion") is False:
         raise SavedBranchError(
             f"{where} was trained with use_feat_fusion=False: its generative tokens stand beside the semantic ones "
@@ -169,13 +180,14 @@ def _fusion(layout: Layout, shapes: Shapes, hidden_size: int, config: Mapping[st
     found = _fusion_of(shapes, hidden_size)
     if found is None:
         if shapes:
-            raise SavedBranchError(f"{where}: {layout.fuser}* has tensors of no known fusion: {', '.join(shapes)}.")
+            raise SavedBranchError(
+                f"{where}: {layout.fuser}* has tensors of no known fusion: {brief(', '.join(shapes))}."
+            )
         # `add` and `only` have no tensors at all.
         if said not in ("add", "only"):
+            named = f"says {layout.fusion_key}={brief(said)}, which has some" if said else "does not say which fusion"
             raise SavedBranchError(
-                f"{where} has no tensors {layout.fuser}*, and config.json "
-                f"{f'says {layout.fusion_key}={said!r}, which has some' if said else 'does not say which fusion'}. "
-                "Are all its files there?"
+                f"{where} has no tensors {layout.fuser}*, and config.json {named}. Are all its files there?"
             )
         return str(said)
     _agree(said, found, layout.fusion_key, where)
@@ -190,7 +202,7 @@ def _fusion_of(shapes: Shapes, hidden_size: int) -> str | None:
     if "ctx_projection.0.weight" in shapes:
         return "context_gated"
     if gate is not None:
-        return "gated" if gate[0] == hidden_size else "token_gated"
+        return "gated" if gate[:1] == (hidden_size,) else "token_gated"
     if "weight_2d" in shapes:
         return "weighted"
     if "projection.weight" in shapes:
@@ -198,11 +210,10 @@ def _fusion_of(shapes: Shapes, hidden_size: int) -> str | None:
     return "cross_attention" if any(key.startswith("cross_attn_blocks.") for key in shapes) else None
 
 
-def _prior(
-    layout: Layout, config: Mapping[str, Any] | None, feature_dim: int, notes: list[str]
-) -> dict[str, Any] | None:
+def _prior(layout: Layout, config: JsonObject, feature_dim: int, notes: list[str]) -> dict[str, Any] | None:
     """The prior's settings, or None when nothing tells which it is."""
-    values = {key: value for key, value in (config or {}).items() if value is not None}
+    given = {key: value for key, value in config.items() if value is not None}
+    values = JsonObject(given, config.file, config.error)
     name = _prior_name(layout, values, feature_dim, notes)
     if name is None:
         return None
@@ -213,29 +224,37 @@ def _prior(
     tower = "generative_vision_tower_"
     wan = name.startswith("wan")
     if wan:
-        size = re.fullmatch(r"(\d+)\*(\d+)", str(values.get(f"{tower}size", "")))
-        # The released code writes width * height.
-        prior["size"] = (int(size[2]), int(size[1])) if size else layout.size
-        prior["tap"] = int(values.get(f"{tower}feat_block_idx", -1 if config else layout.tap))
-        prior["shift"] = float(values.get(f"{tower}shift", 5.0))
+        prior["size"] = _size(values, f"{tower}size", layout.size)
+        prior["tap"] = values.integer(f"{tower}feat_block_idx", -1 if config else layout.tap, low=-1000, high=1000)
+        prior["shift"] = values.number(f"{tower}shift", 5.0)
     if wan or (layout is LLAVA and f"{tower}timestep" in values):
         # In the Qwen branch the other towers run at a timestep of their own, whatever is asked for; see the preset.
-        prior["timestep"] = int(values.get(f"{tower}timestep", 300))
+        prior["timestep"] = values.integer(f"{tower}timestep", 300, low=0, high=1000)
     if "vace" in name:
         first = values.get(f"{tower}condition_on_first_frame", True)
-        scale = float(values.get(f"{tower}context_scale", 1.0))
+        scale = values.number(f"{tower}context_scale", 1.0)
         prior["options"] = {"context_scale": scale, **({} if first else {"reference": "none"})}
-    side = values.get(f"{tower}input_size") or values.get(f"{tower}img_size")
-    if not wan and side:
-        prior["size"] = (int(side), int(side))
+    side = next((key for key in (f"{tower}input_size", f"{tower}img_size") if values.get(key)), None)
+    if not wan and side is not None:
+        prior["size"] = (values.integer(side, high=_LONGEST_SIDE),) * 2
     if not wan and f"{tower}height" in values and f"{tower}width" in values:
-        prior["size"] = (int(values[f"{tower}height"]), int(values[f"{tower}width"]))
+        prior["size"] = tuple(values.integer(f"{tower}{key}", high=_LONGEST_SIDE) for key in ("height", "width"))
     return prior
 
 
-def _prior_name(layout: Layout, values: Mapping[str, Any], feature_dim: int, notes: list[str]) -> str | None:
+def _size(values: JsonObject, key: str, default: tuple[int, int]) -> tuple[int, int]:
+    """Height and width; the released code writes ``width*height``."""
+    if key not in values:
+        return default
+    found = re.fullmatch(r"(\d{1,5})\*(\d{1,5})", values.text(key), re.ASCII)
+    if found is None:
+        raise values.wrong(key, f"is {brief(values[key])}, expected width*height, such as '832*480'")
+    return int(found[2]), int(found[1])
+
+
+def _prior_name(layout: Layout, values: JsonObject, feature_dim: int, notes: list[str]) -> str | None:
     source = "generative_encoder_tower_type" if layout is QWEN else "generative_vision_tower_type"
-    tower = values.get(source)
+    tower = values.text(source) if source in values else None
     if layout is LLAVA and values.get("generative_feature_source") == "offline":
         return None
     if tower is None:
@@ -245,19 +264,21 @@ def _prior_name(layout: Layout, values: Mapping[str, Any], feature_dim: int, not
         notes.append(f"which prior is not recorded: {guess}, whose features have {feature_dim} channels too")
         return guess
     if tower in _WAN:
-        family = "t2v" if "t2v" in str(tower) else "vace"
-        task = values.get("generative_vision_tower_task")
-        if task is None:
+        family = "t2v" if "t2v" in tower else "vace"
+        task = values.text("generative_vision_tower_task", "")
+        if not task:
             task = f"{family}-1.3B"
             notes.append(f"Wan's task is not recorded: {task}, by the tower's name {tower!r}")
         elif layout is LLAVA:
             # There the tower's class decides; the task is left at its default when T2V is trained.
-            task = f"{family}-{str(task).rpartition('-')[2]}"
-        name = f"wan2.1-{str(task).lower()}"
+            task = f"{family}-{task.rpartition('-')[2]}"
+        name = f"wan2.1-{task.lower()}"
         return name if name in PRIORS else None
-    return _TOWERS.get(str(tower))
+    return _TOWERS.get(tower)
 
 
 def _agree(said: Any, found: Any, key: str, where: str) -> None:
     if said is not None and said != found:
-        raise SavedBranchError(f"{where}: config.json says {key}={said!r}, but its tensors are those of {found!r}.")
+        raise SavedBranchError(
+            f"{where}: config.json says {key}={brief(said)}, but its tensors are those of {found!r}."
+        )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
-import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
@@ -22,6 +21,7 @@ from ...contracts.tables import PRIORS
 from ...priors.frozen.devices import usable
 from ...priors.frozen.prior import FrozenPrior
 from ...priors.load import load_prior, resolve
+from ...recipes.yaml import parse_value
 from ...storage.record import library_version
 from ..output import err, out, print_pairs, yellow_warnings
 from ..targets import check_target, write, write_tensors
@@ -141,10 +141,9 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
         if path == "name":
             raise typer.BadParameter("--set name: the prior is named by --prior.")
         try:
-            value = yaml.safe_load(written)
-        except yaml.YAMLError as error:
-            problem = str(getattr(error, "problem", None) or error)
-            raise SettingsError(f"--set {text}: the value cannot be read as YAML: {problem}.") from None
+            value = parse_value(written)
+        except ValueError as error:
+            raise SettingsError(f"--set {text}: the value {error}.") from None
         family, dot, key = path.partition(".")
         in_options = family == "options" and bool(dot)
         place = values.setdefault("options", {}) if in_options else values

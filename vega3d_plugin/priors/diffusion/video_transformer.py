@@ -196,6 +196,6 @@ def number_of(config: Mapping[str, Any], key: str, file: Path) -> int:
         CheckpointError: it is missing, or something else.
     """
     value = config.get(key)
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CheckpointError(f"{file} gives {key} as {value!r}, expected a number of at least 1.")
     return value

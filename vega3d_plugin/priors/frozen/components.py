@@ -9,8 +9,10 @@ from typing import Any
 from torch import nn
 
 from ...contracts.errors import CheckpointError
+from ...contracts.printable import brief
 from ...contracts.settings import PriorSettings
 from ...storage.folders import fetch, local_folder
+from ...storage.reading import JsonObject
 from ...storage.weights import DIFFUSERS, Tensors, listing, read_json, read_tensors, weight_files
 
 
@@ -56,7 +58,7 @@ def locate_parts(settings: PriorSettings, parts: Mapping[str, str], more: Sequen
     return folder, is_local
 
 
-def read_config(folder: Path, classes: str | set[str], key: str = "_class_name") -> dict[str, Any]:
+def read_config(folder: Path, classes: str | set[str], key: str = "_class_name") -> JsonObject:
     """``config.json`` of a component's folder, which must be of one of ``classes``.
 
     Raises:
@@ -100,7 +102,11 @@ def until(prefix: str, tap: int) -> Callable[[str], bool]:
     depth = prefix.count(".") + 1
 
     def wanted(key: str) -> bool:
-        return not (key.startswith(f"{prefix}.") and int(key.split(".")[depth]) > tap)
+        if not key.startswith(f"{prefix}."):
+            return True
+        index = key.split(".")[depth]
+        # Another name is no block; the model says that it does not know it.
+        return not (index.isdecimal() and len(index) < 10) or int(index) <= tap
 
     return wanted
 
@@ -122,16 +128,17 @@ def assemble(
                 f"{file} does not fit {type(model).__name__}: {_some('missing', missing)}{_some('unknown', unexpected)}"
                 "Is it the weights' own config.json, and are all its files there?"
             )
-    except RuntimeError as error:
-        raise CheckpointError(f"{file} does not fit {type(model).__name__}: {error}") from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        problem = brief(str(error), 1000) if len(str(error)) > 1000 else str(error)
+        raise CheckpointError(f"{file} does not fit {type(model).__name__}: {problem}") from error
     return model
 
 
 def expect(found: Any, expected: set[str], file: Path, key: str = "_class_name") -> None:
     """Refuse another architecture."""
-    if found not in expected:
+    if not isinstance(found, str) or found not in expected:
         raise CheckpointError(
-            f"{file} is of another architecture: {key} is {found!r}, expected {' or '.join(sorted(expected))}. "
+            f"{file} is of another architecture: {key} is {brief(found)}, expected {' or '.join(sorted(expected))}. "
             "`vega3d ls priors` shows which prior reads which checkpoint."
         )
 

@@ -9,7 +9,6 @@ preceded by a copy of its first step; so a single frame is two equal steps, each
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from ...contracts.errors import CheckpointError, PriorError
 from ...contracts.priors import Prior, PriorSpec
 from ...contracts.settings import NoOptions, PriorSettings
+from ...storage.reading import JsonObject
 from ...storage.weights import read_json
 from ..diffusion.flow_matching import NoiseLevel
 from ..diffusion.prior import ALL_CONTEXTS
@@ -166,7 +166,7 @@ def load_cogvideox(settings: PriorSettings) -> Prior:
     config = _transformer_config(folder)
     vae_config = read_config(folder / "vae", "AutoencoderKLCogVideoX")
     alphas = _alphas(folder)
-    tap = resolved_tap(settings.tap, config["num_layers"], settings.name)
+    tap = resolved_tap(settings.tap, config.integer("num_layers"), settings.name)
     prompt = _prompt_of(folder, settings, is_local, config)
     transformer = load_component(
         folder / "transformer",
@@ -184,7 +184,7 @@ def load_prompt(settings: PriorSettings) -> dict[str, Tensor]:
     return _prompt_of(folder, settings, is_local, _transformer_config(folder))
 
 
-def _transformer_config(folder: Path) -> dict[str, Any]:
+def _transformer_config(folder: Path) -> JsonObject:
     config = read_config(folder / "transformer", "CogVideoXTransformer3DModel")
     file = folder / "transformer" / "config.json"
     number_of(config, "num_layers", file)
@@ -203,15 +203,15 @@ def _alphas(folder: Path) -> Tensor:
     return alphas.double()
 
 
-def _prompt_of(folder: Path, settings: PriorSettings, is_local: bool, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    length = int(config.get("max_text_seq_length", 226))
+def _prompt_of(folder: Path, settings: PriorSettings, is_local: bool, config: JsonObject) -> dict[str, Tensor]:
+    length = config.integer("max_text_seq_length", 226)
 
     def encode(pipeline: Any) -> dict[str, Tensor]:
         embeds, _ = pipeline.encode_prompt("", do_classifier_free_guidance=False, max_sequence_length=length)
         return {PROMPT: embeds}
 
     tensors = pipeline_prompt(folder, settings, is_local, "CogVideoXPipeline", encode, TEXT_PATTERNS)
-    return {PROMPT: prompt_tensor(tensors, PROMPT, int(config.get("text_embed_dim", 4096)), lengths={length})}
+    return {PROMPT: prompt_tensor(tensors, PROMPT, config.integer("text_embed_dim", 4096), lengths={length})}
 
 
 # Trained on 49 frames, which are 13 latent steps; the 1.5 on 81, which are 11 tokens of two steps each.

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from ...contracts.errors import CheckpointError, PromptError
 from ...contracts.priors import Prior, PriorSpec
 from ...contracts.settings import Float, PriorSettings, Settings
+from ...storage.reading import JsonObject
 from ...storage.weights import Tensors, read_json
 from ..diffusion.flow_matching import NoiseLevel
 from ..diffusion.prior import ALL_CONTEXTS
@@ -258,7 +259,7 @@ def load_predict1(settings: PriorSettings) -> Prior:
     )
 
 
-def _configs(folder: Path, vae: str, channels: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _configs(folder: Path, vae: str, channels: str) -> tuple[JsonObject, JsonObject]:
     config = read_config(folder / "transformer", "CosmosTransformer3DModel")
     vae_config = read_config(folder / "vae", vae)
     known = vae_config.get(channels, 16)
@@ -302,9 +303,9 @@ def _sigma_data(folder: Path) -> float:
 PIPELINE1, PIPELINE2 = "CosmosTextToWorldPipeline", "Cosmos2VideoToWorldPipeline"
 
 
-def _prompt_of(folder: Path, is_local: bool, settings: PriorSettings, config: dict[str, Any], pipeline: str) -> Tensors:
+def _prompt_of(folder: Path, is_local: bool, settings: PriorSettings, config: JsonObject, pipeline: str) -> Tensors:
     found = pipeline_prompt(folder, settings, is_local, pipeline, _encoded_prompt, TEXT_PATTERNS)
-    embeds = prompt_tensor(found, EMBEDS, int(config["text_embed_dim"]))
+    embeds = prompt_tensor(found, EMBEDS, config.integer("text_embed_dim"))
     if embeds.shape[1] > TEXT_LENGTH:
         raise PromptError(f"The empty prompt's {EMBEDS} has {embeds.shape[1]} tokens, expected at most {TEXT_LENGTH}.")
     return {EMBEDS: _without_padding(embeds)}

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ...contracts.errors import CheckpointError
 from ...contracts.priors import Prior, PriorSpec
 from ...contracts.settings import Float, PriorSettings, Settings
+from ...storage.reading import JsonObject
 from ...storage.weights import Tensors
 from ..diffusion.flow_matching import NoiseLevel
 from ..diffusion.prior import ALL_CONTEXTS
@@ -132,7 +133,7 @@ def load_hunyuan_video(settings: PriorSettings) -> Prior:
     )
 
 
-def _transformer_config(folder: Path) -> dict[str, Any]:
+def _transformer_config(folder: Path) -> JsonObject:
     config = read_config(folder / "transformer", "HunyuanVideoTransformer3DModel")
     kind = config.get("image_condition_type")
     if kind is not None or config.get("in_channels") != config.get("out_channels"):
@@ -170,12 +171,12 @@ def _vae(folder: Path) -> Any:
 # Prompt
 
 
-def _prompt_of(folder: Path, is_local: bool, settings: PriorSettings, config: dict[str, Any]) -> Tensors:
+def _prompt_of(folder: Path, is_local: bool, settings: PriorSettings, config: JsonObject) -> Tensors:
     found = pipeline_prompt(folder, settings, is_local, "HunyuanVideoPipeline", _encoded_prompt, TEXT_PATTERNS)
-    embeds = prompt_tensor(found, EMBEDS, int(config["text_embed_dim"]))
+    embeds = prompt_tensor(found, EMBEDS, config.integer("text_embed_dim"))
     # The transformer averages over the tokens that count.
     mask = prompt_mask(found, MASK, embeds.shape[1], needs_text=True)
-    pooled = prompt_tensor(found, POOLED, int(config["pooled_projection_dim"]), lengths={1})
+    pooled = prompt_tensor(found, POOLED, config.integer("pooled_projection_dim"), lengths={1})
     embeds, mask = without_padding(embeds, mask)
     return {EMBEDS: embeds, MASK: mask, POOLED: pooled[:, 0]}
 

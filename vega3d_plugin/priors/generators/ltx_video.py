@@ -7,7 +7,6 @@ Rectified flow: timestep ``t`` of the schedule is a share of ``t / 1000`` of noi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from ...contracts.errors import CheckpointError
 from ...contracts.priors import Prior, PriorSpec
 from ...contracts.settings import PriorSettings, Settings
+from ...storage.reading import JsonObject
 from ..diffusion.flow_matching import TRAIN_TIMESTEPS, NoiseLevel
 from ..diffusion.prior import ALL_CONTEXTS
 from ..diffusion.video_transformer import VideoTransformerPrior, load_encoder, number_of, per_channel, prompt_mask
@@ -130,7 +130,7 @@ def load_ltx_video(settings: PriorSettings) -> Prior:
     folder, is_local = locate(settings, WEIGHT_PATTERNS)
     config = _transformer_config(folder)
     vae_config = read_config(folder / "vae", "AutoencoderKLLTXVideo")
-    tap = resolved_tap(settings.tap, config["num_layers"], settings.name)
+    tap = resolved_tap(settings.tap, config.integer("num_layers"), settings.name)
     prompt = _prompt_of(folder, settings, is_local, config)
     transformer = load_component(
         folder / "transformer",
@@ -148,7 +148,7 @@ def load_prompt(settings: PriorSettings) -> dict[str, Tensor]:
     return _prompt_of(folder, settings, is_local, _transformer_config(folder))
 
 
-def _transformer_config(folder: Path) -> dict[str, Any]:
+def _transformer_config(folder: Path) -> JsonObject:
     config = read_config(folder / "transformer", "LTXVideoTransformer3DModel")
     file = folder / "transformer" / "config.json"
     number_of(config, "num_layers", file)
@@ -157,13 +157,13 @@ def _transformer_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _prompt_of(folder: Path, settings: PriorSettings, is_local: bool, config: Mapping[str, Any]) -> dict[str, Tensor]:
+def _prompt_of(folder: Path, settings: PriorSettings, is_local: bool, config: JsonObject) -> dict[str, Tensor]:
     def encode(pipeline: Any) -> dict[str, Tensor]:
         embeds, mask, *_ = pipeline.encode_prompt("", do_classifier_free_guidance=False)
         return {PROMPT: embeds, MASK: mask}
 
     tensors = pipeline_prompt(folder, settings, is_local, "LTXPipeline", encode, TEXT_PATTERNS)
-    embeds = prompt_tensor(tensors, PROMPT, int(config.get("caption_channels", 4096)))
+    embeds = prompt_tensor(tensors, PROMPT, config.integer("caption_channels", 4096))
     return {PROMPT: embeds, MASK: prompt_mask(tensors, MASK, embeds.shape[1], needs_text=True)}
 
 

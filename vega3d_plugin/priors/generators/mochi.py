@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...contracts.priors import Prior, PriorSpec
 from ...contracts.settings import PriorSettings, Settings
+from ...storage.reading import JsonObject
 from ...storage.weights import Tensors
 from ..diffusion.flow_matching import NoiseLevel
 from ..diffusion.prior import ALL_CONTEXTS
@@ -175,8 +176,8 @@ def _vae(folder: Path) -> Any:
 # Prompt
 
 
-def _prompt_of(folder: Path, is_local: bool, settings: PriorSettings, config: dict[str, Any]) -> Tensors:
-    width = int(config["text_embed_dim"])
+def _prompt_of(folder: Path, is_local: bool, settings: PriorSettings, config: JsonObject) -> Tensors:
+    width = config.integer("text_embed_dim")
     if settings.options["prompt"] == "zeros":
         return _no_text(width)
     found = pipeline_prompt(folder, settings, is_local, "MochiPipeline", _encoded_prompt, TEXT_PATTERNS)

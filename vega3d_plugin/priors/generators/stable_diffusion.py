@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from ...contracts.errors import CheckpointError, PromptError
 from ...contracts.priors import Prior, PriorSpec
 from ...contracts.settings import PriorSettings, Settings
+from ...storage.pickles import load_pickle
+from ...storage.reading import JsonObject
 from ...storage.weights import DIFFUSERS, read_json
 from ..diffusion.flow_matching import NoiseLevel
 from ..diffusion.unet import STAGES, Stage, UNetPrior, check_channels, load_unet, stage
@@ -26,7 +28,6 @@ from ..frozen.components import expect, locate_parts, read_config
 from ..frozen.prior import Reload
 from ..prompts.by_pipeline import pipeline_prompt, prompt_tensor
 from ..prompts.one_vector import SAVED_NAME
-from ..prompts.umt5 import brief
 
 #: The file that the released code exports the empty prompt to.
 RELEASED_PROMPT = "empty_prompt_embeds.pt"
@@ -147,7 +148,7 @@ def load(settings: PriorSettings) -> Prior:
     latents = int(vae.config.latent_channels)
     check_channels(config, latents, latents, folder / "unet" / "config.json")
     unet = load_unet(folder / "unet", "UNet2DConditionModel", config, until)
-    prompt = _prompt_embeds(folder, is_local, settings, int(config["cross_attention_dim"]))
+    prompt = _prompt_embeds(folder, is_local, settings, config.integer("cross_attention_dim"))
     settings = settings.model_copy(update={"tap": until.tap})
     return StableDiffusionPrior(unet, vae, prompt, load_scheduler(folder), until, settings, reload=load)
 
@@ -155,7 +156,7 @@ def load(settings: PriorSettings) -> Prior:
 def load_prompt(settings: PriorSettings) -> dict[str, Tensor]:
     """The empty prompt's embedding ``prompt_embeds [1, 77, cross_attention_dim]``, and nothing else loaded."""
     folder, is_local = _locate(settings)
-    width = int(_unet_config(folder)["cross_attention_dim"])
+    width = _unet_config(folder).integer("cross_attention_dim")
     return {"prompt_embeds": _prompt_embeds(folder, is_local, settings, width)}
 
 
@@ -181,7 +182,7 @@ def _locate(settings: PriorSettings) -> tuple[Path, bool]:
     return locate_parts(settings, {"unet": DIFFUSERS, "vae": DIFFUSERS}, more)
 
 
-def _unet_config(folder: Path) -> dict[str, Any]:
+def _unet_config(folder: Path) -> JsonObject:
     config = read_config(folder / "unet", "UNet2DConditionModel")
     file = folder / "unet" / "config.json"
     if config.get("addition_embed_type") or config.get("encoder_hid_dim_type") or config.get("class_embed_type"):
@@ -212,10 +213,9 @@ def _encode(pipeline: Any) -> dict[str, Tensor]:
 
 def _read_released(file: Path) -> Tensor:
     try:
-        # Pickles can run code; weights_only refuses anything but tensors and plain values.
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise PromptError(f"{file} cannot be read as an empty prompt: {brief(error)}. Delete it.") from error
+        found = load_pickle(file, PromptError)
+    except PromptError as error:
+        raise PromptError(f"{file} cannot be read as an empty prompt: {error} Delete it.") from error
     if isinstance(found, dict):
         found = next((found[name] for name in _RELEASED_NAMES if isinstance(found.get(name), Tensor)), found)
     if not isinstance(found, Tensor) or not found.is_floating_point():

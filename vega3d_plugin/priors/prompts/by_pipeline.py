@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...contracts.errors import CheckpointError, PromptError
 from ...contracts.settings import PriorSettings
+from ...storage import reading
 from ...storage.weights import TRANSFORMERS, listing, read_json, weight_files
 from ..frozen.components import download
 from .one_vector import SAVED_NAME, add_weights, cache_root, checkpoint_cache, load_safetensors, write_tensors
@@ -335,9 +336,9 @@ class EmptyTextTokenizer:
 
     def __init__(self, folder: Path, part: str = "tokenizer") -> None:
         config = read_json(folder / part.replace("tokenizer", "text_encoder") / "config.json")
-        self.end, self.padding = (int(config.get(key, default)) for key, default in _T5_TOKENS.items())
+        self.end, self.padding = (config.integer(key, default, low=0) for key, default in _T5_TOKENS.items())
         file = folder / part / "tokenizer_config.json"
-        self.model_max_length = int(read_json(file).get("model_max_length", 512)) if file.is_file() else 512
+        self.model_max_length = _limit(file) if file.is_file() else 512
 
     def __call__(
         self,
@@ -354,6 +355,8 @@ class EmptyTextTokenizer:
         if any(texts):
             raise PromptError(f"Only the empty prompt can be encoded without T5's own tokenizer, got {texts!r}.")
         length = (max_length or self.model_max_length) if padding == "max_length" else 1
+        if length > _LONGEST:
+            raise PromptError(f"The empty prompt would be filled up to {length:,} tokens; no text encoder takes these.")
         ids = torch.full((len(texts), length), self.padding, dtype=torch.long)
         ids[:, 0] = self.end
         mask = torch.zeros_like(ids)
@@ -365,6 +368,12 @@ class EmptyTextTokenizer:
         return [""] * len(ids)
 
 
+def _limit(file: Path) -> int:
+    """Tokens that a tokenizer fills a text up to; a number of thirty digits stands for no limit."""
+    return reading.read_json(file, CheckpointError).integer("model_max_length", 512, high=10**31)
+
+
+_LONGEST = 1 << 16
 _T5_TOKENS = {"eos_token_id": 1, "pad_token_id": 0}
 
 

@@ -18,14 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vega3d_plugin.contracts.documents import read_bytes
 from vega3d_plugin.contracts.errors import PromptError
 from vega3d_plugin.priors.prompts.umt5 import TextEncoderFiles, brief, check_width, find_text_encoder, load_umt5
+from vega3d_plugin.storage.pickles import load_pickle
 from vega3d_plugin.storage.writing import sweep, write_atomically
 
 SAVED_NAME = "empty_prompt.safetensors"
 BESIDE = (SAVED_NAME, "wan_prompt_embedding.pt", "empty_prompt.pt")
 """The files that are read from beside the weights, the first one found wins."""
 
+#: Bytes of a file of prompts; the longest of any family have 30 MB.
+MAX_PROMPT = 1 << 28
 MAX_TOKENS = 512
 """The text length of every Wan transformer."""
 
@@ -102,11 +106,7 @@ def save_empty_prompt(context: Tensor, folder: Path) -> Path:
 
 def _read_beside(path: Path, text_dim: int) -> Tensor:
     try:
-        found: Any = (
-            load_safetensors(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        found: Any = load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path, PromptError)
     except Exception as error:
         raise PromptError(
             f"{path} cannot be read as an empty prompt: {brief(error)}. Only tensors are ever loaded from it. "
@@ -126,11 +126,16 @@ def _read_beside(path: Path, text_dim: int) -> Tensor:
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a small file, in memory of their own."""
+    """All tensors of a small file, in memory of their own.
+
+    Raises:
+        FileNotFoundError: there is none.
+        PromptError, DocumentError, SafetensorError: it is damaged, or too large for a prompt.
+    """
     from safetensors.torch import load
 
     # From memory, not mapped: the file may be replaced while the tensor is in use.
-    return load(path.read_bytes())
+    return load(read_bytes(path, MAX_PROMPT))
 
 
 def _checked(context: object, source: str, text_dim: int | None) -> Tensor:

@@ -7,7 +7,6 @@ superfluous or of another shape is an error: nothing is ever initialised at rand
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor
 
 from vega3d_plugin.contracts.errors import PromptError
+from vega3d_plugin.storage.pickles import load_pickle
+from vega3d_plugin.storage.reading import named_files, open_safetensors, read_json
 
 END_OF_SEQUENCE = 1
 """The id of UMT5's end-of-sequence token: all that its tokenizer makes of an empty text."""
@@ -125,9 +126,8 @@ def _diffusers_files(home: Path) -> tuple[tuple[Path, ...], tuple[Path, ...], st
             return (), (), "text_encoder/ without model.safetensors or model.safetensors.index.json"
         return (single,), (config,), None
     try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        weights = tuple(home / shard for shard in shards)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        weights = tuple(named_files(index, PromptError))
+    except PromptError as error:
         return (), (), f"text_encoder/{index.name}, which cannot be read ({error})"
     absent = [path.name for path in weights if not path.is_file()]
     if absent or not weights:
@@ -136,12 +136,11 @@ def _diffusers_files(home: Path) -> tuple[tuple[Path, ...], tuple[Path, ...], st
 
 
 def _read_diffusers(files: TextEncoderFiles, text_dim: int) -> tuple[Any, dict[str, Tensor]]:
-    from safetensors import safe_open
     from transformers import UMT5Config
 
     path = files.settings[0]
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path, PromptError).check_sizes()
         kind = raw.get("model_type")
         config = UMT5Config.from_dict(raw) if kind == "umt5" else None
     except Exception as error:
@@ -163,13 +162,13 @@ def _read_diffusers(files: TextEncoderFiles, text_dim: int) -> tuple[Any, dict[s
     tables: dict[str, Tensor] = {}
     for weights in files.weights:
         try:
-            with safe_open(weights, framework="pt", device="cpu") as opened:
+            with open_safetensors(weights, PromptError) as opened:
                 for name in opened.keys():  # noqa: SIM118 - not a dict: it has no iterator
                     if name in _TABLE_NAMES:
                         tables[name] = opened.get_tensor(name)
                     elif name.startswith("encoder."):
                         state[name] = opened.get_tensor(name)
-        except Exception as error:
+        except PromptError as error:
             raise _unreadable(weights, error) from error
     return _keep_one_row(config, state, list(tables.values()), files.name)
 
@@ -178,8 +177,8 @@ def _read_original(path: Path, text_dim: int) -> tuple[Any, dict[str, Tensor]]:
     from transformers import UMT5Config
 
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
+        found = load_pickle(path, PromptError)
+    except PromptError as error:
         raise _unreadable(path, error) from error
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise PromptError(

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...contracts.errors import CheckpointError, PromptError
 from ...contracts.priors import Prior
 from ...contracts.settings import PriorSettings
+from ...storage.reading import JsonObject
 from ...storage.weights import Tensors, listing, read_json, read_tensors, weight_files
 from ..frozen.components import assemble, download, expect, locate, read_config, until  # fmt: skip
 from ..frozen.prior import Reload, resolved_tap
@@ -65,7 +66,7 @@ class Layout:
     """Where the parts of a checkpoint lie, and how its tensors are named."""
 
     kind: str
-    transformer_config: dict[str, Any]
+    transformer_config: JsonObject
     transformer_files: list[Path]
     vae_config: dict[str, Any] | None
     vae_files: list[Path]
@@ -95,7 +96,7 @@ def load_variant(settings: PriorSettings, variant: Variant, reload: Reload) -> P
 def load_prompt(settings: PriorSettings, variant: Variant = TEXT_TO_VIDEO) -> Tensors:
     """The empty prompt's embedding ``context [n, text_dim]`` of the checkpoint, without loading anything else."""
     folder, is_local = locate(settings, variant.patterns)
-    text_dim = int(find_layout(folder, variant).transformer_config.get("text_dim", 4096))
+    text_dim = find_layout(folder, variant).transformer_config.integer("text_dim", 4096)
     return {"context": _context(folder, is_local, settings, text_dim)}
 
 
@@ -115,8 +116,9 @@ def find_layout(folder: Path, variant: Variant = TEXT_TO_VIDEO) -> Layout:
     if ours.is_dir():
         _check_experts(folder, variant)
         config = read_config(ours, variant.transformer)
-        if not isinstance(config.get("num_layers"), int):
+        if config.get("num_layers") is None:
             raise CheckpointError(f"{ours / 'config.json'} lacks num_layers.")
+        config.integer("num_layers")
         if config.get("image_dim") or config.get("in_channels") != config.get("out_channels"):
             raise CheckpointError(f"{folder} holds an image-to-video Wan; this prior needs {variant.meaning}.")
         vae_config = read_config(folder / "vae", "AutoencoderKLWan")
@@ -142,12 +144,17 @@ def find_layout(folder: Path, variant: Variant = TEXT_TO_VIDEO) -> Layout:
 def _check_experts(folder: Path, variant: Variant) -> None:
     """Refuse the A14B where one transformer is wanted: its ``transformer/`` is the expert for high noise."""
     index = folder / INDEX
-    has_second = (folder / SECOND).is_dir() or (index.is_file() and any(read_json(index).get(SECOND) or ()))
+    has_second = (folder / SECOND).is_dir() or (index.is_file() and _named(read_json(index).get(SECOND)))
     if has_second and variant.folders[0] != SECOND:
         raise CheckpointError(
             f"{folder} holds two transformers, as Wan 2.2 A14B does: {variant.folders[0]}/ is that for high noise. "
             f"This prior needs {variant.meaning}. For the expert for low noise use the prior 'wan2.2-a14b'."
         )
+
+
+def _named(entry: Any) -> bool:
+    """Whether an entry of ``model_index.json`` names a class: ``[library, class]``, or two nulls."""
+    return isinstance(entry, list) and any(entry)
 
 
 def _check_vae(config: dict[str, Any], file: Path, variant: Variant) -> None:
@@ -166,12 +173,12 @@ def build_transformer(layout: Layout, settings: PriorSettings, variant: Variant)
     import diffusers
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
-    config = dict(layout.transformer_config)
-    tap = resolved_tap(settings.tap, int(config["num_layers"]), settings.name)
-    config["num_layers"] = tap + 1
+    given = layout.transformer_config
+    tap = resolved_tap(settings.tap, given.integer("num_layers"), settings.name)
+    config: dict[str, Any] = {**given, "num_layers": tap + 1}
     wanted = until("blocks", tap)
     if "vace_layers" in config:
-        config["vace_layers"] = [layer for layer in config["vace_layers"] if layer <= tap]
+        config["vace_layers"] = [int(layer) for layer in given.numbers("vace_layers") if layer <= tap]
         in_time, hints = wanted, until("vace_blocks", len(config["vace_layers"]) - 1)
 
         def wanted(key: str) -> bool:
@@ -202,7 +209,7 @@ def build_vae(layout: Layout) -> Any:
     return assemble(build, tensors, layout.vae_files[0])
 
 
-def _from_original(config: dict[str, Any]) -> dict[str, Any]:
+def _from_original(config: JsonObject) -> JsonObject:
     names = {
         "in_dim": "in_channels", "out_dim": "out_channels", "num_heads": "num_attention_heads", "text_dim": "text_dim",
         "freq_dim": "freq_dim", "ffn_dim": "ffn_dim", "num_layers": "num_layers", "eps": "eps",
@@ -210,10 +217,10 @@ def _from_original(config: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     missing = [key for key in ("dim", "num_heads", "num_layers", "ffn_dim") if key not in config]
     if missing:
-        raise CheckpointError(f"config.json of the Wan checkpoint lacks {', '.join(missing)}.")
+        raise CheckpointError(f"{config.file} of the Wan checkpoint lacks {', '.join(missing)}.")
     # The released configurations leave out what equals the class's default.
     original = {"text_dim": 4096, "freq_dim": 256, "in_dim": 16, "out_dim": 16, **config}
     out = {ours: original[theirs] for theirs, ours in names.items() if theirs in original}
-    out["attention_head_dim"] = config["dim"] // config["num_heads"]
-    out["patch_size"] = tuple(config.get("patch_size", (1, 2, 2)))
-    return out
+    out["attention_head_dim"] = config.integer("dim") // config.integer("num_heads")
+    out["patch_size"] = (1, 2, 2) if "patch_size" not in config else tuple(map(int, config.numbers("patch_size")))
+    return JsonObject(out, config.file, config.error)

@@ -41,8 +41,15 @@ def read_original_vae(file: Path) -> tuple[dict[str, Any], Tensors]:
     raw = read_pickle(file)
     if not all(isinstance(raw.get(key), Tensor) for key in ("encoder.conv1.weight", "conv2.weight")):
         raise CheckpointError(f"{file} is no Wan VAE: it lacks encoder.conv1.weight or conv2.weight.")
-    dim, channels = raw["encoder.conv1.weight"].shape[:2]
-    config: dict[str, Any] = {"base_dim": dim, "z_dim": raw["conv2.weight"].shape[0]}
+    first, last = raw["encoder.conv1.weight"], raw["conv2.weight"]
+    if first.ndim != 5 or last.ndim != 5:
+        raise CheckpointError(
+            f"{file} is no Wan VAE: encoder.conv1.weight is {list(first.shape)} and conv2.weight {list(last.shape)}, "
+            "expected five axes each."
+        )
+    dim, channels = first.shape[:2]
+    config: dict[str, Any] = {"base_dim": dim, "z_dim": last.shape[0]}
+    raw = {key: value for key, value in raw.items() if isinstance(value, Tensor)}
     tensors = convert_wan_vae_to_diffusers({k: v for k, v in raw.items() if not k.startswith("decoder.")})
     if channels == 3:
         return config, tensors

@@ -25,16 +25,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...contracts.clips import check_frames, clip_key
 from ...contracts.errors import CheckpointError, PriorError
 from ...contracts.priors import Prior, PriorSpec
 from ...contracts.settings import Positive, PriorSettings, Settings
+from ...storage.arrays import read_array
 from ...storage.folders import local_folder
+from ...storage.reading import open_safetensors
 from ..frozen.fingerprint import fingerprint
 
 SUFFIXES = (".safetensors", ".npy")
@@ -158,32 +158,26 @@ class ExternalPrior(Prior):
 
 
 def _read_safetensors(file: Path) -> Tensor:
-    try:
-        with safe_open(file, framework="pt") as handle:
-            names = list(handle.keys())
-            name = names[0] if len(names) == 1 else "features"
-            if name not in names:
-                raise CheckpointError(
-                    f"{file} holds the tensors {', '.join(sorted(names)[:5]) or 'none'}, expected one, or one named "
-                    "'features'."
-                )
-            # A copy: what is mapped from a file is aligned differently, and kernels round by alignment.
-            tensor: Tensor = handle.get_tensor(name).clone()
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged or incomplete ({error}). Write it again.") from error
+    with open_safetensors(file, CheckpointError, "Write it again.") as opened:
+        names = list(opened.keys())
+        name = names[0] if len(names) == 1 else "features"
+        if name not in names:
+            raise CheckpointError(
+                f"{file} holds the tensors {', '.join(sorted(names)[:5]) or 'none'}, expected one, or one named "
+                "'features'."
+            )
+        # A copy: what is mapped from a file is aligned differently, and kernels round by alignment.
+        tensor: Tensor = opened.get_tensor(name).clone()
     return tensor
 
 
 def _read_npy(file: Path) -> Tensor:
-    try:
-        array = np.load(file, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise CheckpointError(f"{file} is damaged or no plain array ({error}). Write it again.") from error
+    array = read_array(file, CheckpointError)
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise CheckpointError(
             f"{file} has dtype {array.dtype}, expected float16, float32 or float64 (bfloat16 needs .safetensors)."
         )
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    return torch.from_numpy(array)
 
 
 def load_external(settings: PriorSettings) -> Prior:
