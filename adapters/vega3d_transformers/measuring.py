@@ -22,6 +22,8 @@ from .packed import GRIDS, named, pack
 from .reader import IMAGES, Layout
 
 SIDE = 224
+#: Height and width of the probes: a square, and odd shapes for hosts whose grid follows the picture.
+PROBES = ((SIDE, SIDE), (168, 392), (420, 196))
 #: What the dark probe shows. Not black: hosts take a picture of zeros for padding.
 DARK = 0.1
 #: Parts of a halved square: (lower, right).
@@ -79,10 +81,12 @@ class Run:
     Attributes:
         tokens: ``[L, D]``, all that it returned.
         made_by: modules that returned as many tokens of that size, in the order in which they ended.
+        made: what each of them returned, ``[L, D]``.
     """
 
     tokens: Tensor
     made_by: tuple[str, ...]
+    made: Mapping[str, Tensor]
 
 
 def measure(base: nn.Module, processor: Any, statistics: PixelStatistics, hidden_size: int) -> Measured:
@@ -97,22 +101,59 @@ def measure(base: nn.Module, processor: Any, statistics: PixelStatistics, hidden
     Raises:
         SeamRefusedError: the tokens keep no grid, are not in raster order, or not made by one module.
     """
-    arguments = _arguments(base, processor)
-    shown = _shown(processor, statistics, arguments)
-    _check_statistics(processor, statistics, shown)
+    with torch.no_grad(), _left_as_it_was(base):
+        found = _measured(base, processor, statistics, hidden_size, PROBES[0], None)
+        if found.packing is not None or found.cell:
+            # The grid follows the picture, and with it the order in which windows are visited.
+            for size in PROBES[1:]:
+                _measured(base, processor, statistics, hidden_size, size, found.projector)
+    return found
+
+
+def _measured(
+    base: nn.Module,
+    processor: Any,
+    statistics: PixelStatistics,
+    hidden_size: int,
+    size: tuple[int, int],
+    projector: str | None,
+) -> Measured:
+    """What one probe of that height and width shows; ``projector``: the module to look at, None to find it."""
+    arguments = _arguments(base, processor, size)
+    shown = _shown(processor, statistics, arguments, size)
+    _check_statistics(processor, statistics, shown, size)
     dark = statistics.normalise(torch.full((3, 1, 1), DARK)).to(shown.pictures)
     dark = dark.expand_as(shown.pictures).contiguous()
-    with torch.no_grad(), _left_as_it_was(base):
+    light = statistics.normalise(torch.ones(3, 1, 1)).to(dark)
 
-        def run(pictures: Tensor) -> Run:
-            return _run(base, {**arguments, "pixel_values": shown.given_for(pictures)}, hidden_size)
+    def run(pictures: Tensor) -> Run:
+        return _run(base, {**arguments, "pixel_values": shown.given_for(pictures)}, hidden_size)
 
-        first = run(dark)
-        layout, cell = _layout(first.tokens.shape[0], shown, arguments.get("image_sizes"))
-        projector = _projector(base, first)
-        light = statistics.normalise(torch.ones(3, 1, 1)).to(dark)
-        _check_order(lambda where: run(torch.where(where.to(dark.device), light, dark)).tokens, dark.shape[-2:], layout)
-    return Measured(projector, layout, cell, shown.packing)
+    def lit(where: Tensor) -> Run:
+        return run(torch.where(where.to(dark.device), light, dark))
+
+    first = run(dark)
+    layout, cell = _layout(first.tokens.shape[0], shown, arguments.get("image_sizes"))
+    seen: dict[tuple[int, int], Run] = {}
+
+    def quarter(depth: int, number: int) -> Run:
+        # Each probe is run once, however many modules are looked at.
+        key = (depth, number)
+        if key not in seen:
+            seen[key] = lit(_part(dark.shape[-2:], depth, QUARTERS[number]))
+        return seen[key]
+
+    refused: SeamRefusedError | None = None
+    for name in [projector] if projector is not None else _candidates(base, first):
+        try:
+            # At the seam itself: what it returns may be sorted only afterwards, as the windows of Qwen2.5's towers are.
+            _check_order(lambda depth, number, name=name: quarter(depth, number).made[name], layout)  # type: ignore[misc]
+        except SeamRefusedError as error:
+            refused = refused or error
+            continue
+        return Measured(name, layout, cell, shown.packing)
+    assert refused is not None
+    raise refused
 
 
 def tokens_of(output: Any, hidden_size: int) -> Tensor:
@@ -138,9 +179,9 @@ def tokens_of(output: Any, hidden_size: int) -> Tensor:
     return found.reshape(-1, hidden_size)
 
 
-def _arguments(base: Any, processor: Any) -> dict[str, Any]:
+def _arguments(base: Any, processor: Any, size: tuple[int, int]) -> dict[str, Any]:
     """A picture as the host's processor prepares it, and what else the method asks for, from the config."""
-    given = _prepared(processor, np.zeros((SIDE, SIDE, 3), dtype=np.uint8))
+    given = _prepared(processor, np.zeros((*size, 3), dtype=np.uint8))
     like = next(p for p in base.parameters() if p.is_floating_point())
     arguments: dict[str, Any] = {}
     for name, parameter in inspect.signature(getattr(base, IMAGES)).parameters.items():
@@ -156,7 +197,7 @@ def _arguments(base: Any, processor: Any) -> dict[str, Any]:
     return arguments
 
 
-def _shown(processor: Any, statistics: PixelStatistics, arguments: Mapping[str, Any]) -> Shown:
+def _shown(processor: Any, statistics: PixelStatistics, arguments: Mapping[str, Any], size: tuple[int, int]) -> Shown:
     """The pictures among the arguments; rows of patches are put together again."""
     given = arguments["pixel_values"]
     grids = named(arguments, GRIDS)
@@ -174,11 +215,12 @@ def _shown(processor: Any, statistics: PixelStatistics, arguments: Mapping[str, 
     t, h, w = grids[0].tolist()
     try:
         pictures = packing.unpack(given, (t, h, w))
-        known = packing.unpack(_prepared(processor, known_picture(SIDE))["pixel_values"], (t, h, w))
+        picture = _known(size)
+        known = packing.unpack(_prepared(processor, picture)["pixel_values"], (t, h, w))
     except AlignmentError as error:
         raise SeamRefusedError(f"{type(images).__name__} packs patches in another way: {error}") from error
     frame = statistics.unnormalise(known[0])
-    off = float((frame - as_frame(known_picture(SIDE), *frame.shape[-2:])).abs().mean())
+    off = float((frame - as_frame(picture, *frame.shape[-2:])).abs().mean())
     if off > PICTURE_TOLERANCE:
         raise SeamRefusedError(
             f"{type(images).__name__} packs patches in another order than Qwen-VL's does: put together again, a known "
@@ -200,14 +242,20 @@ def _prepared(processor: Any, picture: np.ndarray) -> Mapping[str, Tensor]:
     return {name: torch.as_tensor(value) for name, value in batch.items() if isinstance(value, Tensor | list)}
 
 
-def _check_statistics(processor: Any, statistics: PixelStatistics, shown: Shown) -> None:
+def _known(size: tuple[int, int]) -> np.ndarray:
+    """A picture that tells every place from every other, uint8 ``[*size, 3]``."""
+    picture: np.ndarray = known_picture(max(size))[: size[0], : size[1]]
+    return np.ascontiguousarray(picture)
+
+
+def _check_statistics(processor: Any, statistics: PixelStatistics, shown: Shown, size: tuple[int, int]) -> None:
     for value in (0, 255):
-        pixels = _prepared(processor, np.full((SIDE, SIDE, 3), value, dtype=np.uint8))["pixel_values"]
+        pixels = _prepared(processor, np.full((*size, 3), value, dtype=np.uint8))["pixel_values"]
         if shown.packing is None:
             pictures = pixels.reshape(-1, *pixels.shape[-3:])
         else:
-            size = (shown.pictures.shape[-2] // shown.packing.patch, shown.pictures.shape[-1] // shown.packing.patch)
-            pictures = shown.packing.unpack(pixels, (shown.pictures.shape[0] // shown.packing.temporal, *size))
+            grid = (shown.pictures.shape[-2] // shown.packing.patch, shown.pictures.shape[-1] // shown.packing.patch)
+            pictures = shown.packing.unpack(pixels, (shown.pictures.shape[0] // shown.packing.temporal, *grid))
         found = float(statistics.unnormalise(pictures).median())
         if abs(found - value / 255) > RANGE_TOLERANCE:
             raise SeamRefusedError(
@@ -218,12 +266,13 @@ def _check_statistics(processor: Any, statistics: PixelStatistics, shown: Shown)
 
 def _run(base: Any, arguments: Mapping[str, Any], hidden_size: int) -> Run:
     """Call the method, and note which modules below it return tokens."""
-    seen: list[tuple[str, int]] = []
+    seen: list[tuple[str, Tensor]] = []
 
     def noting(name: str) -> Callable[..., None]:
         def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim >= 2 and output.shape[-1] == hidden_size:
-                seen.append((name, output.numel() // hidden_size))
+            made = getattr(output, "pooler_output", output)
+            if isinstance(made, Tensor) and made.ndim >= 2 and made.shape[-1] == hidden_size:
+                seen.append((name, made.reshape(-1, hidden_size)))
 
         return note
 
@@ -236,11 +285,16 @@ def _run(base: Any, arguments: Mapping[str, Any], hidden_size: int) -> Run:
         except Exception as error:
             raise SeamRefusedError(f"{IMAGES!r} fails on one picture: {type(error).__name__}: {error}") from error
     tokens = tokens_of(output, hidden_size)
-    return Run(tokens, tuple(name for name, count in seen if count == tokens.shape[0]))
+    whole = [(name, made) for name, made in seen if made.shape[0] == tokens.shape[0]]
+    return Run(tokens, tuple(name for name, _ in whole), dict(whole))
 
 
-def _projector(base: Any, run: Run) -> str:
-    """The last module that returned all tokens."""
+def _candidates(base: Any, run: Run) -> list[str]:
+    """Modules that returned all tokens, the last one first.
+
+    Raises:
+        SeamRefusedError: there is none, or the last one cannot hold the branch.
+    """
     if not run.made_by:
         raise SeamRefusedError(
             f"No single module returns the {run.tokens.shape[0]} tokens that {IMAGES!r} returns: they are put together "
@@ -260,7 +314,12 @@ def _projector(base: Any, run: Run) -> str:
         raise SeamRefusedError(
             f"{name!r}, which makes the tokens, is a Sequential: it would run the branch as a layer."
         )
-    return name
+    usable = [
+        other
+        for other in dict.fromkeys(reversed(run.made_by))
+        if run.made_by.count(other) == 1 and type(base.get_submodule(other)).forward is not nn.Sequential.forward
+    ]
+    return usable
 
 
 def _layout(tokens: int, shown: Shown, sizes: Any) -> tuple[Layout, int]:
@@ -297,12 +356,16 @@ def _layout(tokens: int, shown: Shown, sizes: Any) -> tuple[Layout, int]:
     )
 
 
-def _check_order(show: Callable[[Tensor], Tensor], size: Sequence[int], layout: Layout) -> None:
+def _check_order(show: Callable[[int, int], Tensor], layout: Layout) -> None:
     """Have each token say in which part of the picture it looks, the parts down to four tokens wide, or to a half.
 
     The picture is halved both ways, and its four parts are lit one after the other; then the four parts of each part at
     once, and so on. Attention lets every token see that there is light somewhere, which is the same in all four
     pictures. Its own part is lit in one of them: under that it is unlike what it is under the other three.
+
+    Args:
+        show: the tokens ``[L, D]`` of the picture in which, at a depth of halving, the part of that number is lit.
+        layout: of the tokens.
 
     Raises:
         SeamRefusedError: the tokens do not see the picture, or not where raster order has them.
@@ -316,7 +379,7 @@ def _check_order(show: Callable[[Tensor], Tensor], size: Sequence[int], layout: 
         wide = min(layout.h, layout.w) // 2**depth >= 4
         if depth > 1 and not wide:
             return
-        lit = [show(_part(size, depth, part)) for part in QUARTERS]
+        lit = [show(depth, number) for number in range(len(QUARTERS))]
         grids = torch.stack([tokens[layout.lead : layout.tokens].float() for tokens in lit])
         apart = (grids[:, None] - grids[None]).abs().mean(dim=-1).sum(dim=1)
         if not bool(apart.any()):

@@ -55,6 +55,7 @@ class Pictures:
         video: True for videos.
         sizes: of each picture, where they differ: ``[N, 2]``, height and width, of pictures padded to one size.
         fused: their tokens have been fused.
+        left: tokens that the same method made in further calls of the projector, which were not.
     """
 
     given: Tensor
@@ -63,6 +64,7 @@ class Pictures:
     video: bool
     sizes: Tensor | None = None
     fused: bool = False
+    left: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,14 +118,22 @@ class ProjectorReader:
     def read(self, call: SeamCall) -> SeamInput | None:
         """Tokens ``[L, D]`` and clips of one call of the projector; None for a call of someone else's."""
         notes = call.notes
-        if not isinstance(notes, Pictures) or notes.fused:
-            return None
-        output = call.output
+        output = getattr(call.output, "pooler_output", call.output)
         if not isinstance(output, Tensor) or output.ndim < 2:
             raise HostError(
                 f"Host {self.host!r} expects {self.projector!r} to return a tensor of tokens, found "
-                f"{type(output).__name__}."
+                f"{type(call.output).__name__}."
             )
+        if not isinstance(notes, Pictures):
+            raise HostError(
+                f"Host {self.host!r}: {self.projector!r} was called for {output.numel() // output.shape[-1]} visual "
+                f"tokens, but not by {IMAGES!r} or {VIDEOS!r}, where the branch sees the pixels. This model encodes "
+                "pictures in another way, so the branch cannot see them. It needs an adapter of its own "
+                "(docs/your_own_host.md); vega3d.unpatch(model) takes the branch out."
+            )
+        if notes.fused:
+            notes.left += output.numel() // output.shape[-1]
+            return None
         notes.fused = True
         images, lead = self._sized(notes, output) if notes.sizes is not None else self._alike(notes, output)
         clips = [clip for tiles in images for clip in tiles]
@@ -131,18 +141,22 @@ class ProjectorReader:
             clips = join_views(images, self._samples(call.samples, notes.given, len(images)))
         shape = output.shape
         if not lead:
-            return SeamInput(output.reshape(-1, shape[-1]), clips, lambda tokens: tokens.reshape(shape))
+            tokens = output.reshape(-1, shape[-1])
+            return SeamInput(tokens, clips, lambda fused: self.write(call.output, fused))
         rows = output.reshape(-1, lead + images[0][0].grid.h * images[0][0].grid.w, shape[-1])
 
         def put_back(tokens: Tensor) -> Tensor:
             grids = tokens.reshape(rows.shape[0], -1, shape[-1])
-            return torch.cat([rows[:, :lead], grids.to(rows.dtype)], dim=1).reshape(shape)
+            return self.write(call.output, torch.cat([rows[:, :lead], grids.to(rows.dtype)], dim=1))
 
         return SeamInput(rows[:, lead:].reshape(-1, shape[-1]), clips, put_back)
 
-    def write(self, output: Tensor, tokens: Tensor) -> Tensor:
+    def write(self, output: Any, tokens: Tensor) -> Any:
         """All tokens, in the shape that the host gave them."""
-        return tokens.reshape(output.shape)
+        if isinstance(output, Tensor):
+            return tokens.reshape(output.shape)
+        output.pooler_output = tokens.reshape(output.pooler_output.shape)
+        return output
 
     def visual_input(self, kwargs: Mapping[str, Any]) -> str | None:
         """The argument with pixels, or ``mm_encoder_outputs``."""
@@ -164,6 +178,11 @@ class ProjectorReader:
 
     def missed(self, notes: Pictures) -> str:
         """All pictures of a call in which the projector was not called."""
+        if notes.fused and notes.left:
+            return (
+                f"{notes.left} visual tokens of {len(notes.counts)} image(s), because {self.fusing(notes)!r} was "
+                "called again for them. Only its first call for the pictures is understood."
+            )
         if notes.fused:
             return ""
         what = "video" if notes.video else "image"

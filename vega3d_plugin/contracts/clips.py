@@ -42,10 +42,13 @@ class PixelStatistics:
     std: tuple[float, float, float]
 
     @classmethod
-    def of(cls, mean: Iterable[float], std: Iterable[float]) -> PixelStatistics:
-        """From what processors and configs hold: lists, tuples or arrays of three."""
-        (m0, m1, m2), (s0, s1, s2) = (map(float, values) for values in (mean, std))
-        return cls((m0, m1, m2), (s0, s1, s2))
+    def of(cls, mean: float | Iterable[float], std: float | Iterable[float]) -> PixelStatistics:
+        """From what processors and configs hold: lists, tuples or arrays of three, or one number for all channels.
+
+        Raises:
+            ValueError: neither three numbers nor one.
+        """
+        return cls(_three(mean), _three(std))
 
     def __str__(self) -> str:
         mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
@@ -66,6 +69,12 @@ class PixelStatistics:
     @staticmethod
     def _column(values: tuple[float, float, float], like: Tensor) -> Tensor:
         return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+
+
+def _three(values: float | Iterable[float]) -> tuple[float, float, float]:
+    found = tuple(map(float, (values,) if isinstance(values, int | float) else values))
+    first, second, third = found * 3 if len(found) == 1 else found
+    return first, second, third
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,13 +27,23 @@ KNOWN = {
 
 
 def read_statistics(processor: Any) -> PixelStatistics | None:
-    """Those of an image or video processor; None when it has none."""
+    """Those of an image or video processor; None when it has none.
+
+    Raises:
+        HostError: it has some, but not one number or three.
+    """
     if getattr(processor, "do_normalize", True) is False:
         return PLAIN
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     if mean is None or std is None:
         return None
-    return PixelStatistics.of(mean, std)
+    try:
+        return PixelStatistics.of(mean, std)
+    except (TypeError, ValueError):
+        raise HostError(
+            f"Processor {type(processor).__name__} has image_mean={mean!r} and image_std={std!r}; expected one number "
+            "or three."
+        ) from None
 
 
 def processor_statistics(processor: Any, host: str) -> PixelStatistics:
