@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,10 @@ COARSEST = 4
 
 class SeamRefusedError(HostError):
     """The host was measured, and its visual tokens are not such that features can be aligned with them."""
+
+
+class CoarseGridError(SeamRefusedError):
+    """So few tokens that their order cannot be told."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,9 @@ def measure(base: nn.Module, processor: Any, statistics: PixelStatistics, hidden
         if found.packing is not None or found.cell:
             # The grid follows the picture, and with it the order in which windows are visited.
             for size in PROBES[1:]:
-                _measured(base, processor, statistics, hidden_size, size, found.projector)
+                # A host whose pictures are small makes too few tokens of a narrow one; the square has told its order.
+                with suppress(CoarseGridError):
+                    _measured(base, processor, statistics, hidden_size, size, found.projector)
     return found
 
 
@@ -134,20 +141,20 @@ def _measured(
 
     first = run(dark)
     layout, cell = _layout(first.tokens.shape[0], shown, arguments.get("image_sizes"))
-    seen: dict[tuple[int, int], Run] = {}
+    seen: dict[bytes, Run] = {}
 
-    def quarter(depth: int, number: int) -> Run:
+    def lit_once(where: Tensor) -> Run:
         # Each probe is run once, however many modules are looked at.
-        key = (depth, number)
+        key = where.numpy().tobytes()
         if key not in seen:
-            seen[key] = lit(_part(dark.shape[-2:], depth, QUARTERS[number]))
+            seen[key] = lit(where)
         return seen[key]
 
     refused: SeamRefusedError | None = None
     for name in [projector] if projector is not None else _candidates(base, first):
         try:
             # At the seam itself: what it returns may be sorted only afterwards, as the windows of Qwen2.5's towers are.
-            _check_order(lambda depth, number, name=name: quarter(depth, number).made[name], layout)  # type: ignore[misc]
+            _check_order(partial(_made_by, name, lit_once), dark.shape[-2:], layout)
         except SeamRefusedError as error:
             refused = refused or error
             continue
@@ -177,6 +184,10 @@ def tokens_of(output: Any, hidden_size: int) -> Tensor:
             f"{IMAGES!r} returned {list(found.shape)}: not tokens in the LLM's hidden size {hidden_size}."
         )
     return found.reshape(-1, hidden_size)
+
+
+def _made_by(name: str, show: Callable[[Tensor], Run], where: Tensor) -> Tensor:
+    return show(where).made[name]
 
 
 def _arguments(base: Any, processor: Any, size: tuple[int, int]) -> dict[str, Any]:
@@ -356,7 +367,7 @@ def _layout(tokens: int, shown: Shown, sizes: Any) -> tuple[Layout, int]:
     )
 
 
-def _check_order(show: Callable[[int, int], Tensor], layout: Layout) -> None:
+def _check_order(show: Callable[[Tensor], Tensor], size: Sequence[int], layout: Layout) -> None:
     """Have each token say in which part of the picture it looks, the parts down to four tokens wide, or to a half.
 
     The picture is halved both ways, and its four parts are lit one after the other; then the four parts of each part at
@@ -364,14 +375,15 @@ def _check_order(show: Callable[[int, int], Tensor], layout: Layout) -> None:
     pictures. Its own part is lit in one of them: under that it is unlike what it is under the other three.
 
     Args:
-        show: the tokens ``[L, D]`` of the picture in which, at a depth of halving, the part of that number is lit.
+        show: the tokens ``[L, D]`` of the picture that is lit in a mask ``[H, W]``.
+        size: height and width of the picture.
         layout: of the tokens.
 
     Raises:
         SeamRefusedError: the tokens do not see the picture, or not where raster order has them.
     """
     if min(layout.h, layout.w) < COARSEST:
-        raise SeamRefusedError(
+        raise CoarseGridError(
             f"A grid of {layout.h} x {layout.w} tokens is too coarse to find out whether they are in raster order, "
             f"expected {COARSEST} x {COARSEST} or more."
         )
@@ -379,7 +391,7 @@ def _check_order(show: Callable[[int, int], Tensor], layout: Layout) -> None:
         wide = min(layout.h, layout.w) // 2**depth >= 4
         if depth > 1 and not wide:
             return
-        lit = [show(depth, number) for number in range(len(QUARTERS))]
+        lit = [show(_part(size, depth, part)) for part in QUARTERS]
         grids = torch.stack([tokens[layout.lead : layout.tokens].float() for tokens in lit])
         apart = (grids[:, None] - grids[None]).abs().mean(dim=-1).sum(dim=1)
         if not bool(apart.any()):

@@ -21,6 +21,8 @@ from vega3d_plugin.contracts.errors import AlignmentError, HostError
 from vega3d_plugin.contracts.seams import ImageSamples, SeamCall, SeamInput
 from vega3d_plugin.hosts.views import join_views
 
+#: Tokens that a grid has at least.
+LEAST = 16
 IMAGES, VIDEOS = "get_image_features", "get_video_features"
 #: Arguments of a forward that carry pixels.
 PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos")
@@ -132,7 +134,9 @@ class ProjectorReader:
                 "(docs/your_own_host.md); vega3d.unpatch(model) takes the branch out."
             )
         if notes.fused:
-            notes.left += output.numel() // output.shape[-1]
+            again = output.numel() // output.shape[-1]
+            # Fewer than any grid has are marks between pictures, which Ovis 2 embeds by the same table.
+            notes.left += again if again >= LEAST else 0
             return None
         notes.fused = True
         images, lead = self._sized(notes, output) if notes.sizes is not None else self._alike(notes, output)
