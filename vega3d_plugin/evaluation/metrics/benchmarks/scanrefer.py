@@ -1,0 +1,156 @@
+"""ScanRefer: is the object that a sentence describes the one whose box is named?"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..benchmark import (
+    ANSWER_KEYS,
+    Benchmark,
+    Evaluation,
+    Item,
+    Protocol,
+    Quantity,
+    Question,
+    everything,
+    members_by_type,
+    scene_of,
+)
+from ..boxes import bounds, box_iou
+from ..errors import ScoreError
+from ..estimators import Mean
+from ..rows import Row
+
+THRESHOLDS = (0.25, 0.5)
+#: Classes of NYU40 that count as themselves in VEGA-3D's files; all others are :data:`OTHERS`.
+KEPT_CLASSES = frozenset([*range(1, 13), 14, 16, 24, 28, 33, 34, 36, 39])
+#: As ScanRefer itself has them: the same without walls and floors.
+OFFICIAL_CLASSES = KEPT_CLASSES - {1, 2}
+OTHERS = 39
+
+
+class ScanRefer(Benchmark):
+    """Acc@0.25 and Acc@0.5 of one box per description, for objects alone of their class in the scene and others."""
+
+    name, title, split, size = "scanrefer", "ScanRefer", "val", 9508
+    types = ("unique", "multiple")
+    headline = (("all", "Acc@0.25"), ("all", "Acc@0.5"))
+    rows = "sample_id, pred_response (centre and full size, metres), gt_response, question_type"
+    id_parts = ("scene_id", "object_id", "ann_id")
+    protocols = (
+        Protocol(
+            "vega3d",
+            "H-EmbodVis/VEGA-3D llava/eval/eval_scanrefer.py",
+            "iou:aabb+1e-8",
+            "Percent. An overlap of exactly a quarter is a miss.",
+        ),
+        Protocol(
+            "official",
+            "daveredrum/ScanRefer benchmark/eval.py",
+            "iou:aabb+1e-8",
+            "A fraction; the same hits. Its unique and multiple count 18 classes, without walls and floors.",
+        ),
+    )
+
+    def question(self, row: Row, protocol: Protocol) -> Question:
+        """See :class:`Benchmark`."""
+        key, value = row.need("gt_response", "box", "gt_box")
+        kind = self.type(row, "question_type", "eval_type")
+        return Question(self.id(row), kind, row.box(key, value), scene_of(row), row.where)
+
+    def answer(self, row: Row, protocol: Protocol) -> tuple[float, ...]:
+        """See :class:`Benchmark`."""
+        key, value = row.need(*ANSWER_KEYS, "answer", "pred_box")
+        return row.box(key, value)
+
+    def evaluate(self, items: Sequence[Item], protocol: Protocol) -> Evaluation:
+        """See :class:`Benchmark`."""
+        ious = np.array([0.0 if item.answer is None else _iou(item.answer, item.question.truth) for item in items])
+        percent = protocol.name == "vega3d"
+        unit, scale = ("percent", 100.0) if percent else ("fraction", 1.0)
+        groups = {"all": everything(items), **members_by_type(items, self.types)}
+        hits = {f"Acc@{threshold:g}": (ious >= threshold).astype(np.float64) for threshold in THRESHOLDS}
+        quantities = [
+            Quantity(kind, name, Mean(values, scale), members, unit)
+            for kind, members in groups.items()
+            for name, values in hits.items()
+        ]
+        return Evaluation(
+            quantities,
+            [
+                {"iou": float(iou), **{name: int(values[place]) for name, values in hits.items()}}
+                for place, iou in enumerate(ious)
+            ],
+        )
+
+
+def read_label_ids(path: str | Path) -> dict[str, int]:
+    """The NYU40 class of each name that annotators gave, from ScanNet's ``scannetv2-labels.combined.tsv``.
+
+    Raises:
+        ScoreError: no such file, or another.
+    """
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, delimiter="\t"))
+        header, *rest = rows
+        name, number = header.index("raw_category"), header.index("nyu40id")
+        return {row[name]: int(row[number]) for row in rest}
+    except OSError as error:
+        raise ScoreError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, IndexError, UnicodeDecodeError, csv.Error) as error:
+        raise ScoreError(
+            f"{path} is no table of ScanNet's labels: {error}. Expected is scannetv2-labels.combined.tsv, with the "
+            "columns raw_category and nyu40id."
+        ) from error
+
+
+def unique_or_multiple(
+    rows: Sequence[Mapping[str, Any]], label_ids: Mapping[str, int], classes: Collection[int] = KEPT_CLASSES
+) -> list[str]:
+    """Whether the object of each description is the only ANNOTATED one of its class in its scene, in these rows.
+
+    So a scene's other chairs count only if somebody described them in the same file: rows of another split, or a part
+    of them, give other types. (VEGA-3D ``scripts/3d/preprocessing/process_scanrefer.py``, taken from M3DRef-CLIP.)
+
+    Args:
+        rows: of a ScanRefer file, with ``scene_id``, ``object_id``, ``object_name``.
+        label_ids: from :func:`read_label_ids`. Underscores in names are spaces; unknown names are :data:`OTHERS`.
+        classes: that count as themselves: :data:`KEPT_CLASSES`, or :data:`OFFICIAL_CLASSES`.
+
+    Returns:
+        ``unique`` or ``multiple`` for each row.
+
+    Raises:
+        ScoreError: a row without those keys, or an object whose names are of different classes.
+    """
+    checked = [Row(row, f"row {place}") for place, row in enumerate(rows, 1)]
+    keys = [(row.id_of("scene_id"), row.id_of("object_id"), row.text(*row.need("object_name"))) for row in checked]
+    labels = [label_ids.get(name.replace("_", " "), OTHERS) for _, _, name in keys]
+    labels = [label if label in classes else OTHERS for label in labels]
+    # An object counts once, under the name of its first description.
+    objects: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
+    seen: set[tuple[str, str]] = set()
+    for (scene, number, _), label in zip(keys, labels, strict=True):
+        if (scene, number) not in seen:
+            seen.add((scene, number))
+            objects[scene, label].add(number)
+    found = []
+    for row, (scene, number, name), label in zip(checked, keys, labels, strict=True):
+        alike = objects.get((scene, label))
+        if alike is None:
+            raise row.problem(
+                f"object {number} of {scene} is called {name!r} here, but a thing of another class before"
+            )
+        found.append("unique" if len(alike) == 1 else "multiple")
+    return found
+
+
+def _iou(first: Sequence[float], second: Sequence[float]) -> float:
+    return float(box_iou(bounds([first]), bounds([second]))[0, 0])
