@@ -20,6 +20,7 @@ from .prior import prior
 from .recipes import recipes
 from .run import CONTEXT as RUN
 from .run import run
+from .score import score
 from .train import train
 
 # Lines are kept by some versions of typer and joined by others, save in a paragraph that begins with \b; so are those
@@ -39,6 +40,7 @@ there is, checks that it works on your host, and looks into what was trained.
   vega3d info outputs/checkpoint-500     what a saved branch holds
   vega3d convert released --out branch   a released checkpoint as a branch
   vega3d ablate MODEL --data mine.json   does the branch help, on your data?
+  vega3d score scanqa answers.jsonl      answers to a benchmark's figures
   vega3d train qwen_vl/smoke             train as a recipe says, here offline
   vega3d run --recipe R -- train.py ARGS  a host's own script, with the branch
   vega3d prior info wan2.1-t2v-1.3b      what a prior is, before loading it
@@ -85,6 +87,7 @@ app.command()(ls)
 app.command()(info)
 app.command()(convert)
 app.command()(ablate)
+app.command()(score)
 app.command()(train)
 app.command(context_settings=RUN)(run)
 app.add_typer(prior, name="prior")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
-from safetensors.torch import save_file
-from torch import Tensor
 
 from ..contracts.errors import Vega3dError
 from ..storage.writing import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class OutputError(Vega3dError):
@@ -55,6 +57,9 @@ def write(path: Path, how: Callable[[Path], object]) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file."""
+    # Here, since verbs that write text need no torch.
+    from safetensors.torch import save_file
+
     # Copies, since safetensors refuses tensors that share memory.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write(path, lambda temporary: save_file(copies, temporary, metadata))

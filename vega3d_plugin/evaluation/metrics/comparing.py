@@ -56,6 +56,11 @@ class Difference:
         return f"{'higher' if self.difference > 0 else 'lower'}: the interval does not hold 0"
 
     @property
+    def shown(self) -> str:
+        """The difference as a table shows it, or a dash."""
+        return "-" if self.difference is None else shown_as(self.difference, self.unit, signed=True)
+
+    @property
     def interval(self) -> str:
         """As a table shows it, or a dash."""
         if self.low is None or self.high is None:
@@ -82,8 +87,7 @@ class Comparison:
         rows = [["type", "measure", "first", "second", "difference", "95% interval", "verdict"]]
         for found in self.differences:
             values = [_shown(value, found.unit) for value in (found.first, found.second)]
-            difference = "-" if found.difference is None else shown_as(found.difference, found.unit, signed=True)
-            rows.append([found.type, found.measure, *values, difference, found.interval, found.verdict])
+            rows.append([found.type, found.measure, *values, found.shown, found.interval, found.verdict])
         return "\n".join([self.headline, "", *aligned(rows), "", *(f"Note: {note}" for note in self.notes)])
 
     def to_dict(self) -> dict[str, Any]:

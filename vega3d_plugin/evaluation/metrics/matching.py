@@ -53,10 +53,11 @@ class Coverage:
     def __str__(self) -> str:
         """In one line, beginning with a warning where the score is over less than all questions."""
         split = f"; the public {self.split} split has {self.public:,}" if self.public else ""
+        short = ", ".join(f"{count:,} {kind}" for kind, (count, _) in self.left_out.items())
         if self.asked is None:
-            return f"{_count(self.scored, 'question')}, those of the predictions (no references){split}"
+            begin = f"INCOMPLETE: left out {short}; " if short else ""
+            return f"{begin}{_count(self.scored, 'question')}, those of the predictions (no references){split}"
         if self.scored < self.asked:
-            short = ", ".join(f"{count:,} {kind}" for kind, (count, _) in self.left_out.items())
             return f"INCOMPLETE: {self.scored:,} of {_count(self.asked, 'question')} ({short})"
         empty = f", {self.unanswered:,} of them unanswered and counted as wrong" if self.unanswered else ""
         other = split if self.public != self.asked else ""

@@ -77,9 +77,11 @@ class JavaTools:
 
     def meteor(self) -> Meteor:
         """METEOR. It takes seconds to start, so one runs for all, until this process ends."""
-        running = _RUNNING.get(self)
+        # A forked process must not talk to its parent's.
+        key = (self, os.getpid())
+        running = _RUNNING.get(key)
         if running is None or running.program.poll() is not None:
-            running = _RUNNING[self] = Meteor(self._java("-Xmx2G", "-jar", str(self.package / METEOR)))
+            running = _RUNNING[key] = Meteor(self._java("-Xmx2G", "-jar", str(self.package / METEOR)))
         return running
 
     def _java(self, *options: str) -> list[str]:
@@ -94,7 +96,8 @@ class Meteor:
     """
 
     def __init__(self, command: Sequence[str]) -> None:
-        self.errors = tempfile.TemporaryFile()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self.process = os.getpid()
         self.program = subprocess.Popen(
             [*command, "-", "-", "-stdio", "-l", "en", "-norm"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=_environment(),
@@ -106,6 +109,8 @@ class Meteor:
     def close(self) -> None:
         """End the program."""
         atexit.unregister(self.close)
+        if self.process != os.getpid():
+            return
         self.program.kill()
         self.program.communicate()
         self.errors.close()
@@ -162,7 +167,7 @@ class Meteor:
 
 
 JARS = (METEOR, TOKENISER)
-_RUNNING: dict[JavaTools, Meteor] = {}
+_RUNNING: dict[tuple[JavaTools, int], Meteor] = {}
 
 
 def one_line(text: str) -> str:
