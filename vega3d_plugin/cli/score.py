@@ -168,19 +168,21 @@ def _print_comparison(first: Path, second: Path, other: Score, comparison: Compa
     _print_headline(other)
     out.print(Text(f"{first} minus {second}: {comparison.headline}", style="bold"), soft_wrap=True)
     out.print()
-    columns = ("type", "measure", "difference", "95% interval", "which says")
-    made = table(*columns, whole=["type", "difference", "95% interval"])
+    # Long names of tasks need the width, and have one measure each.
+    several = len({found.type for found in comparison.differences}) < len(comparison.differences)
+    columns = ["type", *(["measure"] if several else []), "difference", "95% interval", "which says"]
+    made = table(*columns, whole=["type", "difference", "95% interval", "which says"])
     before = None
     for found in comparison.differences:
         # What follows the colon stands below the table.
         verdict = Text(found.verdict.partition(":")[0], _style(found))
         kind = Text("" if found.type == before else found.type, style="bold")
-        made.add_row(kind, found.measure, found.shown, found.interval, verdict)
+        made.add_row(kind, *([found.measure] if several else []), found.shown, found.interval, verdict)
         before = found.type
-    made.columns[2].justify = "right"
-    made.caption = "higher, lower: the interval does not hold 0; no difference shown: it holds 0"
-    made.caption_justify = "left"
-    print_table(made)
+    made.columns[columns.index("difference")].justify = "right"
+    out.print(made)
+    out.print(Text("higher, lower: the interval does not hold 0; no difference shown: it holds 0", style="dim"))
+    out.print()
     for note in comparison.notes:
         err.print(Text(f"Note: {note}", style="yellow"), soft_wrap=True)
 

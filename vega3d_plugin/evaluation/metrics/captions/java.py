@@ -65,13 +65,12 @@ class JavaTools:
             return []
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "texts"
-            file.write_bytes("\n".join(map(one_line, texts)).encode())
+            file.write_bytes("".join(f"{one_line(text)}\n" for text in texts).encode())
             program = "edu.stanford.nlp.process.PTBTokenizer"
             command = [*self._java("-cp", str(self.package / TOKENISER)), program, "-preserveLines", "-lowerCase"]
             done = subprocess.run([*command, str(file)], capture_output=True, env=_environment())
-        lines = done.stdout.decode(errors="replace").split("\n")
-        lines = lines[:-1] if len(lines) == len(texts) + 1 and not lines[-1] else lines
-        if done.returncode or len(lines) != len(texts):
+        *lines, rest = done.stdout.decode(errors="replace").split("\n")
+        if rest or done.returncode or len(lines) != len(texts):
             raise _failed("the tokeniser", done.stderr, f"{len(lines)} lines came back for {len(texts)} texts")
         return [" ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION) for line in lines]
 
