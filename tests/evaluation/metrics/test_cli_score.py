@@ -108,7 +108,8 @@ def test_files(answers: dict[str, str], tmp_path: Path) -> None:
     shown = done(*given, "--per-item", str(items), "--json", str(report))
     assert f"Question by question: {items}" in shown
     rows = [json.loads(line) for line in items.read_text().splitlines()]
-    assert rows[0] == {"id": "object_counting0", "type": "object_counting", "understood": 2.0, "score": 1.0}
+    first = {"id": "object_counting0", "type": "object_counting", "said": "2", "truth": 2.0}
+    assert rows[0] == {**first, "understood": 2.0, "score": 1.0}
     assert len(rows) == 30
     values = json.loads(report.read_text())
     assert values["figures"][0]["value"] == 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -424,3 +425,14 @@ def test_names_are_forgiving_and_answer_near_misses() -> None:
         get_benchmark("scanqua")
     with pytest.raises(UnknownNameError, match=r"Unknown protocol of ScanQA 'oficial'\. Did you mean 'official'"):
         score("scanqa", [{"id": 1}], as_="oficial")
+
+
+def test_what_each_question_scored_is_plain() -> None:
+    box = [0, 0, 0, 1, 1, 1]
+    rows = [{"id": 0, "gt_response": [box], "objects": [box, box], "scores": [3, 1, 0], "question_type": "st_w_d"}]
+    (found,) = json.loads(json.dumps(score("multi3drefer", rows, resamples=0).per_item()))
+    assert found["said"] == {"boxes": [box], "chosen": [0]}
+    assert found["truth"] == [box]
+    caption = {"id": 0, "prediction": "a chair", "gt_response": ["a chair"], "iou": 0.1}
+    (found,) = json.loads(json.dumps(score("scan2cap", [caption], resamples=0).per_item()))
+    assert found["said"] == {"text": "a chair", "found": False}
