@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import goldens
 import numpy as np
 import pytest
+from support import goldens
 
 from vega3d_plugin.evaluation.metrics import Score, score, unique_or_multiple
 from vega3d_plugin.evaluation.metrics.benchmarks.multi3drefer import f1_scores

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vega3d_plugin.errors import UnknownNameError
+from vega3d_plugin.contracts.errors import UnknownNameError
 from vega3d_plugin.evaluation.metrics import Difference, Score, ScoreError, compare, score
 from vega3d_plugin.evaluation.metrics.bootstrap import Bootstrap, interval
 from vega3d_plugin.evaluation.metrics.captions.bleu import Bleu, bleu, bleu_counts

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from java_tools import TOOLS, needs_java, not_run
+from support.java_tools import TOOLS, needs_java, not_run
 from test_metrics_goldens import EXACT, info, scanqa
 
 from vega3d_plugin.evaluation.metrics import score
@@ -53,7 +53,7 @@ def test_nor_has_the_tokeniser() -> None:
 
 @pytest.mark.usefixtures("without")
 def test_a_run_without_java_says_so_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("java_tools.TOOLS", None)
+    monkeypatch.setattr("support.java_tools.TOOLS", None)
     assert not_run()[0].startswith("NOT RUN: tests of METEOR")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vega3d_plugin.errors import UnknownNameError
+from vega3d_plugin.contracts.errors import UnknownNameError
 from vega3d_plugin.evaluation.metrics import (
     KEPT_CLASSES,
     OFFICIAL_CLASSES,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...errors import near_misses
+from ...contracts.errors import near_misses
 from .bootstrap import Bools, Ints
 from .errors import RowProblem
 from .estimators import Estimator
@@ -150,9 +150,9 @@ class Benchmark(ABC):
         """What names the question of a row."""
         return row.id(*self.id_parts)
 
-    def alias(self, name: str) -> str:
-        """Under which other id a question may be known."""
-        return name
+    def aliases(self, name: str) -> tuple[str, ...]:
+        """Under which other ids a question may be known, the likeliest first."""
+        return ()
 
     def contradicts(self, question: Question, row: Row, protocol: Protocol) -> bool:
         """Whether a row of predictions holds another truth or type than the question does."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...errors import Vega3dError
+from ...contracts.errors import Vega3dError
 
 
 class ScoreError(Vega3dError, ValueError):

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import UnknownNameError
+from ...contracts.errors import UnknownNameError
 from .benchmark import Benchmark, Item, Protocol, Question
 from .errors import RowProblem, ScoreError
 from .rows import Row
@@ -216,7 +216,7 @@ def _answers(
             if questions is None:
                 own_question = benchmark.question(row, protocol)
             elif name not in questions:
-                name = benchmark.alias(name)
+                name = next((other for other in benchmark.aliases(name) if other in questions), name)
             answer = benchmark.answer(row, protocol)
         except RowProblem as problem:
             problems.add("unusable", str(problem))

@@ -70,9 +70,13 @@ class ScanQA(Benchmark):
             return row.texts(*found)
         return (row.text(*row.said()),)
 
-    def alias(self, name: str) -> str:
-        """See :class:`Benchmark`. What stands last, the number of a true answer, is taken as 0, as released."""
-        return re.sub("_[^_]*$", "_0", name)
+    def aliases(self, name: str) -> tuple[str, ...]:
+        """See :class:`Benchmark`.
+
+        The released rows put ``scanqa_`` before the benchmark's id and the number of a true answer behind it, which
+        their script takes as 0.
+        """
+        return re.sub("_[^_]*$", "_0", name), re.sub("^scanqa_(.+)_[^_]*$", r"\1", name), f"scanqa_{name}_0"
 
     def contradicts(self, question: Question, row: Row, protocol: Protocol) -> bool:
         """See :class:`Benchmark`. A row that names one true answer or several: are they among those of the question?"""
