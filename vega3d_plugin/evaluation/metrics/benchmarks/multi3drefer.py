@@ -48,13 +48,15 @@ class Multi3DRefer(Benchmark):
             "vega3d",
             "H-EmbodVis/VEGA-3D llava/eval/eval_multi3drefer.py",
             "choice:softmax0.07,sum0.4|pairs:iou-sum|iou:aabb+1e-8",
-            "A fraction. Boxes are paired for the largest sum of overlaps, which can miss a pairing with more hits.",
+            "A fraction. Boxes are paired for the largest sum of overlaps, which can miss a pairing with more hits. An "
+            "overlap of exactly a quarter is a hit.",
         ),
         Protocol(
             "official",
             "3dlg-hcvc/M3DRef-CLIP m3drefclip/evaluation/multi3drefer_evaluator.py",
             "choice:softmax0.07,sum0.4|pairs:iou-sum|iou:aabb32+1.2e-7",
-            "Percent, overlaps in float32. The scorer takes boxes; where a row has scores, VEGA-3D's choice is made.",
+            "Percent. An overlap of exactly a quarter is a miss. The scorer takes boxes; where a row has scores, "
+            "VEGA-3D's choice is made.",
         ),
     )
 
