@@ -54,15 +54,6 @@ def test_scanrefer(protocol: str, scale: float) -> None:
         assert found.figure(f"Acc@{measure}", kind).value == pytest.approx(expected * scale, **EXACT), name
 
 
-def test_an_overlap_of_exactly_a_quarter_is_a_miss() -> None:
-    golden = info("metric_scanrefer")
-    close = [iou for iou in golden["iou"] if 0.25 - 1e-7 < iou < 0.25]
-    hits = values(score("scanrefer", golden["rows"], resamples=0), "Acc@0.25")
-    assert sum(hits) == sum(iou >= 0.25 for iou in golden["iou"])
-    assert close
-    assert 0 in hits
-
-
 def test_scanrefer_unique() -> None:
     golden = info("scanrefer_unique")
     assert unique_or_multiple(golden["rows"], golden["label_mapping"], golden["valid"]) == golden["eval_type"]
@@ -74,12 +65,10 @@ def test_multi3drefer() -> None:
     assert values(found, "chosen") == golden["chosen"]
     scores = list(zip(values(found, "F1@0.25"), values(found, "F1@0.5"), strict=True))
     np.testing.assert_allclose(scores, golden["f1_25_50"], atol=1e-9)
-    official = score("multi3drefer", golden["rows"], as_="official", resamples=0)
     for name, expected in golden["printed"].items():
         kind, _, threshold = name.partition(" IoU")
         measure = f"F1@{int(threshold) / 100:g}"
         assert found.figure(measure, kind).value == pytest.approx(expected, **EXACT), name
-        assert official.figure(measure, kind).value == pytest.approx(100 * expected, **EXACT), name
 
 
 def test_multi3drefer_pairs() -> None:
@@ -154,13 +143,6 @@ def test_the_exact_match_of_scanqas_own_scorer() -> None:
         for place, row in enumerate(golden["rows"])
     ]
     assert values(score("scanqa", given, as_="official", resamples=0), "EM") == golden["em"]
-
-
-def test_three_scorers_of_scanqa_disagree() -> None:
-    predictions, references = scanqa()
-    released, leo = (score("scanqa", predictions, references, name, resamples=0) for name in ("vega3d", "leo"))
-    assert released.figure("CIDEr").value != pytest.approx(100 * (leo.figure("CIDEr").value or 0), rel=0.01)
-    assert released.figure("CIDEr").signature != leo.figure("CIDEr").signature
 
 
 def test_sqa3d() -> None:

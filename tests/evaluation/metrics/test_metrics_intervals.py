@@ -206,6 +206,7 @@ def test_json_and_table_hold_everything() -> None:
         assert figure.interval in table
     assert found.protocol.source in table
     assert [row["EM"] for row in found.per_item()] == [1, 0, 1]
+    assert [row["said"] for row in found.per_item()] == ["yes", "no", "yes"]
     with pytest.raises(KeyError, match="there are"):
         found.figure("CIDEr")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from java_tools import TOOLS, needs_java, not_run
+from support.java_tools import TOOLS, needs_java, not_run
 from test_metrics_goldens import EXACT, info, scanqa
 
 from vega3d_plugin.evaluation.metrics import score
@@ -53,7 +53,7 @@ def test_nor_has_the_tokeniser() -> None:
 
 @pytest.mark.usefixtures("without")
 def test_a_run_without_java_says_so_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("java_tools.TOOLS", None)
+    monkeypatch.setattr("support.java_tools.TOOLS", None)
     assert not_run()[0].startswith("NOT RUN: tests of METEOR")
 
 
@@ -115,14 +115,6 @@ def test_scanqas_own_scorer() -> None:
         assert found.figure(measure).value == pytest.approx(100 * expected, **EXACT), measure
     for order, expected in enumerate(scores["bleu"], 1):
         assert found.figure(f"BLEU-{order}").value == pytest.approx(100 * expected, **EXACT)
-
-
-@needs_java
-def test_the_tokeniser_changes_the_figures() -> None:
-    predictions, references = scanqa()
-    released = score("scanqa", predictions, references, resamples=0).figure("CIDEr")
-    official = score("scanqa", predictions, references, "official", resamples=0).figure("CIDEr")
-    assert released.value != pytest.approx(official.value, rel=0.01)
 
 
 @needs_java

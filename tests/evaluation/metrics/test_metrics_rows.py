@@ -346,3 +346,17 @@ def test_any_bytes_end_in_a_score_or_in_an_error_that_names_the_file(tmp_path: P
     file.write_bytes(MUTATIONS[place](text.encode()))
     outcome = attempt(file)
     assert outcome == 100 or str(file) in str(outcome)
+
+
+def test_scanqas_ids_are_known_in_both_forms() -> None:
+    released = {"id": "scanqa_val-scene0001_00-2_0", "metadata": {"answers": ["yes"]}}
+    own = {"question_id": "val-scene0001_00-2", "answers": ["yes"]}
+    said = [
+        {"sample_id": "scanqa_val-scene0001_00-2_1", "prediction": "yes"},
+        {"question_id": "val-scene0001_00-2", "prediction": "yes"},
+    ]
+    for row in said:
+        for reference in (released, own):
+            assert score("scanqa", [row], [reference], resamples=0).coverage.complete
+    with pytest.raises(ScoreError, match="1 answer to questions that the references do not have"):
+        score("scanqa", [{"question_id": "val-scene0001_00-3", "prediction": "yes"}], [own], leave_out=["missing"])

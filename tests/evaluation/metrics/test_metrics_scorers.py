@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,19 @@ def test_an_unanswered_question_is_wrong_even_where_an_empty_answer_is_not() -> 
     assert value(found, "EM-R") == 0.5
 
 
+def test_the_scorers_of_scanqa_disagree() -> None:
+    rows = [
+        {"id": f"q{n}", "prediction": said, "answers": [truth]}
+        for n, (said, truth) in enumerate([("the Chair.", "chair"), ("2", "two"), ("a bed", "bed by the door")])
+    ]
+    released, leo = (score("scanqa", rows, as_=name, resamples=0) for name in ("vega3d", "leo"))
+    assert [item.values["EM"] for item in released.items] == [0, 0, 0]
+    assert [item.values["EM"] for item in leo.items] == [1, 1, 0]
+    assert value(leo, "EM-R") == 1
+    assert (value(leo, "CIDEr") or 0) > 5 * (value(released, "CIDEr") or 0) / 100
+    assert released.figure("CIDEr").signature != leo.figure("CIDEr").signature
+
+
 @pytest.mark.parametrize(
     ("question", "expected"),
     [
@@ -332,6 +346,23 @@ def test_the_best_pairing_is_the_best_of_all() -> None:
             gains = np.where(rng.random((size, size)) < 0.5, 0, rng.integers(0, 4, (size, size)) / 4)
             found = gains[np.arange(size), best_pairing(gains)].sum()
             assert found == max(gains[np.arange(size), list(p)].sum() for p in permutations(range(size)))
+
+
+def test_an_overlap_of_exactly_a_quarter() -> None:
+    """Below it by the volume that is added; but VEGA-3D's Multi3DRefer rounds it up again, to float32."""
+    truth, said = [0, 0, 0, 1, 1, 1], [0.6, 0, 0, 1, 1, 1]
+    row = {"gt_response": truth, "pred_response": said, "question_type": "unique"}
+    assert value(run("scanrefer", [row]), "Acc@0.25") == 0
+    assert value(run("scanrefer", [row], "official"), "Acc@0.25") == 0
+    row = {"gt_response": [truth], "pred_response": [said], "question_type": "mt"}
+    assert value(run("multi3drefer", [row]), "F1@0.25") == 1
+    assert value(run("multi3drefer", [row], "official"), "F1@0.25") == 0
+
+
+def test_a_type_without_targets_decides_officially() -> None:
+    box = [0, 0, 0, 1, 1, 1]
+    rows = [{"gt_response": [], "pred_response": said, "question_type": "zt_w_d"} for said in ([], [box])]
+    assert value(run("multi3drefer", rows, "official"), "F1@0.5") == 50
 
 
 def test_overlaps_of_boxes() -> None:
@@ -424,3 +455,14 @@ def test_names_are_forgiving_and_answer_near_misses() -> None:
         get_benchmark("scanqua")
     with pytest.raises(UnknownNameError, match=r"Unknown protocol of ScanQA 'oficial'\. Did you mean 'official'"):
         score("scanqa", [{"id": 1}], as_="oficial")
+
+
+def test_what_each_question_scored_is_plain() -> None:
+    box = [0, 0, 0, 1, 1, 1]
+    rows = [{"id": 0, "gt_response": [box], "objects": [box, box], "scores": [3, 1, 0], "question_type": "st_w_d"}]
+    (found,) = json.loads(json.dumps(score("multi3drefer", rows, resamples=0).per_item()))
+    assert found["said"] == {"boxes": [box], "chosen": [0]}
+    assert found["truth"] == [box]
+    caption = {"id": 0, "prediction": "a chair", "gt_response": ["a chair"], "iou": 0.1}
+    (found,) = json.loads(json.dumps(score("scan2cap", [caption], resamples=0).per_item()))
+    assert found["said"] == {"text": "a chair", "found": False}

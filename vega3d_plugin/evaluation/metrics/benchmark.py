@@ -15,9 +15,6 @@ from .errors import RowProblem
 from .estimators import Estimator
 from .rows import Row
 
-#: Keys of a row that can hold what the model said.
-ANSWER_KEYS = ("pred_response", "prediction", "response")
-
 
 @dataclass(frozen=True)
 class Protocol:
@@ -153,9 +150,9 @@ class Benchmark(ABC):
         """What names the question of a row."""
         return row.id(*self.id_parts)
 
-    def alias(self, name: str) -> str:
-        """Under which other id a question may be known."""
-        return name
+    def aliases(self, name: str) -> tuple[str, ...]:
+        """Under which other ids a question may be known, the likeliest first."""
+        return ()
 
     def contradicts(self, question: Question, row: Row, protocol: Protocol) -> bool:
         """Whether a row of predictions holds another truth or type than the question does."""
@@ -164,6 +161,12 @@ class Benchmark(ABC):
         except RowProblem:
             return False
         return own.truth != question.truth or own.type != question.type
+
+    @staticmethod
+    def parts(items: Sequence[Item], types: Iterable[str]) -> dict[str, Bools]:
+        """For each of ``types`` that occurs, its questions ``[N]``."""
+        found = np.array([item.question.type for item in items], dtype=object)
+        return {name: members for name in types if (members := np.asarray(found == name, dtype=bool)).any()}
 
     def type(self, row: Row, *keys: str) -> str:
         """The type of the question of a row, one of :attr:`types`."""
@@ -175,28 +178,6 @@ class Benchmark(ABC):
                 f"Known: {', '.join(self.types)}"
             )
         return name
-
-
-def truth_keys(row: Row) -> tuple[str, ...]:
-    """Keys that can hold what is right.
-
-    ``answer`` is that in rows of the benchmark, and in rows of a model that say elsewhere what the model said; alone
-    in a row of a model it is what the model said.
-    """
-    own = row.reference or row.first(*ANSWER_KEYS) is not None
-    return ("ground_truth", "gt_answer", "gt_content", *(("answer",) if own else ()))
-
-
-def scene_of(row: Row) -> str:
-    """Where the question of a row is asked, or nothing."""
-    found = row.first("scene", "scene_id", "scene_name", "video")
-    return found[1] if found and isinstance(found[1], str) else ""
-
-
-def members_by_type(items: Sequence[Item], types: Iterable[str]) -> dict[str, Bools]:
-    """For each of ``types`` that occurs, its questions ``[N]``."""
-    found = np.array([item.question.type for item in items], dtype=object)
-    return {name: members for name in types if (members := np.asarray(found == name, dtype=bool)).any()}
 
 
 def everything(items: Sequence[Item]) -> Bools:

@@ -216,7 +216,7 @@ def _answers(
             if questions is None:
                 own_question = benchmark.question(row, protocol)
             elif name not in questions:
-                name = benchmark.alias(name)
+                name = next((other for other in benchmark.aliases(name) if other in questions), name)
             answer = benchmark.answer(row, protocol)
         except RowProblem as problem:
             problems.add("unusable", str(problem))

@@ -11,7 +11,7 @@ from .errors import RowProblem, ScoreError
 from .rows import Row, shown
 
 #: Longest line of a ``.jsonl`` file and largest ``.json`` file, in bytes.
-MAX_LINE, MAX_FILE = 64 * 2**20, 2 * 2**30
+MAX_LINE, MAX_FILE = 64 * 2**20, 512 * 2**20
 #: Keys of ``.json`` files that are no list, under which benchmarks keep it.
 LIST_KEYS = ("questions", "annotations", "data", "results", "rows")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
 from .benchmark import Evaluation, Item, Protocol
@@ -114,8 +114,11 @@ class Score:
         return f"{self.protocol.name}: {self.protocol.source}. {self.protocol.differs}"
 
     def per_item(self) -> list[dict[str, Any]]:
-        """Plain values for one JSON line per question."""
-        return [{"id": item.id, "type": item.type, **item.values} for item in self.items]
+        """Plain values for one JSON line per question: what was said, what is right, and what that scored."""
+        return [
+            {"id": item.id, "type": item.type, "said": _plain(pair.answer), "truth": pair.question.truth, **item.values}
+            for item, pair in zip(self.items, self.scored, strict=True)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without those per question."""
@@ -132,6 +135,10 @@ class Score:
     def to_json(self) -> str:
         """:meth:`to_dict` as text. There is no NaN in it: what has no finite value is null, with a reason."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+
+def _plain(answer: Any) -> Any:
+    return asdict(answer) if is_dataclass(answer) and not isinstance(answer, type) else answer
 
 
 def shown_as(value: float, unit: str, *, signed: bool = False) -> str:

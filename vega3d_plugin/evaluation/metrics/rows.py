@@ -11,6 +11,8 @@ from .errors import RowProblem
 
 #: Keys that can name the question of a row, the first that is there.
 ID_KEYS = ("sample_id", "question_id", "id", "idx", "doc_id")
+#: Keys that can hold what the model said, besides ``answer``.
+ANSWER_KEYS = ("pred_response", "prediction", "response")
 #: Longest text that is scored, in characters: a caption has hundreds.
 MAX_CHARACTERS = 20_000
 #: Largest coordinate of a box, in metres.
@@ -47,6 +49,25 @@ class Row:
             there = ", ".join(sorted(map(str, self.values))[:12]) or "none"
             raise self.problem(f"no key {' or '.join(map(repr, keys))}; its keys are {there}")
         return found
+
+    def said(self, *more: str) -> tuple[str, Any]:
+        """What the model said, with its key: under one of :data:`ANSWER_KEYS`, ``answer`` or ``more``."""
+        return self.need(*ANSWER_KEYS, "answer", *more)
+
+    def truth(self) -> tuple[str, Any]:
+        """What is right, with its key.
+
+        ``answer`` is that in rows of the benchmark, and in rows of a model that say elsewhere what the model said;
+        alone in a row of a model it is what the model said.
+        """
+        own = self.reference or self.first(*ANSWER_KEYS) is not None
+        return self.need("ground_truth", "gt_answer", "gt_content", *(("answer",) if own else ()))
+
+    @property
+    def scene(self) -> str:
+        """Where the question is asked, or nothing."""
+        found = self.first("scene", "scene_id", "scene_name", "video")
+        return found[1] if found and isinstance(found[1], str) else ""
 
     def id(self, *more: str) -> str:
         """What names the question: the first of :data:`ID_KEYS`, else the values of ``more`` joined with ``|``."""

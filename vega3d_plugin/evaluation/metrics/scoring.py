@@ -44,7 +44,11 @@ def list_benchmarks() -> list[str]:
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The benchmark of that name. Raises :class:`~vega3d_plugin.errors.UnknownNameError` naming close matches."""
+    """The benchmark of that name, however it is spelt.
+
+    Raises:
+        UnknownNameError: none; the message names close matches.
+    """
     plain = name.casefold().replace("-", "").replace("_", "").replace(" ", "")
     if plain not in BENCHMARKS:
         raise UnknownNameError("benchmark", name, BENCHMARKS)
@@ -52,7 +56,11 @@ def get_benchmark(name: str) -> Benchmark:
 
 
 def get_protocol(benchmark: Benchmark, name: str | None) -> Protocol:
-    """Whose scorer; the benchmark's first for None. Raises :class:`~vega3d_plugin.errors.UnknownNameError`."""
+    """Whose scorer; the benchmark's first for None.
+
+    Raises:
+        UnknownNameError: none of that name.
+    """
     if name is None:
         return benchmark.protocols[0]
     for protocol in benchmark.protocols:
@@ -154,7 +162,7 @@ def groups_of(items: Sequence[Item], bootstrap: Bootstrap) -> Ints | None:
 
 
 def library_version() -> str:
-    """Version of the installed package, or ``0+unknown``."""
+    """Version of the installed package, or ``0+unknown``; here, since the module of saved records imports torch."""
     try:
         return version("vega3d-plugin")
     except PackageNotFoundError:

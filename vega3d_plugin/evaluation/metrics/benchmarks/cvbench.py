@@ -7,18 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..benchmark import (
-    ANSWER_KEYS,
-    Benchmark,
-    Evaluation,
-    Item,
-    Protocol,
-    Quantity,
-    Question,
-    everything,
-    members_by_type,
-    truth_keys,
-)
+from ..benchmark import Benchmark, Evaluation, Item, Protocol, Quantity, Question, everything
 from ..bootstrap import Floats
 from ..choices import first_capital, leading_letter, letter_of, named, stated_letter
 from ..estimators import Mean, MeanOfParts
@@ -77,7 +66,7 @@ class CVBench(Benchmark):
         )
         unit, scale = ("percent", 100.0) if protocol.name == "vega3d" else ("fraction", 1.0)
         mean = Mean(right, scale)
-        sources = members_by_type(items, self.types)
+        sources = self.parts(items, self.types)
         quantities = []
         missing = [source for source in self.types if source not in sources]
         if protocol.name == "lmms-eval":
@@ -131,7 +120,7 @@ class Blink(Benchmark):
         right = np.array([letter == item.question.truth for letter, item in zip(said, items, strict=True)], np.float64)
         mean = Mean(right, 100.0)
         kinds = sorted({item.question.type for item in items})
-        groups = {"all": everything(items), **members_by_type(items, kinds)}
+        groups = {"all": everything(items), **self.parts(items, kinds)}
         return Evaluation(
             [Quantity(name, "accuracy", mean, among) for name, among in groups.items()], _values(said, right)
         )
@@ -139,12 +128,12 @@ class Blink(Benchmark):
 
 def read_choice(row: Row) -> str:
     """What the model said."""
-    return row.text(*row.need(*ANSWER_KEYS, "answer"))
+    return row.text(*row.said())
 
 
 def read_letter(row: Row) -> str:
     """The letter of the true choice."""
-    key, value = row.need(*truth_keys(row))
+    key, value = row.truth()
     letter = letter_of(row.text(key, value))
     if letter is None:
         raise row.problem(f"key {key!r} is {value!r}; a letter in brackets such as '(A)' is expected")

@@ -9,18 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..benchmark import (
-    ANSWER_KEYS,
-    Benchmark,
-    Evaluation,
-    Item,
-    Protocol,
-    Quantity,
-    Question,
-    everything,
-    members_by_type,
-    scene_of,
-)
+from ..benchmark import Benchmark, Evaluation, Item, Protocol, Quantity, Question, everything
 from ..boxes import FLOAT32_VOLUME, VOLUME, best_pairing, bounds, box_iou
 from ..estimators import Mean
 from ..rows import Row, shown
@@ -59,13 +48,15 @@ class Multi3DRefer(Benchmark):
             "vega3d",
             "H-EmbodVis/VEGA-3D llava/eval/eval_multi3drefer.py",
             "choice:softmax0.07,sum0.4|pairs:iou-sum|iou:aabb+1e-8",
-            "A fraction. Boxes are paired for the largest sum of overlaps, which can miss a pairing with more hits.",
+            "A fraction. Boxes are paired for the largest sum of overlaps, which can miss a pairing with more hits. An "
+            "overlap of exactly a quarter is a hit.",
         ),
         Protocol(
             "official",
             "3dlg-hcvc/M3DRef-CLIP m3drefclip/evaluation/multi3drefer_evaluator.py",
             "choice:softmax0.07,sum0.4|pairs:iou-sum|iou:aabb32+1.2e-7",
-            "Percent, overlaps in float32. The scorer takes boxes; where a row has scores, VEGA-3D's choice is made.",
+            "Percent. An overlap of exactly a quarter is a miss. The scorer takes boxes; where a row has scores, "
+            "VEGA-3D's choice is made.",
         ),
     )
 
@@ -76,14 +67,14 @@ class Multi3DRefer(Benchmark):
             self.id(row),
             self.type(row, "question_type", "eval_type"),
             _boxes(row, key, value),
-            scene_of(row),
+            row.scene,
             row.where,
         )
 
     def answer(self, row: Row, protocol: Protocol) -> Boxes:
         """See :class:`Benchmark`."""
         if row.first("scores") is None:
-            key, value = row.need(*ANSWER_KEYS, "answer")
+            key, value = row.said()
             return Boxes(_boxes(row, key, value))
         key, value = row.need("objects")
         objects = _boxes(row, key, value)
@@ -101,7 +92,7 @@ class Multi3DRefer(Benchmark):
         official = protocol.name == "official"
         scores = np.array([self._score(item, official) for item in items])
         unit, scale = ("percent", 100.0) if official else ("fraction", 1.0)
-        groups = {"all": everything(items), **members_by_type(items, self.types)}
+        groups = {"all": everything(items), **self.parts(items, self.types)}
         quantities = [
             Quantity(kind, f"F1@{threshold:g}", Mean(scores[:, column], scale), members, unit)
             for kind, members in groups.items()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..benchmark import ANSWER_KEYS, Benchmark, Evaluation, Item, Protocol, Question, everything, scene_of
+from ..benchmark import Benchmark, Evaluation, Item, Protocol, Question, everything
 from ..captions.captions import CaptionMetrics
 from ..captions.java import JavaTools
 from ..errors import RowProblem
@@ -69,7 +69,7 @@ class Scan2Cap(Benchmark):
         truth = row.texts(key, value)
         if protocol.name == "leo" and not all(text.startswith("sos ") for text in truth):
             raise row.problem(f"key {key!r} is {shown(truth[0])}; texts of LEO's corpus begin with 'sos '")
-        return Question(self.id(row), "all", truth, scene_of(row), row.where)
+        return Question(self.id(row), "all", truth, row.scene, row.where)
 
     def questions(self, rows: Iterable[Row], protocol: Protocol) -> tuple[list[Question], list[str]]:
         """See :class:`Benchmark`. Official references are the rows of ScanRefer, several for an object."""
@@ -85,12 +85,12 @@ class Scan2Cap(Benchmark):
                 bad.append(str(problem))
                 continue
             truth = (*(found[name].truth if name in found else ()), f"sos {text} eos")
-            found[name] = Question(name, "all", truth, scene_of(row), row.where)
+            found[name] = Question(name, "all", truth, row.scene, row.where)
         return list(found.values()), bad
 
     def answer(self, row: Row, protocol: Protocol) -> Caption:
         """See :class:`Benchmark`."""
-        text = row.text(*row.need(*ANSWER_KEYS, "answer"))
+        text = row.text(*row.said())
         if (iou := row.first("iou")) is None:
             return Caption(text)
         overlap = row.number(*iou)

@@ -8,18 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..benchmark import (
-    ANSWER_KEYS,
-    Benchmark,
-    Evaluation,
-    Item,
-    Protocol,
-    Quantity,
-    Question,
-    everything,
-    members_by_type,
-    scene_of,
-)
+from ..benchmark import Benchmark, Evaluation, Item, Protocol, Quantity, Question, everything
 from ..bootstrap import Floats
 from ..captions.answers import clean_answer, match
 from ..captions.captions import MEASURES, CaptionMetrics
@@ -73,17 +62,21 @@ class ScanQA(Benchmark):
                 "hold the first alone. Pass the references, scanqa_val_llava_style.json or ScanQA_v1.0_val.json"
             )
         asked = _asked(row)
-        return Question(self.id(row), question_class(asked), row.texts(*found), scene_of(row), row.where)
+        return Question(self.id(row), question_class(asked), row.texts(*found), row.scene, row.where)
 
     def answer(self, row: Row, protocol: Protocol) -> tuple[str, ...]:
         """See :class:`Benchmark`. The answers of one model to a question, best first."""
         if (found := row.first("answer_top10", "pred_answers_at10")) is not None:
             return row.texts(*found)
-        return (row.text(*row.need(*ANSWER_KEYS, "answer")),)
+        return (row.text(*row.said()),)
 
-    def alias(self, name: str) -> str:
-        """See :class:`Benchmark`. What stands last, the number of a true answer, is taken as 0, as released."""
-        return re.sub("_[^_]*$", "_0", name)
+    def aliases(self, name: str) -> tuple[str, ...]:
+        """See :class:`Benchmark`.
+
+        The released rows put ``scanqa_`` before the benchmark's id and the number of a true answer behind it, which
+        their script takes as 0.
+        """
+        return re.sub("_[^_]*$", "_0", name), re.sub("^scanqa_(.+)_[^_]*$", r"\1", name), f"scanqa_{name}_0"
 
     def contradicts(self, question: Question, row: Row, protocol: Protocol) -> bool:
         """See :class:`Benchmark`. A row that names one true answer or several: are they among those of the question?"""
@@ -109,7 +102,7 @@ class ScanQA(Benchmark):
         if all(item.answer is None or len(item.answer) > 1 for item in items):
             any_of = [any(answer in item.question.truth for answer in item.answer or ()) for item in items]
             matches["EM@10"] = np.array(any_of, dtype=np.float64)
-        types = members_by_type(items, CLASSES) if all(item.question.type for item in items) else {}
+        types = self.parts(items, CLASSES) if all(item.question.type for item in items) else {}
         return _evaluation(items, matches, unit, scale, _tokenised(said, truths), types)
 
 

@@ -10,18 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..benchmark import (
-    ANSWER_KEYS,
-    Benchmark,
-    Evaluation,
-    Item,
-    Protocol,
-    Quantity,
-    Question,
-    everything,
-    members_by_type,
-    scene_of,
-)
+from ..benchmark import Benchmark, Evaluation, Item, Protocol, Quantity, Question, everything
 from ..boxes import bounds, box_iou
 from ..errors import ScoreError
 from ..estimators import Mean
@@ -62,11 +51,11 @@ class ScanRefer(Benchmark):
         """See :class:`Benchmark`."""
         key, value = row.need("gt_response", "box", "gt_box")
         kind = self.type(row, "question_type", "eval_type")
-        return Question(self.id(row), kind, row.box(key, value), scene_of(row), row.where)
+        return Question(self.id(row), kind, row.box(key, value), row.scene, row.where)
 
     def answer(self, row: Row, protocol: Protocol) -> tuple[float, ...]:
         """See :class:`Benchmark`."""
-        key, value = row.need(*ANSWER_KEYS, "answer", "pred_box")
+        key, value = row.said("pred_box")
         return row.box(key, value)
 
     def evaluate(self, items: Sequence[Item], protocol: Protocol) -> Evaluation:
@@ -74,7 +63,7 @@ class ScanRefer(Benchmark):
         ious = np.array([0.0 if item.answer is None else _iou(item.answer, item.question.truth) for item in items])
         percent = protocol.name == "vega3d"
         unit, scale = ("percent", 100.0) if percent else ("fraction", 1.0)
-        groups = {"all": everything(items), **members_by_type(items, self.types)}
+        groups = {"all": everything(items), **self.parts(items, self.types)}
         hits = {f"Acc@{threshold:g}": (ious >= threshold).astype(np.float64) for threshold in THRESHOLDS}
         quantities = [
             Quantity(kind, name, Mean(values, scale), members, unit)

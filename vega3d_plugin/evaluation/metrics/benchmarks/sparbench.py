@@ -9,18 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..benchmark import (
-    ANSWER_KEYS,
-    Benchmark,
-    Evaluation,
-    Item,
-    Protocol,
-    Quantity,
-    Question,
-    everything,
-    members_by_type,
-    truth_keys,
-)
+from ..benchmark import Benchmark, Evaluation, Item, Protocol, Quantity, Question, everything
 from ..estimators import Estimator, Mean, MeanOfParts
 from ..numbers import plain_number, share_within
 from ..rows import Row
@@ -67,7 +56,7 @@ class SPARBench(Benchmark):
     def question(self, row: Row, protocol: Protocol) -> Question:
         """See :class:`Benchmark`."""
         kind = self.type(row, "task", "question_type")
-        key, value = row.need(*truth_keys(row))
+        key, value = row.truth()
         truth: Any = row.text(key, str(value) if isinstance(value, int | float) else value)
         if kind in LOW:
             number = plain_number(truth)
@@ -82,13 +71,13 @@ class SPARBench(Benchmark):
 
     def answer(self, row: Row, protocol: Protocol) -> str:
         """See :class:`Benchmark`."""
-        return row.text(*row.need(*ANSWER_KEYS, "answer"))
+        return row.text(*row.said())
 
     def evaluate(self, items: Sequence[Item], protocol: Protocol) -> Evaluation:
         """See :class:`Benchmark`."""
         scores = np.array([0.0 if item.answer is None else score(item) for item in items])
         mean = Mean(scores, 100.0)
-        parts = members_by_type(items, self.types)
+        parts = self.parts(items, self.types)
         strata = np.array([self.types.index(item.question.type) for item in items], dtype=np.int64)
         overall = MeanOfParts([(mean, members) for members in parts.values()])
         quantities = [Quantity("overall", "mean of tasks", overall, everything(items), strata=strata)]

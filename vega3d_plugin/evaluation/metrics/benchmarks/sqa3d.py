@@ -7,18 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..benchmark import (
-    ANSWER_KEYS,
-    Benchmark,
-    Evaluation,
-    Item,
-    Protocol,
-    Quantity,
-    Question,
-    everything,
-    members_by_type,
-    scene_of,
-)
+from ..benchmark import Benchmark, Evaluation, Item, Protocol, Quantity, Question, everything
 from ..captions.answers import clean_answer, match, question_type
 from ..captions.captions import CaptionMetrics
 from ..captions.java import JavaTools
@@ -57,11 +46,11 @@ class SQA3D(Benchmark):
 
     def question(self, row: Row, protocol: Protocol) -> Question:
         """See :class:`Benchmark`."""
-        return Question(self.id(row), self._kind(row), _truths(row), scene_of(row), row.where)
+        return Question(self.id(row), self._kind(row), _truths(row), row.scene, row.where)
 
     def answer(self, row: Row, protocol: Protocol) -> str:
         """See :class:`Benchmark`."""
-        return row.text(*row.need(*ANSWER_KEYS, "answer"))
+        return row.text(*row.said())
 
     def evaluate(self, items: Sequence[Item], protocol: Protocol) -> Evaluation:
         """See :class:`Benchmark`."""
@@ -78,7 +67,7 @@ class SQA3D(Benchmark):
         else:
             measures = {"EM": np.array([answer == truth[0] for answer, truth, _ in pairs]) & given}
         unit, scale = ("percent", 100.0) if protocol.name == "vega3d" else ("fraction", 1.0)
-        groups = {"all": everything(items), **members_by_type(items, self.types)}
+        groups = {"all": everything(items), **self.parts(items, self.types)}
         quantities = [
             Quantity(kind, name, Mean(values.astype(np.float64), scale), members, unit)
             for kind, members in groups.items()

@@ -7,18 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..benchmark import (
-    ANSWER_KEYS,
-    Benchmark,
-    Evaluation,
-    Item,
-    Protocol,
-    Quantity,
-    Question,
-    everything,
-    members_by_type,
-    scene_of,
-)
+from ..benchmark import Benchmark, Evaluation, Item, Protocol, Quantity, Question, everything
 from ..bootstrap import Bools, Floats
 from ..estimators import Estimator, Mean, MeanOfParts
 from ..numbers import first_piece, mean_relative_accuracy, number_within, plain_number
@@ -72,18 +61,18 @@ class VSIBench(Benchmark):
             truth = row.number(key, value if number is None else number)
             if truth <= 0:
                 raise row.problem(f"key {key!r} is {value!r}; a number above 0 is expected, for errors relative to it")
-        return Question(self.id(row), kind, truth, scene_of(row), row.where)
+        return Question(self.id(row), kind, truth, row.scene, row.where)
 
     def answer(self, row: Row, protocol: Protocol) -> str:
         """See :class:`Benchmark`."""
-        return row.text(*row.need(*ANSWER_KEYS, "answer"))
+        return row.text(*row.said())
 
     def evaluate(self, items: Sequence[Item], protocol: Protocol) -> Evaluation:
         """See :class:`Benchmark`."""
         understood = [None if item.answer is None else _understood(item, protocol.name) for item in items]
         scores = np.array([_score(item, said) for item, said in zip(items, understood, strict=True)])
         unit, scale = ("fraction", 1.0) if protocol.name == "lmms-eval" else ("percent", 100.0)
-        parts = members_by_type(items, self.types)
+        parts = self.parts(items, self.types)
         tasks = _tasks(Mean(scores, scale), parts)
         strata = np.array([self.types.index(item.question.type) for item in items], dtype=np.int64)
         missing = [kind for kind in DIRECTIONS if kind not in parts]
