@@ -100,4 +100,4 @@ def _picture(scene: Scene, index: int) -> Path | Image.Image:
 @lru_cache(maxsize=65536)
 def _turned(path: Path) -> bool:
     with Image.open(path) as image:
-        return image.getexif().get(274, 1) != 1
+        return bool(image.getexif().get(274, 1) != 1)

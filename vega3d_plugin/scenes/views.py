@@ -179,7 +179,9 @@ class _Voxels:
     def greedy(self, count: int) -> tuple[list[int], list[int]]:
         """Up to ``count`` candidates in the order of choice, and what each adds."""
         fresh = self.counts.copy()
-        left, order, gains = list(self.of), [], []
+        left = list(self.of)
+        order: list[int] = []
+        gains: list[int] = []
         while left and len(order) < count:
             new = [int(fresh[self.of[index]].sum()) for index in left]
             best = int(np.argmax(new))  # the first of equals
