@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
+from vega3d_plugin.priors.wan.tiny import RandomWeightsWarning
 
 # More threads than cores, times several test processes, is twenty times slower than one.
 torch.set_num_threads(int(os.environ.get("VEGA3D_TEST_THREADS", "1")))
@@ -34,8 +34,8 @@ def _tiny_wan_is_meant():
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say loudly which of the hosts' own repositories and of the harnesses were not there to be run against."""
-    from harnesses import HARNESSES, interpreter
     from host_sources import REPOSITORIES, missing_sources
+    from support.harnesses import HARNESSES, interpreter
 
     for name in missing_sources():
         terminalreporter.write_line(

@@ -32,10 +32,10 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vega3d_plugin.config import PriorSettings
+from vega3d_plugin.contracts.settings import PriorSettings
+from vega3d_plugin.priors.diffusion.flow_matching import draw_noise
 from vega3d_plugin.priors.fast.linears import ConvolvedLinear
-from vega3d_plugin.priors.flow_matching import draw_noise
-from vega3d_plugin.priors.wan import TEXT_LENGTH, WanPrior
+from vega3d_plugin.priors.wan.prior import TEXT_LENGTH, WanPrior
 
 TAPPED = 21 / 30
 STAGES = ("VAE", "transformer")

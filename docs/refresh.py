@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vega3d_plugin.config import PriorSettings
+from vega3d_plugin.contracts.settings import PriorSettings
 from vega3d_plugin.plugins import plugin_manager
 from vega3d_plugin.priors import PriorSpec
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
-from vega3d_plugin.running import make_session, parse_command, run
+from vega3d_plugin.priors.wan.tiny import RandomWeightsWarning
+from vega3d_plugin.training.scripts import make_session, parse_command, run
 from vega3d_qwen_vl.tiny import tiny_processor
 
 SCRIPTS = Path(__file__).parent / "host_scripts"

@@ -15,14 +15,14 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import vega3d
-from vega3d_plugin.ablation import VARIANTS, ablate
-from vega3d_plugin.branch import GenerativeBranch
+from vega3d_plugin.branch.branch import GenerativeBranch
 from vega3d_plugin.cli import output
 from vega3d_plugin.cli.app import app
-from vega3d_plugin.demo.video import write_video
-from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
-from vega3d_plugin.training.encoding import Encoder
-from vega3d_plugin.training.errors import BadRowsError, RowError
+from vega3d_plugin.contracts.errors import BadRowsError, RowError
+from vega3d_plugin.evaluation.ablation import VARIANTS, ablate
+from vega3d_plugin.priors.wan.tiny import RandomWeightsWarning
+from vega3d_plugin.scenes.video import write_video
+from vega3d_plugin.training.rows.encoding import Encoder
 from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
 
 PROJECTOR = {"name": "mlp", "hidden_dim": 64}
@@ -178,7 +178,7 @@ def test_of_a_trained_host_the_base_is_the_one_it_was_trained_from(root: Path) -
 
 
 def test_a_host_that_loading_changed_is_noticed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vega3d_plugin import ablation
+    from vega3d_plugin.evaluation import ablation
 
     def careless(model, *args, **options):
         with torch.no_grad():

@@ -14,7 +14,7 @@ from hosts import Host, freeze_host, logits, patch, train
 from torch import nn
 
 import vega3d
-from vega3d_plugin import errors
+from vega3d_plugin.contracts import errors
 
 QWEN = hosts.named("qwen2_5_vl")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from watching import Watching
 
 import vega3d
-from vega3d_plugin import errors
+from vega3d_plugin.contracts import errors
 from vega3d_qwen_vl.tiny import tiny_processor
 
 

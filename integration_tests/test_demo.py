@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vega3d_plugin import errors
-from vega3d_plugin.demo import job
-from vega3d_plugin.demo.job import Job, run
-from vega3d_plugin.demo.room import render_room
-from vega3d_plugin.demo.video import write_video
+from vega3d_plugin.contracts import errors
+from vega3d_plugin.evaluation.demo import job
+from vega3d_plugin.evaluation.demo.job import Job, run
+from vega3d_plugin.scenes.rendered import render_room
+from vega3d_plugin.scenes.video import write_video
 from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
 
 

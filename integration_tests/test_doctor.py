@@ -18,14 +18,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 import vega3d
-from vega3d_plugin import checks as questions
-from vega3d_plugin import doctor
-from vega3d_plugin.checks import Baseline, Check
 from vega3d_plugin.cli import output
 from vega3d_plugin.cli.app import app
-from vega3d_plugin.doctor import BRANCH_STEPS, HOST_STEPS, diagnose, examine
-from vega3d_plugin.errors import PatchError, SavedBranchError, UnknownNameError
-from vega3d_plugin.probe import Probe, make_probe
+from vega3d_plugin.contracts.errors import PatchError, SavedBranchError, UnknownNameError
+from vega3d_plugin.evaluation.doctor import checks as questions
+from vega3d_plugin.evaluation.doctor import examine as doctor
+from vega3d_plugin.evaluation.doctor.checks import Baseline, Check
+from vega3d_plugin.evaluation.doctor.examine import BRANCH_STEPS, HOST_STEPS, diagnose, examine
+from vega3d_plugin.hosts.probing import Probe, make_probe
 from vega3d_qwen_vl.tiny import available_families, tiny_model, tiny_processor
 
 FAMILY = "qwen2_5_vl"
@@ -191,7 +191,7 @@ def test_a_class_with_code_elsewhere(tmp_path: Path) -> None:
     assert (check.name, check.status) == ("load", "FAIL")
     assert f"transformers {transformers.__version__} has no class 'LlavaQwenForCausalLM'" in check.measured
     assert "Host 'llava_video' was seen to work with transformers 4.50.0, as LLaVA-NeXT" in check.measured
-    assert "vega3d_plugin.doctor.examine(model, processor)" in check.measured
+    assert "vega3d_plugin.evaluation.doctor.examine.examine(model, processor)" in check.measured
 
 
 def test_a_known_class_that_cannot_be_loaded_names_the_versions(

@@ -40,14 +40,20 @@ from typer.testing import CliRunner
 import vega3d
 from vega3d_llava_video.tiny_transformers import tiny_tokenizer
 from vega3d_plugin.cli.app import app
-from vega3d_plugin.clips import Clip
-from vega3d_plugin.doctor import examine
-from vega3d_plugin.errors import AlignmentError, HostError, MetaModelError, UnknownNameError
-from vega3d_plugin.hooks import NoteMethod, SeamMissedWarning
-from vega3d_plugin.patching import find_host
-from vega3d_plugin.probe import watching
-from vega3d_plugin.seams import SeamCall
-from vega3d_plugin.statistics import CLIP
+from vega3d_plugin.contracts.clips import Clip
+from vega3d_plugin.contracts.errors import (
+    AlignmentError,
+    HostError,
+    MetaModelError,
+    SeamMissedWarning,
+    UnknownNameError,
+)
+from vega3d_plugin.contracts.pixel_statistics import CLIP
+from vega3d_plugin.contracts.seams import SeamCall
+from vega3d_plugin.evaluation.doctor.examine import examine
+from vega3d_plugin.hosts.finding import find_host
+from vega3d_plugin.hosts.hooks import NoteMethod
+from vega3d_plugin.hosts.probing import watching
 from vega3d_qwen_vl.pixels import Packing
 from vega3d_qwen_vl.tiny import tiny_model as tiny_qwen
 from vega3d_qwen_vl.tiny import tiny_processor as tiny_qwen_processor

@@ -19,10 +19,10 @@ from watching import Watching
 
 import vega3d
 from vega3d_llava_video.llava_reader import LlavaReader
-from vega3d_plugin import errors
-from vega3d_plugin.doctor import examine
-from vega3d_plugin.hooks import SeamMissedWarning
-from vega3d_plugin.statistics import CLIP
+from vega3d_plugin.contracts import errors
+from vega3d_plugin.contracts.errors import SeamMissedWarning
+from vega3d_plugin.contracts.pixel_statistics import CLIP
+from vega3d_plugin.evaluation.doctor.examine import examine
 
 Build = Callable[..., nn.Module]
 REAL = installed() == "LLaVA-NeXT"

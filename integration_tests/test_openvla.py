@@ -41,14 +41,15 @@ from typer.testing import CliRunner
 from watching import Watching
 
 import vega3d
-from vega3d_plugin import checkpoint, errors
-from vega3d_plugin.branch import GenerativeBranch
-from vega3d_plugin.checks import check_branch
+from vega3d_plugin.branch.branch import GenerativeBranch
+from vega3d_plugin.checkpoints import reading as checkpoint
 from vega3d_plugin.cli.app import app
-from vega3d_plugin.doctor import diagnose, examine
-from vega3d_plugin.hooks import SeamMissedWarning
-from vega3d_plugin.patching import find_host
-from vega3d_plugin.probe import make_probe
+from vega3d_plugin.contracts import errors
+from vega3d_plugin.contracts.errors import SeamMissedWarning
+from vega3d_plugin.evaluation.doctor.checks import check_branch
+from vega3d_plugin.evaluation.doctor.examine import diagnose, examine
+from vega3d_plugin.hosts.finding import find_host
+from vega3d_plugin.hosts.probing import make_probe
 
 Build = Callable[..., nn.Module]
 TOKENS = GRID[1] * GRID[2]

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 import vega3d
-from vega3d_plugin.branch import GenerativeBranch
+from vega3d_plugin.branch.branch import GenerativeBranch
 
 # PEFT works on the language model alike in all families; a row for each kind of seam keeps the time down, and all run
 # the other promises.

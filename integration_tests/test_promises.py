@@ -15,7 +15,8 @@ from hosts import Host, freeze_host, in_dtype, logits, loss_of, train
 from torch import nn
 
 import vega3d
-from vega3d_plugin.hooks import FuseForward, FuseMethod, SeamMissedWarning
+from vega3d_plugin.contracts.errors import SeamMissedWarning
+from vega3d_plugin.hosts.hooks import FuseForward, FuseMethod
 
 
 @pytest.fixture(params=hosts.HOSTS, ids=lambda host: host.name)

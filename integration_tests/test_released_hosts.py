@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import vega3d
-from vega3d_plugin.errors import SavedBranchError
-from vega3d_plugin.released import convert_released
-from vega3d_plugin.released_settings import LLAVA, QWEN, Layout
+from vega3d_plugin.checkpoints.released.loading import convert_released
+from vega3d_plugin.checkpoints.released.settings import LLAVA, QWEN, Layout
+from vega3d_plugin.contracts.errors import SavedBranchError
 
 #: The released hosts, and what else is like them.
 QWEN_HOSTS = [host for host in HOSTS if host.name in ("qwen2_vl", "qwen2_5_vl")]

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from scripts import SCRIPTS, Script, logits, moved, run_script, said, saved_branch, scripts_own, write_recipe
 
 import vega3d
-from vega3d_plugin.errors import FrozenBranchError, SavedBranchError
-from vega3d_plugin.running import RunError
+from vega3d_plugin.contracts.errors import FrozenBranchError, SavedBranchError
+from vega3d_plugin.training.scripts import RunError
 from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
 
 REMOTE = """

@@ -26,11 +26,11 @@ from typer.testing import CliRunner, Result
 import vega3d
 from vega3d_plugin.cli import output
 from vega3d_plugin.cli.app import app
-from vega3d_plugin.errors import HostError, SavedBranchError
-from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
-from vega3d_plugin.recipes import RecipeError, branch_settings
-from vega3d_plugin.running import RunError, make_session, parse_command, run
-from vega3d_plugin.running.around import explain, wrapped
+from vega3d_plugin.contracts.errors import HostError, SavedBranchError
+from vega3d_plugin.priors.wan.tiny import RandomWeightsWarning
+from vega3d_plugin.recipes.library import RecipeError, branch_settings
+from vega3d_plugin.training.scripts import RunError, make_session, parse_command, run
+from vega3d_plugin.training.scripts.wrapped_places import explain, wrapped
 from vega3d_qwen_vl.tiny import tiny_model, tiny_processor, tiny_tokenizer
 
 BUILD = """

@@ -31,7 +31,7 @@ from scripts import said
 from torch import Tensor
 from transformers import TrainingArguments
 
-from vega3d_plugin.recipes import list_recipes
+from vega3d_plugin.recipes.library import list_recipes
 from vega3d_qwen_vl.tiny import tiny_tokenizer
 
 HERE = Path(__file__).parent

@@ -14,7 +14,7 @@ import torch
 from hosts import logits, patch
 
 import vega3d
-from vega3d_plugin import errors
+from vega3d_plugin.contracts import errors
 
 QWEN = hosts.named("qwen2_5_vl")
 

@@ -25,10 +25,10 @@ from typer.testing import CliRunner, Result
 import vega3d
 from vega3d_llava_video import tiny_transformers as llava
 from vega3d_plugin.cli.app import app
-from vega3d_plugin.errors import Vega3dError
-from vega3d_plugin.training.building import load
+from vega3d_plugin.contracts.errors import Vega3dError
 from vega3d_plugin.training.job import Job, make_job
 from vega3d_plugin.training.manifest import WRITING, checkpoints, read_manifest
+from vega3d_plugin.training.model.building import load
 from vega3d_qwen_vl import tiny as qwen
 
 QWEN, LLAVA = "qwen_vl/smoke", "llava_video/smoke"
@@ -130,8 +130,8 @@ def test_a_checkpoint_and_the_base_rebuild_the_logits(recipe: str, mode: tuple[s
 def test_the_processor_of_a_checkpoint_is_the_one_it_was_trained_with() -> None:
     ready = job("out", "train.max_steps=1")
     last = ready.run()
-    from vega3d_plugin.host_loading import load_processor
-    from vega3d_plugin.training.encoding import Encoder
+    from vega3d_plugin.hosts.loading import load_processor
+    from vega3d_plugin.training.rows.encoding import Encoder
 
     again = Encoder(load_processor(last), ready.data.settings)(ready.data.rows[2], ready.data.rows.file_of(2).parent)
     assert all(torch.equal(value, again[key]) for key, value in ready.data[2].items())
@@ -276,7 +276,7 @@ def test_a_frozen_part_does_not_move_and_a_faster_one_moves_more() -> None:
     ready = job("out", *FULL, "tune.language=frozen", "train.warmup_ratio=0", "train.max_steps=1")
     before = {name: p.detach().clone() for name, p in ready.prepared.model.named_parameters()}
     ready.run()
-    from vega3d_plugin.training.parts import by_part
+    from vega3d_plugin.training.model.parts import by_part
 
     moved = {
         part: max((float((p - before[name]).abs().max().detach()) for name, p in parameters), default=0.0)

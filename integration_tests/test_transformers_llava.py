@@ -26,11 +26,11 @@ from vega3d_llava_video.tiny_transformers import (
     tiny_tokenizer,
 )
 from vega3d_llava_video.transformers_adapter import TransformersLlavaAdapter
-from vega3d_plugin.clips import Clip
-from vega3d_plugin.doctor import diagnose
-from vega3d_plugin.errors import AlignmentError, HostError
-from vega3d_plugin.hooks import FuseMethod, NoteMethod, SeamMissedWarning
-from vega3d_plugin.probe import watching
+from vega3d_plugin.contracts.clips import Clip
+from vega3d_plugin.contracts.errors import AlignmentError, HostError, SeamMissedWarning
+from vega3d_plugin.evaluation.doctor.examine import diagnose
+from vega3d_plugin.hosts.hooks import FuseMethod, NoteMethod
+from vega3d_plugin.hosts.probing import watching
 
 
 def clips_of(model: nn.Module, batch: dict[str, Any]) -> list[Clip]:

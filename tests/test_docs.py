@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import vega3d
-from vega3d_plugin.priors.wan import WanPrior
-from vega3d_plugin.recipes import read_recipe
-from vega3d_plugin.seams import seen_with
+from vega3d_plugin.contracts.seams import seen_with
+from vega3d_plugin.priors.wan.prior import WanPrior
+from vega3d_plugin.recipes.library import read_recipe
 
 DOCS = Path(__file__).parents[1] / "docs"
 #: Plugins with hosts that come with this library.

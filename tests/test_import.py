@@ -60,7 +60,7 @@ def test_it_takes_less_than_a_third_of_a_second(first: dict) -> None:
 
 
 def test_a_heavy_library_and_a_slow_import_would_be_noticed() -> None:
-    found = fresh_import("vega3d, huggingface_hub; sum(range(30_000_000))")
+    found = fresh_import("vega3d, huggingface_hub; sum(range(90_000_000))")
     assert found["heavy"] == ["huggingface_hub"]
     assert found["seconds"] > 0.3
 
@@ -105,8 +105,10 @@ def test_nothing_else_is_public() -> None:
 
 
 def test_errors_have_one_base_and_a_meaning() -> None:
-    errors = [e for e in vars(vega3d.errors).values() if inspect.isclass(e) and e.__module__ == "vega3d_plugin.errors"]
+    found = [e for e in vars(vega3d.errors).values() if inspect.isclass(e) and e.__module__ == vega3d.errors.__name__]
+    errors = [e for e in found if not issubclass(e, vega3d.Vega3dWarning)]
     assert len(errors) > 10
     for error in errors:
         assert issubclass(error, vega3d.Vega3dError)
+    for error in found:
         assert error.__dict__.get("__doc__"), error

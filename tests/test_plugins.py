@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 import vega3d
-from vega3d_plugin.errors import HostError, PluginError, UnknownNameError
+from vega3d_plugin.contracts.errors import HostError, PluginError, UnknownNameError
+from vega3d_plugin.contracts.registry import Registry
 from vega3d_plugin.plugins import PluginManager, registered
-from vega3d_plugin.registry import Registry
 
-THIRD_PARTY = Path(__file__).parent / "third_party"
+THIRD_PARTY = Path(__file__).parent / "support" / "third_party"
 
 # Entry point and module of plugins with something wrong, and what the report must say.
 BROKEN = {

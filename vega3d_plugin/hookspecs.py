@@ -3,16 +3,22 @@
 A plugin is any module or object with functions marked ``@hookimpl`` and named as below, published under the entry
 point group ``vega3d``::
 
-    # pyproject.toml of the plugin
+    # pyproject.toml of the plugin: the module itself, or "my_package:thing" for an object in it
     [project.entry-points.vega3d]
-    my_plugin = "my_package:plugin"
+    my_plugin = "my_package"
 
     # my_package.py
     import vega3d
 
+    class Quieter(vega3d.Fuser):
+        name = "quieter"
+
+        def mix(self, semantic, generative, context):
+            return semantic + 0.1 * generative
+
     @vega3d.hookimpl
     def vega3d_register_fusers(register):
-        register(MyFuser)
+        register(Quieter)
 
 Plugins serve set-up only: no hook is ever called inside a model's forward.
 """
@@ -26,11 +32,11 @@ import pluggy
 from torch import nn
 
 if TYPE_CHECKING:
-    from .config import BranchSettings
-    from .fusers.base import Fuser
-    from .patching import Handle
-    from .priors.base import PriorSpec
-    from .seams import HostAdapter
+    from .branch.handle import Handle
+    from .contracts.fusers import Fuser
+    from .contracts.priors import PriorSpec
+    from .contracts.seams import HostAdapter
+    from .contracts.settings import BranchSettings
 
 PROJECT = "vega3d"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -59,8 +65,8 @@ def vega3d_register_priors(register: Callable[[PriorSpec], None]) -> None:
     """Register priors.
 
     Called once, when the plugins are loaded. Call ``register(PriorSpec(name, load, ...))`` for each. ``load`` is
-    called with :class:`~vega3d_plugin.config.PriorSettings` when the prior is used, and returns a
-    :class:`~vega3d_plugin.priors.base.Prior`; import heavy libraries there, not at the top of the plugin.
+    called with :class:`~vega3d_plugin.contracts.settings.PriorSettings` when the prior is used, and returns a
+    :class:`~vega3d_plugin.contracts.priors.Prior`; import heavy libraries there, not at the top of the plugin.
     """
 
 

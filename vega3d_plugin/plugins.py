@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import threading
@@ -15,42 +14,46 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from . import hookspecs
-from .errors import PluginError
-from .registry import Registry
+from .contracts.errors import PluginError
+from .contracts.registry import Registry
+from .contracts.tables import FUSERS, HOSTS, PRIORS
 
 if TYPE_CHECKING:
-    from .fusers.base import Fuser
-    from .priors.base import PriorSpec
-    from .seams import HostAdapter
+    from .contracts.fusers import Fuser
+    from .contracts.priors import PriorSpec
+    from .contracts.seams import HostAdapter
 
 log = logging.getLogger("vega3d")
-
-#: Built-in plugins: name and module. They use the same hooks as anybody's.
-BUILTINS = {
-    "builtin_fusers": "vega3d_plugin.fusers.builtin",
-    "builtin_priors": "vega3d_plugin.priors.builtin",
-    "builtin_hosts": "vega3d_plugin.matching",
-}
 
 
 class PluginManager:
     """Loads plugins and holds the registries that they fill.
 
     Attributes:
-        hosts, priors, fusers: what the plugins registered.
+        hosts, priors, fusers: what the plugins registered; the tables given, else tables of its own.
         broken: name of each plugin that failed to load, with its error; the others are loaded all the same.
     """
 
-    def __init__(self, *, load_entry_points: bool = True) -> None:
-        self.hosts: Registry[HostAdapter] = Registry("host")
-        self.priors: Registry[PriorSpec] = Registry("prior")
-        self.fusers: Registry[type[Fuser]] = Registry("fuser")
+    def __init__(
+        self,
+        *,
+        load_entry_points: bool = True,
+        hosts: Registry[HostAdapter] | None = None,
+        priors: Registry[PriorSpec] | None = None,
+        fusers: Registry[type[Fuser]] | None = None,
+    ) -> None:
+        self.hosts = Registry("host") if hosts is None else hosts
+        self.priors = Registry("prior") if priors is None else priors
+        self.fusers = Registry("fuser") if fusers is None else fusers
         self.broken: dict[str, str] = {}
         self.loaded: dict[str, str] = {}
         self._pluggy = pluggy.PluginManager(hookspecs.PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
-        for name, module in BUILTINS.items():
-            self.register(importlib.import_module(module), name, source="built in")
+        # Not before it is needed: `import vega3d` is light.
+        from .builtin import PLUGINS
+
+        for name, plugin in PLUGINS.items():
+            self.register(plugin, name, source="built in")
         if load_entry_points:
             self.load_entry_points()
 
@@ -95,7 +98,7 @@ class PluginManager:
         self._pluggy.unregister(name=name)
         self.loaded.pop(name, None)
         for registry in self._registries():
-            for thing in [t for t in registry.names() if registry.plugin_of(t) == name]:
+            for thing in [t for t, owner in registry._plugins.items() if owner == name]:
                 registry.remove(thing)
 
     def _registries(self) -> tuple[Registry[Any], ...]:
@@ -135,7 +138,7 @@ def plugin_manager() -> PluginManager:
     with _lock:
         if _manager is None:
             # Kept before the plugins are loaded, because they may use the library while they are imported.
-            _manager = PluginManager(load_entry_points=False)
+            _manager = PluginManager(load_entry_points=False, hosts=HOSTS, priors=PRIORS, fusers=FUSERS)
             if os.environ.get("VEGA3D_NO_ENTRY_POINTS") != "1":
                 _manager.load_entry_points()
         return _manager

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vega3d_plugin.clips import PixelStatistics
-from vega3d_plugin.errors import HostError
-from vega3d_plugin.seams import Seam, SeamPoint
-from vega3d_plugin.statistics import read_statistics
+from vega3d_plugin.contracts.clips import PixelStatistics
+from vega3d_plugin.contracts.errors import HostError
+from vega3d_plugin.contracts.pixel_statistics import read_statistics
+from vega3d_plugin.contracts.seams import Seam, SeamPoint
 
 from .llava_reader import ENCODE, PLACEHOLDER, POOL, PREPARE, LlavaReader
 
@@ -20,7 +20,7 @@ MIXIN = "LlavaMetaForCausalLM"
 
 
 class LlavaPackageAdapter:
-    """LLaVA of the package ``llava``; see :class:`vega3d_plugin.seams.HostAdapter`.
+    """LLaVA of the package ``llava``; see :class:`vega3d_plugin.contracts.seams.HostAdapter`.
 
     Images are fused in the result of ``encode_images``, after the projector; videos in that of ``get_2dPool``, after
     the pooling of each frame (27x27 to 14x14 tokens), where the released code fuses them too. Which is which, and the

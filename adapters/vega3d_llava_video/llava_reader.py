@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vega3d_plugin.clips import Clip, PixelStatistics, TokenGrid
-from vega3d_plugin.errors import AlignmentError
-from vega3d_plugin.seams import ImageSamples, SeamCall, SeamInput
+from vega3d_plugin.contracts.clips import Clip, PixelStatistics, TokenGrid
+from vega3d_plugin.contracts.errors import AlignmentError
+from vega3d_plugin.contracts.seams import ImageSamples, SeamCall, SeamInput
+from vega3d_plugin.hosts.views import join_views
 from vega3d_transformers.reader import arguments_of
 
 PREPARE, ENCODE, POOL = "prepare_inputs_labels_for_multimodal", "encode_images", "get_2dPool"
@@ -61,7 +62,7 @@ class Notes:
 
 @dataclass(frozen=True)
 class LlavaReader:
-    """See :class:`vega3d_plugin.seams.SeamReader`.
+    """See :class:`vega3d_plugin.contracts.seams.SeamReader`.
 
     Attributes:
         statistics: with which the pixels were normalised.
@@ -141,7 +142,7 @@ class LlavaReader:
         if not rows:
             return None
         samples = [entry.sample for entry in entries if not entry.video]
-        joined = _scenes(clips, samples) if call.as_scenes else [tile for tiles in clips for tile in tiles]
+        joined = join_views(clips, samples) if call.as_scenes else [tile for tiles in clips for tile in tiles]
         if len(rows) == output.shape[0]:
             return SeamInput(output.flatten(0, 1), joined)
         index = torch.tensor(rows, device=output.device)
@@ -201,21 +202,3 @@ def _samples(ids: Tensor, mask: Tensor | None) -> list[int]:
         prompt = ids[row] if mask is None else ids[row][mask[row].bool()]
         found += [row] * max(1, int((prompt == PLACEHOLDER).sum()))
     return found
-
-
-def _scenes(images: Sequence[Sequence[Clip]], samples: Sequence[int]) -> list[Clip]:
-    """Join neighbouring images of one sample to the views of one clip; images that were cut into tiles stay alone."""
-    scenes: list[Clip] = []
-    last: int | None = None
-    for tiles, sample in zip(images, samples, strict=True):
-        if len(tiles) > 1:
-            scenes += tiles
-            last = None
-        elif last == sample:
-            before, (image,) = scenes.pop(), tiles
-            grid = TokenGrid(before.grid.t + 1, image.grid.h, image.grid.w)
-            scenes.append(Clip(torch.cat([before.frames, image.frames]), grid, "scene"))
-        else:
-            scenes += tiles
-            last = sample
-    return scenes

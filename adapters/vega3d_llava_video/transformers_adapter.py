@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from vega3d_plugin.clips import PixelStatistics
-from vega3d_plugin.errors import HostError
-from vega3d_plugin.seams import Seam, SeamPoint
-from vega3d_plugin.statistics import CLIP, HALF, processor_statistics
+from vega3d_plugin.contracts.clips import PixelStatistics
+from vega3d_plugin.contracts.errors import HostError
+from vega3d_plugin.contracts.pixel_statistics import CLIP, HALF, processor_statistics
+from vega3d_plugin.contracts.seams import Seam, SeamPoint
 from vega3d_transformers.reader import IMAGES, VIDEOS
 
 from .transformers_reader import POOL, TransformersLlavaReader
@@ -22,7 +22,7 @@ TOWERS = {"clip": CLIP, "pixtral": CLIP, "siglip": HALF}
 
 
 class TransformersLlavaAdapter:
-    """LLaVA in transformers 4.50 and later; see :class:`vega3d_plugin.seams.HostAdapter`.
+    """LLaVA in transformers 4.50 and later; see :class:`vega3d_plugin.contracts.seams.HostAdapter`.
 
     The seam is the projector, whose output are the tokens of each picture, tile or frame; for the videos of
     LLaVA-OneVision it is the pooling that follows. Newline tokens come later. The methods that call the projector moved
@@ -74,6 +74,12 @@ class TransformersLlavaAdapter:
                 ),
             )
         ]
+
+    def tiny(self) -> tuple[nn.Module, Any]:
+        """A small LLaVA-OneVision with random weights, equal on every call, and its processor."""
+        from .tiny_transformers import tiny_model, tiny_processor
+
+        return tiny_model(), tiny_processor()
 
     def _base(self, model: nn.Module) -> tuple[nn.Module, str]:
         """The module that encodes images, and the prefix of its children's paths."""

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vega3d_plugin.errors import HostError
-from vega3d_plugin.seams import ImageSamples, SeamCall, SeamInput
+from vega3d_plugin.contracts.errors import HostError
+from vega3d_plugin.contracts.seams import ImageSamples, SeamCall, SeamInput
 from vega3d_transformers.reader import Pictures, ProjectorReader
 
 #: The method of LLaVA-OneVision that pools the tokens of video frames.

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from vega3d_plugin.clips import PixelStatistics
-from vega3d_plugin.errors import HostError
-from vega3d_plugin.seams import Seam, SeamPoint
+from vega3d_plugin.contracts.clips import PixelStatistics
+from vega3d_plugin.contracts.errors import HostError
+from vega3d_plugin.contracts.seams import Seam, SeamPoint
 
 from .pixels import Stacking
 from .reader import PROCESS, SEEN_WITH, OpenVLAReader, images_per_sample
@@ -23,7 +23,7 @@ IGNORE_INDEX = -100
 
 
 class OpenVLAAdapter:
-    """OpenVLA, OpenVLA-OFT and Prismatic models in their own code; see :class:`vega3d_plugin.seams.HostAdapter`.
+    """OpenVLA, OpenVLA-OFT and Prismatic models in their own code; see :class:`~vega3d_plugin.seams.HostAdapter`.
 
     The seam is the forward of ``projector``. The pixels are noted where they come in: at the model's forward and, in
     OpenVLA-OFT, at the method that encodes images. So ``vision_backbone`` may be replaced, as OFT's FiLM wrapper does,

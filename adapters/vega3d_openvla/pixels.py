@@ -9,9 +9,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from vega3d_plugin.clips import RANGE_TOLERANCE, PixelStatistics
-from vega3d_plugin.errors import FramesError
-from vega3d_plugin.statistics import KNOWN
+from vega3d_plugin.contracts.clips import RANGE_TOLERANCE, PixelStatistics
+from vega3d_plugin.contracts.errors import FramesError
+from vega3d_plugin.contracts.pixel_statistics import KNOWN
 
 #: By how much the towers' pictures, in [0, 1], may differ on average. Each may resize a picture in its own way; in
 #: float32 OpenVLA's processor makes them equal to 1e-7, in bfloat16 to 0.002. ImageNet's statistics read as 0.5

@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vega3d_plugin.clips import Clip, TokenGrid
-from vega3d_plugin.errors import AlignmentError, HostError
-from vega3d_plugin.hooks import SeamMissedWarning
-from vega3d_plugin.scenes import join_views
-from vega3d_plugin.seams import ImageSamples, SeamCall, SeamInput
+from vega3d_plugin.contracts.clips import Clip, TokenGrid
+from vega3d_plugin.contracts.errors import AlignmentError, HostError, SeamMissedWarning
+from vega3d_plugin.contracts.seams import ImageSamples, SeamCall, SeamInput
+from vega3d_plugin.hosts.views import join_views
 
 from .pixels import Stacking
 
@@ -40,7 +39,7 @@ class Notes:
 
 @dataclass(frozen=True)
 class OpenVLAReader:
-    """See :class:`vega3d_plugin.seams.SeamReader`.
+    """See :class:`vega3d_plugin.contracts.seams.SeamReader`.
 
     Attributes:
         stacking: of the pixels' channels.

@@ -7,16 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from vega3d_plugin.clips import PixelStatistics
-from vega3d_plugin.errors import HostError
-from vega3d_plugin.seams import Seam
+from vega3d_plugin.contracts.clips import PixelStatistics
+from vega3d_plugin.contracts.errors import HostError
+from vega3d_plugin.contracts.pixel_statistics import CLIP, HALF, processor_statistics
+from vega3d_plugin.contracts.seams import Seam
 
 from .pixels import Packing
 from .reader import QwenReader
-
-# OpenAI CLIP's statistics; and plain 0.5, which Qwen3-VL and later use.
-CLIP = PixelStatistics((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-HALF = PixelStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 #: Model classes by family, without and with a language-model head, and the statistics of their processors.
 FAMILIES: dict[str, PixelStatistics] = {
@@ -30,7 +27,7 @@ FAMILIES: dict[str, PixelStatistics] = {
 
 
 class QwenVLAdapter:
-    """Qwen-VL in transformers 4.50 and later; see :class:`vega3d_plugin.seams.HostAdapter`.
+    """Qwen-VL in transformers 4.50 and later; see :class:`vega3d_plugin.contracts.seams.HostAdapter`.
 
     The seam is the vision tower ``visual``, whose merged tokens replace the placeholders of images and videos. It
     moved from ``visual`` to ``model.visual`` in transformers 4.52.
@@ -73,21 +70,13 @@ class QwenVLAdapter:
     def _statistics(self, model: nn.Module, processor: Any) -> tuple[PixelStatistics, str]:
         if processor is None:
             return FAMILIES[_family(model) or "Qwen2_5_VL"], "family"
-        images = getattr(processor, "image_processor", processor)
-        videos = getattr(processor, "video_processor", None)
-        found = _read_statistics(images)
-        if found is None:
-            raise HostError(
-                f"Host 'qwen_vl': processor {type(processor).__name__} has no image_mean and image_std. Pass the "
-                "model's own processor (AutoProcessor.from_pretrained)."
-            )
-        other = _read_statistics(videos) if videos is not None else None
-        if other is not None and other != found:
-            raise HostError(
-                f"Host 'qwen_vl': the processor normalises images with {found} but videos with {other}; the pixels do "
-                "not tell them apart. Give both the same statistics."
-            )
-        return found, "processor"
+        return processor_statistics(processor, self.name), "processor"
+
+    def tiny(self) -> tuple[nn.Module, Any]:
+        """A small Qwen2.5-VL with random weights, equal on every call, and its processor."""
+        from .tiny import tiny_model, tiny_processor
+
+        return tiny_model(), tiny_processor()
 
 
 def _family(model: nn.Module) -> str | None:
@@ -130,14 +119,6 @@ def _hidden_size(model: nn.Module, tower: Any, path: str) -> int:
             f"Host 'qwen_vl' expects {path} to give tokens of the LLM's hidden size {hidden}, its config says {width}."
         )
     return hidden
-
-
-def _read_statistics(processor: Any) -> PixelStatistics | None:
-    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
-    if mean is None or std is None:
-        return None
-    (m0, m1, m2), (s0, s1, s2) = (map(float, values) for values in (mean, std))
-    return PixelStatistics((m0, m1, m2), (s0, s1, s2))
 
 
 def _version() -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vega3d_plugin.errors import AlignmentError
+from vega3d_plugin.contracts.errors import AlignmentError
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vega3d_plugin.contracts.seams import HostAdapter
 from vega3d_plugin.hookspecs import hookimpl
-from vega3d_plugin.seams import HostAdapter
 
 from .adapter import QwenVLAdapter
 

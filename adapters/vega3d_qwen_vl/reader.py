@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vega3d_plugin.clips import Clip, PixelStatistics, TokenGrid
-from vega3d_plugin.errors import HostError
-from vega3d_plugin.seams import ImageSamples, SeamCall, SeamInput
+from vega3d_plugin.contracts.clips import Clip, PixelStatistics, TokenGrid
+from vega3d_plugin.contracts.errors import HostError
+from vega3d_plugin.contracts.seams import ImageSamples, SeamCall, SeamInput
+from vega3d_plugin.hosts.views import join_views
 
 from .pixels import Packing
 
@@ -20,7 +21,7 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class QwenReader:
-    """See :class:`vega3d_plugin.seams.SeamReader`.
+    """See :class:`vega3d_plugin.contracts.seams.SeamReader`.
 
     Attributes:
         packing: of the pixels.
@@ -45,7 +46,8 @@ class QwenReader:
         for rows, grid in zip(pixels.split([t * h * w for t, h, w in grids]), grids, strict=True):
             clips.append(self._clip(rows, grid))
         if call.as_scenes and all(clip.kind == "image" for clip in clips):
-            clips = _scenes(clips, _counts(call.samples, grid_thw, len(clips)))
+            counts = _counts(call.samples, grid_thw, len(clips))
+            clips = join_views([[clip] for clip in clips], [row for row, n in enumerate(counts) for _ in range(n)])
         return SeamInput(tokens, clips)
 
     def write(self, output: Any, tokens: Tensor) -> Any:
@@ -112,25 +114,3 @@ def _counts(samples: ImageSamples | None, grid_thw: Tensor, images: int) -> Sequ
     if samples is not None and sum(samples.counts) == images and torch.equal(samples.grid, grid_thw):
         return samples.counts
     return (images,)
-
-
-def _scenes(clips: list[Clip], counts: Sequence[int]) -> list[Clip]:
-    """Join neighbouring images of one sample and one size to the views of one clip."""
-    scenes: list[Clip] = []
-    for sample in torch.arange(len(clips)).split(list(counts)):
-        run: list[Clip] = []
-        for index in sample.tolist():
-            if run and run[0].frames.shape != clips[index].frames.shape:
-                scenes.append(_join(run))
-                run = []
-            run.append(clips[index])
-        if run:
-            scenes.append(_join(run))
-    return scenes
-
-
-def _join(run: list[Clip]) -> Clip:
-    if len(run) == 1:
-        return run[0]
-    grid = run[0].grid
-    return Clip(torch.cat([clip.frames for clip in run]), TokenGrid(len(run), grid.h, grid.w), "scene")

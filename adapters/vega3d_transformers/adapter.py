@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from vega3d_plugin.errors import HostError, MetaModelError
-from vega3d_plugin.patching import get_handle, is_patched
+from vega3d_plugin.branch.handle import get_handle, is_patched
+from vega3d_plugin.contracts.errors import HostError, MetaModelError
+from vega3d_plugin.contracts.pixel_statistics import processor_statistics
+from vega3d_plugin.contracts.seams import Seam, SeamPoint
 from vega3d_plugin.plugins import plugin_manager
-from vega3d_plugin.seams import Seam, SeamPoint
-from vega3d_plugin.statistics import processor_statistics
 
 from .measuring import SeamRefusedError, measure
 from .packed import PackedReader

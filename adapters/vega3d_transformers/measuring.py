@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vega3d_plugin.checks import PICTURE_TOLERANCE
-from vega3d_plugin.clips import RANGE_TOLERANCE, PixelStatistics
-from vega3d_plugin.errors import AlignmentError, HostError
-from vega3d_plugin.probe import as_frame, known_picture
+from vega3d_plugin.contracts.clips import RANGE_TOLERANCE, PixelStatistics
+from vega3d_plugin.contracts.errors import AlignmentError, HostError
+from vega3d_plugin.hosts.probing import PICTURE_TOLERANCE, as_frame, known_picture
 from vega3d_qwen_vl.pixels import Packing
 
 from .packed import GRIDS, named, pack

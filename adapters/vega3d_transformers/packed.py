@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vega3d_plugin.clips import Clip, TokenGrid
-from vega3d_plugin.errors import HostError
-from vega3d_plugin.seams import ImageSamples
+from vega3d_plugin.contracts.clips import Clip, TokenGrid
+from vega3d_plugin.contracts.errors import HostError
+from vega3d_plugin.contracts.seams import ImageSamples
 from vega3d_qwen_vl.pixels import Packing
 
 from .reader import Pictures, ProjectorReader, samples_from_tokens

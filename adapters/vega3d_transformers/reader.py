@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vega3d_plugin.clips import Clip, PixelStatistics, TokenGrid
-from vega3d_plugin.errors import AlignmentError, HostError
-from vega3d_plugin.scenes import join_views
-from vega3d_plugin.seams import ImageSamples, SeamCall, SeamInput
+from vega3d_plugin.contracts.clips import Clip, PixelStatistics, TokenGrid
+from vega3d_plugin.contracts.errors import AlignmentError, HostError
+from vega3d_plugin.contracts.seams import ImageSamples, SeamCall, SeamInput
+from vega3d_plugin.hosts.views import join_views
 
 IMAGES, VIDEOS = "get_image_features", "get_video_features"
 #: Arguments of a forward that carry pixels.
@@ -67,7 +67,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class ProjectorReader:
-    """See :class:`vega3d_plugin.seams.SeamReader`.
+    """See :class:`vega3d_plugin.contracts.seams.SeamReader`.
 
     Attributes:
         host: name of the adapter.

@@ -20,7 +20,7 @@ from doubles import openvla as double
 from host_sources import host_source
 from torch import Tensor, nn
 
-from vega3d_plugin.clips import PixelStatistics
+from vega3d_plugin.contracts.clips import PixelStatistics
 
 from .host import Batch, Host
 

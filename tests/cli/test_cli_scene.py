@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scene_layouts as layouts
 from PIL import Image
+from support import scene_layouts as layouts
 from typer.testing import CliRunner, Result
 
 from vega3d_plugin.cli import main, output

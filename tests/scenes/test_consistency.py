@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vega3d_plugin.errors import SceneError
+from vega3d_plugin.contracts.errors import SceneError
 from vega3d_plugin.scenes.consistency import GeometryWarning, check_geometry
 from vega3d_plugin.scenes.scene import Scene
 from vega3d_plugin.scenes.worlds import rendered_scene

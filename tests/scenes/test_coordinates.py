@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import goldens
 import pytest
 import torch
+from support import goldens
 
-from vega3d_plugin.errors import SceneError
+from vega3d_plugin.contracts.errors import SceneError
 from vega3d_plugin.scenes.coordinates import (
     PointMap,
     camera_points,

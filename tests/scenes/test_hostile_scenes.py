@@ -12,15 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scene_layouts as layouts
 from PIL import Image
+from support import scene_layouts as layouts
 
-from vega3d_plugin.errors import SceneError, Vega3dError
+from vega3d_plugin.contracts.errors import SceneError, Vega3dError, Vega3dWarning
 from vega3d_plugin.scenes.opening import open_scene
 from vega3d_plugin.scenes.pixels import read_plane
 from vega3d_plugin.scenes.scene import Scene
 from vega3d_plugin.scenes.worlds import rendered_scene
-from vega3d_plugin.warnings import Vega3dWarning
 
 SIZE = (24, 32)
 MUTATIONS = 60

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scene_layouts as layouts
 import torch
 from PIL import Image
+from support import scene_layouts as layouts
 
-from vega3d_plugin.errors import SceneError, SettingsError, UnknownNameError
+from vega3d_plugin.contracts.errors import SceneError, SettingsError, UnknownNameError
 from vega3d_plugin.scenes.consistency import check_geometry
 from vega3d_plugin.scenes.opening import LAYOUTS, expand, open_scene, open_scenes
 from vega3d_plugin.scenes.readers.lens import DistortionWarning

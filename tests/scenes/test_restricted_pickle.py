@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vega3d_plugin.errors import SceneError
+from vega3d_plugin.contracts.errors import SceneError
 from vega3d_plugin.scenes.restricted_pickle import StoredArray, read_pickle
 
 PLAIN = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vega3d_plugin.errors import SceneError, UnknownNameError, Vega3dError
+from vega3d_plugin.contracts.errors import SceneError, UnknownNameError, Vega3dError
 from vega3d_plugin.scenes import scene as scene_module
 from vega3d_plugin.scenes.cameras import rescaled_intrinsics
 from vega3d_plugin.scenes.scene import Scene, View

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scene_layouts as layouts
 import torch
 from PIL import Image
+from support import scene_layouts as layouts
 
-from vega3d_plugin.errors import SceneError, UnknownNameError
+from vega3d_plugin.contracts.errors import SceneError, UnknownNameError
+from vega3d_plugin.recipes.blocks import DataSettings
 from vega3d_plugin.scenes import export as exporting
 from vega3d_plugin.scenes.contact_sheet import contact_sheet, draw_contact_sheet
 from vega3d_plugin.scenes.export import ExportWarning, export_folder, export_rows, export_video
@@ -22,8 +23,7 @@ from vega3d_plugin.scenes.questions import Question, corners, object_questions, 
 from vega3d_plugin.scenes.scene import Scene, SceneObject
 from vega3d_plugin.scenes.views import choose_views
 from vega3d_plugin.scenes.worlds import rendered_scene
-from vega3d_plugin.training.conversation import read_conversation
-from vega3d_plugin.training.settings import DataSettings
+from vega3d_plugin.training.rows.conversation import read_conversation
 
 ASKED = [Question("What is this?", "a room"), Question("How many doors?", "1", "object_counting")]
 

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scene_layouts as layouts
 from PIL import Image
+from support import scene_layouts as layouts
 
-from vega3d_plugin.errors import SceneError, SettingsError
+from vega3d_plugin.contracts.errors import SceneError, SettingsError
+from vega3d_plugin.recipes.blocks import DataSettings
 from vega3d_plugin.scenes.export import export_video
 from vega3d_plugin.scenes.rows import scene_frames
 from vega3d_plugin.scenes.scene import Scene
 from vega3d_plugin.scenes.views import choose_views
 from vega3d_plugin.scenes.worlds import rendered_scene
-from vega3d_plugin.training.conversation import Medium, read_conversation
-from vega3d_plugin.training.media import load_video
-from vega3d_plugin.training.settings import DataSettings
+from vega3d_plugin.training.rows.conversation import Medium, read_conversation
+from vega3d_plugin.training.rows.media import load_video
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scene_layouts as layouts
 import torch
+from support import scene_layouts as layouts
 
-from vega3d_plugin.errors import SceneError
+from vega3d_plugin.contracts.errors import SceneError
 from vega3d_plugin.scenes.consistency import check_geometry
 from vega3d_plugin.scenes.coordinates import point_map, visible
 from vega3d_plugin.scenes.opening import open_scene

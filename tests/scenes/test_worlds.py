@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vega3d_plugin.errors import SettingsError
+from vega3d_plugin.contracts.errors import SettingsError
 from vega3d_plugin.scenes.coordinates import point_map, point_maps, visible
 from vega3d_plugin.scenes.worlds import rendered_scene
 from vega3d_plugin.scenes.worlds.furniture import KINDS, Workshop

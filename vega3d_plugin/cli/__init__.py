@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ..errors import Vega3dError
+from ..contracts.errors import Vega3dError
 
 
 def main() -> None:

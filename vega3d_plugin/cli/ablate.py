@@ -18,7 +18,7 @@ from .output import err, out, print_json, print_table, table, yellow_warnings
 from .targets import check_target, write
 
 if TYPE_CHECKING:
-    from ..ablation import Ablation, Difference
+    from ..evaluation.ablation import Ablation, Difference
 
 WHAT = {
     "base": "the host alone",
@@ -79,8 +79,8 @@ def ablate(
     \b
       vega3d ablate Qwen/Qwen2.5-VL-3B-Instruct --data mine.json --branch out/checkpoint-500
     """
-    from ..ablation import ablate as run
-    from ..host_loading import quiet_transformers
+    from ..evaluation.ablation import ablate as run
+    from ..hosts.loading import quiet_transformers
 
     if report is not None:
         check_target(report, ".json")

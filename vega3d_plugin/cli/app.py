@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..plugins import plugin_manager
-from ..record import library_version
+from ..storage.record import library_version
 from .ablate import ablate
 from .convert import convert
 from .demo import demo

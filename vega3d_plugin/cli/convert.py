@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ..checkpoint import CONFIG_FILE
-from ..released import convert_released
+from ..checkpoints.released.loading import Released, convert_released
+from ..storage.record import CONFIG_FILE
 from .output import out, print_json, print_pairs, yellow_warnings
 from .targets import OutputError
 
@@ -58,27 +58,32 @@ def convert(
             fingerprint=fingerprint,
             revision=revision,
         )
-    if as_json:
-        print_json(
-            {
-                "source": released.where,
-                "out": str(target),
-                "host": host or released.layout.host,
-                "hidden_size": released.inferred.hidden_size,
-                "settings": released.inferred.settings,
-                "tensors": {name: list(tensor.shape) for name, tensor in released.tensors.items()},
-                "host_weights": len(released.host_weights),
-                "tower_weights": len(released.skipped),
-                "assumed": released.inferred.notes,
-            }
-        )
-        return
+    (_print_json if as_json else _print)(released, target, host or released.layout.host, prior)
+
+
+def _print_json(released: Released, target: Path, host: str, prior: str | None) -> None:
+    print_json(
+        {
+            "source": released.where,
+            "out": str(target),
+            "host": host,
+            "hidden_size": released.inferred.hidden_size,
+            "settings": released.inferred.settings,
+            "tensors": {name: list(tensor.shape) for name, tensor in released.tensors.items()},
+            "host_weights": len(released.host_weights),
+            "tower_weights": len(released.skipped),
+            "assumed": released.inferred.notes,
+        }
+    )
+
+
+def _print(released: Released, target: Path, host: str, prior: str | None) -> None:
     out.print(Text(f"{target}", style="bold"), soft_wrap=True)
     settings = released.inferred.settings
     chosen = settings.get("prior", {})
     print_pairs(
         {
-            "host": f"{host or released.layout.host}, hidden size {released.inferred.hidden_size}",
+            "host": f"{host}, hidden size {released.inferred.hidden_size}",
             "prior": prior or chosen.get("name"),
             "fusion": settings["fusion"]["name"],
             "projector": f"{settings['projector']['name']}, width {settings['projector']['hidden_dim']}",

@@ -37,9 +37,9 @@ def demo(
         vega3d demo --host Qwen/Qwen2.5-VL-3B-Instruct --prior wan2.1-t2v-1.3b
         vega3d demo --host ... --prior ... --video kitchen.mp4 --question "Is the kettle left of the sink?"
     """
-    from vega3d_plugin.demo.job import Job, run
-    from vega3d_plugin.host_loading import quiet_transformers
-    from vega3d_plugin.priors.tiny_wan import RandomWeightsWarning
+    from vega3d_plugin.evaluation.demo.job import Job, run
+    from vega3d_plugin.hosts.loading import quiet_transformers
+    from vega3d_plugin.priors.wan.tiny import RandomWeightsWarning
 
     console = Console()
     job = Job(out, host, prior, pretrained, video, question, steps, questions, seed)

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..environment import (
+from ..contracts.errors import Vega3dWarning
+from ..hosts.installed import (
     HostClasses,
     Package,
     PluginState,
@@ -24,12 +25,11 @@ from ..environment import (
     platform_versions,
     plugin_states,
 )
-from ..warnings import Vega3dWarning
 from .ls import plugin_cell
 from .output import GAP, err, out, print_json, print_table, stacked, table
 
 if TYPE_CHECKING:
-    from ..checks import Check
+    from ..evaluation.doctor.checks import Check
 
 COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red", "SKIP": "dim"}
 
@@ -148,8 +148,8 @@ def _hosts(hosts: list[HostClasses], packages: list[Package]) -> Table:
 
 
 def _host(model: str, as_json: bool, **options: Any) -> None:
-    from ..doctor import BRANCH_STEPS, HOST_STEPS, diagnose
-    from ..host_loading import quiet_transformers
+    from ..evaluation.doctor.examine import BRANCH_STEPS, HOST_STEPS, diagnose
+    from ..hosts.loading import quiet_transformers
 
     steps = BRANCH_STEPS if options["branch"] else HOST_STEPS
     if options["prior"] is None:

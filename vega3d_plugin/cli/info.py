@@ -11,10 +11,10 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from ..checkpoint import Saved, read_saved
-from ..config import FusionSettings
-from ..errors import Vega3dError
-from ..scalars import Scalar, learned_scalars
+from ..branch.learned_scalars import Scalar, learned_scalars
+from ..checkpoints.reading import Saved, read_saved
+from ..contracts.errors import Vega3dError
+from ..contracts.settings import FusionSettings
 from .output import GAP, out, print_json, print_pairs, print_table, table
 
 

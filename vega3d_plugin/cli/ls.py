@@ -14,10 +14,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..environment import plugin_states
-from ..plugins import plugin_manager
-from ..recipes import list_recipes
-from ..seams import seen_with
+from ..contracts.seams import seen_with
+from ..contracts.tables import FUSERS, HOSTS, PRIORS
+from ..hosts.installed import plugin_states
+from ..recipes.library import list_recipes
 from .output import GAP, listed, out, print_json, print_table, stacked, table
 
 Row = dict[str, Any]
@@ -58,7 +58,7 @@ def ls(
 
 
 def _hosts() -> list[Row]:
-    hosts = plugin_manager().hosts
+    hosts = HOSTS
     return [
         {
             "name": h.name,
@@ -98,9 +98,9 @@ def _priors() -> list[Row]:
             "presets": list(spec.presets),
             "options": None if spec.options is None else list(spec.options.model_fields),
             "summary": spec.summary,
-            "plugin": plugin_manager().priors.plugin_of(spec.name),
+            "plugin": PRIORS.plugin_of(spec.name),
         }
-        for spec in plugin_manager().priors
+        for spec in PRIORS
     ]
 
 
@@ -141,7 +141,7 @@ def _source(row: Row) -> str:
 
 
 def _fusers() -> list[Row]:
-    fusers = plugin_manager().fusers
+    fusers = FUSERS
     rows = []
     for name in fusers.names():
         cls = fusers.get(name)

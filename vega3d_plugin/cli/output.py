@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..warnings import Vega3dWarning
+from ..contracts.errors import Vega3dWarning
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from ..recipe_layers import FOLDER, leaves
-from ..recipe_yaml import dump
-from ..recipes import Examined, RecipeError, examine_recipe, find_recipe, list_recipes
+from ..recipes.layers import FOLDER, leaves
+from ..recipes.library import Examined, RecipeError, examine_recipe, find_recipe, list_recipes
+from ..recipes.yaml import dump
 from .ls import Kind, ls
 from .output import err, out, print_error, print_json, print_table, table
 from .targets import check_target, write

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ..errors import Vega3dError
+from ..contracts.errors import Vega3dError
 from .output import err, table
 
 #: For ``app.command``: everything from the first word on is the script's.
@@ -38,7 +38,7 @@ def run(
       vega3d run --recipe qwen_vl/lora_spatial_reasoning -- train.py --lr 1e-5
       torchrun --nproc-per-node 8 -m vega3d_plugin.run --recipe R -- train.py
     """
-    from .. import running
+    from ..training import scripts as running
 
     parsed = None if explain and not command else running.parse_command(command or [])
     session = running.make_session(recipe, _say, overrides=overrides or [], store=store)

@@ -10,8 +10,8 @@ import typer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import Vega3dError
-from ..files import write_atomically
+from ..contracts.errors import Vega3dError
+from ..storage.writing import write_atomically
 
 
 class OutputError(Vega3dError):

@@ -48,7 +48,7 @@ def train(
     weights: recipe, versions, seeds, git. Load it with
     `vega3d.load_pretrained(model, checkpoint)`.
     """
-    from ..training.errors import BadRowWarning
+    from ..contracts.errors import BadRowWarning
     from ..training.job import make_job
     from ..training.manifest import find_checkpoint, rank
 
@@ -72,15 +72,8 @@ def train(
             if first:
                 _plan(job, as_json)
             return
-        if first and resume and job.checkpoint is None:
-            err.print(f"There is no checkpoint in {job.output} yet; beginning at step 0.", markup=False, soft_wrap=True)
-        if first and job.finished:
-            err.print(
-                f"Nothing is left to do: {job.checkpoint} is the end of this run of {job.steps:,} steps. For more, "
-                "raise train.epochs or train.max_steps.",
-                markup=False,
-                soft_wrap=True,
-            )
+        if first:
+            _where_it_begins(job, resume)
         try:
             last = job.run()
         except KeyboardInterrupt:
@@ -88,8 +81,11 @@ def train(
             if first:
                 _interrupted(whole)
             raise SystemExit(130) from None
-    if not first:
-        return
+    if first:
+        _trained(job, last, as_json)
+
+
+def _trained(job: Job, last: Path, as_json: bool) -> None:
     late = job.reported()
     if len(late) > len(job.bad):
         _left_out(late)
@@ -98,6 +94,18 @@ def train(
         return
     out.print(Text.assemble("Trained: ", (str(last), "bold")), soft_wrap=True)
     out.print(f"  vega3d info {last}", markup=False, soft_wrap=True, style="dim")
+
+
+def _where_it_begins(job: Job, resume: bool) -> None:
+    if resume and job.checkpoint is None:
+        err.print(f"There is no checkpoint in {job.output} yet; beginning at step 0.", markup=False, soft_wrap=True)
+    if job.finished:
+        err.print(
+            f"Nothing is left to do: {job.checkpoint} is the end of this run of {job.steps:,} steps. For more, "
+            "raise train.epochs or train.max_steps.",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _bar(rows: Sequence[int]) -> Any:

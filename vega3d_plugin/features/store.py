@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import StoreError
-from ..files import write_atomically
-from ..priors.base import Prior
+from ..contracts.errors import StoreError
+from ..contracts.priors import Prior
+from ..storage.writing import write_atomically
 
 FORMAT = 1
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ..config import PriorSettings
-from ..errors import PriorError, SettingsError, near_misses
-from ..plugins import plugin_manager
-from .base import Prior
-from .windows import windows
+from ..contracts.errors import PriorError, SettingsError, near_misses
+from ..contracts.priors import Prior
+from ..contracts.settings import PriorSettings
+from ..contracts.tables import PRIORS
+from .frozen.windows import windows
 
 
 def load_prior(
@@ -72,7 +72,7 @@ def load_prior(
     if isinstance(name, PriorSettings):
         settings = name
     else:
-        plugin_manager().priors.get(name)
+        PRIORS.get(name)
         given = {
             "name": name, "pretrained": pretrained, "revision": revision, "preset": preset, "timestep": timestep,
             "shift": shift, "tap": tap, "size": size, "resize": resize, "context": context, "seed": seed,
@@ -84,7 +84,7 @@ def load_prior(
     settings = resolve(settings)
     # Under a caller's inference mode the weights would be inference tensors, which no other mode can use.
     with torch.inference_mode(False):
-        prior = plugin_manager().priors.get(settings.name).load(settings)
+        prior = PRIORS.get(settings.name).load(settings)
     if prior.settings is None:
         prior.settings = settings
     return prior
@@ -97,7 +97,7 @@ def resolve(settings: PriorSettings) -> PriorSettings:
         SettingsError: options that the prior has not, or a preset that it has not.
         PriorError: a context that it has not.
     """
-    spec = plugin_manager().priors.get(settings.name)
+    spec = PRIORS.get(settings.name)
     given = {key: getattr(settings, key) for key in settings.model_fields_set if getattr(settings, key) is not None}
     preset: Mapping[str, Any] = {}
     if settings.preset is not None:
@@ -124,4 +124,4 @@ def resolve(settings: PriorSettings) -> PriorSettings:
 
 def list_priors(pattern: str = "*") -> list[str]:
     """Names of the registered priors that match a wildcard pattern such as ``wan*``."""
-    return fnmatch.filter(plugin_manager().priors.names(), pattern)
+    return fnmatch.filter(PRIORS.names(), pattern)

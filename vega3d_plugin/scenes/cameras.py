@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import SceneError
+from ..contracts.errors import SceneError
 
 # Text files keep about six digits; a rotation that is off by more than this was not one.
 RIGID_TOLERANCE = 1e-2

@@ -10,8 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..errors import SceneError
-from ..warnings import Vega3dWarning
+from ..contracts.errors import SceneError, Vega3dWarning
 from .coordinates import camera_points, project, sample_nearest, to_world
 from .scene import Scene, View
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import SceneError
+from ..contracts.errors import SceneError
 from .scene import Scene, View
 
 Preset = Literal["released"]

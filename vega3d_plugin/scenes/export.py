@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..errors import SceneError, UnknownNameError
-from ..files import write_atomically
-from ..warnings import Vega3dWarning
+from ..contracts.errors import SceneError, UnknownNameError, Vega3dWarning
+from ..storage.writing import write_atomically
 from .questions import Question
 from .readers.posed_images import ALIGNMENT, OBJECTS
 from .readers.posing import MILLIMETRES
@@ -94,7 +93,7 @@ def export_video(scene: Scene, path: Path, fps: int = 8) -> None:
     Warns:
         ExportWarning: a side is odd; its last pixel is cut off.
     """
-    from ..demo.video import write_video
+    from .video import write_video
 
     frames = pictures(scene)
     height, width = (side - side % 2 for side in frames.shape[1:3])

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import SceneError, near_misses
+from ..contracts.errors import SceneError, near_misses
 
 # A list of 100,000 frames is 10 MB of text.
 LARGEST_TEXT = 64 * 2**20

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from ..errors import SceneError, SettingsError, UnknownNameError, near_misses
+from ..contracts.errors import SceneError, SettingsError, UnknownNameError, near_misses
 from .consistency import check_geometry
 from .files import missing
 from .scene import Scene

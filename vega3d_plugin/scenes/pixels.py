@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..errors import SceneError
+from ..contracts.errors import SceneError
 from .files import missing
 
 # 100 million pixels; more is no picture of a place, but a file made to fill the memory.

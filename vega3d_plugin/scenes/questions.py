@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import SceneError
+from ..contracts.errors import SceneError
 from .files import brief, read_json
 from .scene import Scene, SceneObject
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import SceneError
+from ..contracts.errors import SceneError
 from .files import brief, missing
 
 #: The largest of the public files has some hundred MB.

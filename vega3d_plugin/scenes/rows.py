@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from pydantic import Field, StrictFloat, StrictInt, StrictStr
 
-from ..config import Settings
+from ..contracts.settings import Settings
 from .coordinates import Preset
 from .export import pixels
 from .opening import open_scene

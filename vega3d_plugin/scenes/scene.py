@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..clips import check_frames
-from ..errors import SceneError, UnknownNameError
+from ..contracts.clips import check_frames
+from ..contracts.errors import SceneError, UnknownNameError
 from .cameras import check_intrinsics, check_pose, rescaled_intrinsics
 
 Known = Literal["depth", "pose", "intrinsics", "alignment"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import SceneError, SettingsError, UnknownNameError, near_misses
+from ..contracts.errors import SceneError, SettingsError, UnknownNameError, near_misses
 from .coordinates import Preset, point_map
 from .scene import Scene
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .conversation import read_conversation
-from .encoding import IGNORED, Encoded, Encoder, stack_media
-from .errors import BadRowsError, BadRowWarning, RowError
-from .rows import Rows
-from .settings import DataSettings
+from ..contracts.errors import BadRowsError, BadRowWarning, RowError
+from ..recipes.blocks import DataSettings
+from .rows.conversation import read_conversation
+from .rows.encoding import IGNORED, Encoded, Encoder, stack_media
+from .rows.files import Rows
 
 SHOWN = 10
 #: Column of an encoded row in the data set for TRL.
@@ -192,7 +192,7 @@ def read_data(
         processor: the host's.
         files: one or several ``.json`` or ``.jsonl`` files, or patterns.
         max_length: tokens of a sample at most.
-        settings: of :class:`~vega3d_plugin.training.settings.DataSettings`, such as ``frames`` and ``media_root``.
+        settings: of :class:`~vega3d_plugin.recipes.blocks.DataSettings`, such as ``frames`` and ``media_root``.
 
     Raises:
         SettingsError: a wrong setting.

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..recipe_schema import RecipeSettings
-from ..recipes import Recipe, read_recipe
-from .building import Prepared, check_host, prepare
+from ..contracts.errors import TrainError
+from ..recipes.blocks import DataSettings, TrainSettings
+from ..recipes.library import Recipe, read_recipe
+from ..recipes.schema import RecipeSettings
 from .data import BadRow, ConversationData
-from .encoding import Encoder
-from .errors import TrainError
 from .manifest import (
     check_going_on,
     check_output,
@@ -26,8 +25,9 @@ from .manifest import (
     world_size,
     write_manifest,
 )
-from .rows import Rows
-from .settings import DataSettings, TrainSettings
+from .model.building import Prepared, check_host, prepare
+from .rows.encoding import Encoder
+from .rows.files import Rows
 from .trainer import accumulation, make_arguments, make_trainer, total_steps
 
 REPORT = "bad_rows.txt"
@@ -121,7 +121,7 @@ def make_job(
     """Check everything that can be checked before the first step, and load the model.
 
     Args:
-        recipe: as for :func:`~vega3d_plugin.recipes.read_recipe`; needs the blocks ``data`` and ``train``.
+        recipe: as for :func:`~vega3d_plugin.recipes.library.read_recipe`; needs the blocks ``data`` and ``train``.
         overrides: as there.
         resume: go on from the last checkpoint in the output folder, or begin where there is none yet.
         resume_from: go on from this checkpoint.

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import environment
-from ..patching import get_handle, is_patched
-from ..recipe_schema import RecipeSettings
-from .errors import TrainError
-from .rows import Rows
+from ..branch.handle import get_handle, is_patched
+from ..contracts.errors import TrainError
+from ..hosts import installed as environment
+from ..recipes.schema import RecipeSettings
+from ..storage.record import RUN_FILE
+from .rows.files import Rows
 
 FORMAT = 1
-FILE = "vega3d_run.json"
 CHECKPOINT = "checkpoint-"
 #: What Trainer knows of a run, in each checkpoint.
 STATE = "trainer_state.json"
@@ -88,7 +88,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 def write_manifest(folder: Path, manifest: Mapping[str, Any], **more: Any) -> None:
     """Write ``vega3d_run.json``."""
     text = json.dumps({**manifest, **more}, indent=2, default=str)
-    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+    (folder / RUN_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -97,12 +97,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         TrainError: there is none, or it is damaged.
     """
-    path = folder / FILE
+    path = folder / RUN_FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TrainError(
-            f"{folder} has no {FILE}, so it was not written by `vega3d train`; it cannot be told which recipe it is of."
+            f"{folder} has no {RUN_FILE}, so it was not written by `vega3d train`. "
+            "It cannot be told which recipe it is of."
         ) from None
     except (OSError, ValueError) as error:
         raise TrainError(f"{path} cannot be read: {error}.") from error
@@ -131,7 +132,7 @@ def check_output(folder: Path) -> None:
         TrainError: says what was found.
     """
     found = checkpoints(folder)
-    if found or (folder / FILE).is_file():
+    if found or (folder / RUN_FILE).is_file():
         run = _described(folder)
         last = f", last checkpoint {found[-1].name}" if found else ", no checkpoint yet"
         raise TrainError(
@@ -148,7 +149,7 @@ def check_going_on(folder: Path, recipe: RecipeSettings, rows: Rows) -> None:
         TrainError: says what was found, or lists every setting that differs.
     """
     found = checkpoints(folder)
-    if found or (folder / FILE).is_file():
+    if found or (folder / RUN_FILE).is_file():
         _compare(found[-1] if found else folder, recipe, rows)
     else:
         _check_empty(folder)
@@ -229,7 +230,7 @@ def _described(folder: Path) -> str:
     try:
         return f"recipe {read_manifest(folder).get('recipe')}"
     except TrainError:
-        return f"without {FILE}"
+        return f"without {RUN_FILE}"
 
 
 def _files(rows: Rows) -> list[dict[str, Any]]:

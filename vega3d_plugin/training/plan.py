@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..lora_targets import prior_parts
-from ..patching import get_handle, is_patched
-from .building import uses_bf16
+from ..branch.handle import get_handle, is_patched
+from ..hosts.lora_targets import prior_parts
+from ..recipes.blocks import TrainSettings
 from .data import Collator
-from .encoding import IGNORED
 from .job import Job
 from .manifest import world_size
-from .parts import by_part
-from .settings import TrainSettings
+from .model.building import uses_bf16
+from .model.parts import by_part
+from .rows.encoding import IGNORED
 
 #: Bytes of an optimiser's states for a parameter: two float32 moments for the AdamW family.
 ADAMW_BYTES = 8

@@ -14,15 +14,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..recipe_schema import RecipeSettings
-from .building import Prepared, uses_bf16
+from ..contracts.errors import TrainError
+from ..recipes.blocks import PartSettings, TrainSettings
+from ..recipes.schema import RecipeSettings
 from .data import Collator, ConversationData
-from .errors import TrainError
-from .gates import GateMonitor, gate_logs
 from .manifest import WRITING, checkpoints, clear_unfinished, world_size, write_manifest
-from .parts import optimiser_groups
-from .restoring import restore_weights
-from .settings import PartSettings, TrainSettings
+from .model.building import Prepared, uses_bf16
+from .model.gates import GateMonitor, gate_logs
+from .model.parts import optimiser_groups
+from .model.restoring import restore_weights
 
 #: DeepSpeed's option that has whole weights written.
 GATHER = "stage3_gather_16bit_weights_on_model_save"
@@ -37,10 +37,33 @@ def make_arguments(recipe: RecipeSettings, train: TrainSettings, output: Path) -
         TrainError: the batch cannot be made with this number of processes, TRL or a tracker is not installed, one
             process sees several GPUs, or a setting is refused or would leave checkpoints without weights.
     """
-    import torch
-
     config_class = _trl().SFTConfig if train.trainer == "trl" else _transformers().TrainingArguments
     fields = {field.name: field for field in dataclasses.fields(config_class)}
+    values = _argument_values(recipe, train, output, fields)
+    # The recipe's word, as the plan and the manifest have it: transformers would take the launcher's where there is no
+    # autocast, and transformers 4.50 leaves that of one run to the next in the same process.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if values["bf16"] else "no"
+    try:
+        arguments = config_class(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        raise TrainError(f"{config_class.__name__} refuses the block `train`: {error}") from error
+    if arguments.n_gpu > 1:
+        raise TrainError(
+            f"One process sees {arguments.n_gpu} GPUs; Trainer would copy the model to each and multiply the batch. "
+            f"Start one process for each: torchrun --nproc-per-node {arguments.n_gpu} -m vega3d_plugin.train ..., or "
+            "show it one: CUDA_VISIBLE_DEVICES=0."
+        )
+    check_gathered(arguments)
+    _check_trackers(train)
+    return arguments
+
+
+def _argument_values(
+    recipe: RecipeSettings, train: TrainSettings, output: Path, fields: Mapping[str, dataclasses.Field[Any]]
+) -> dict[str, Any]:
+    """What the recipe says, under the names that this version of the class has."""
+    import torch
+
     cuda = torch.cuda.is_available()
     steps = {"max_steps": train.max_steps} if train.max_steps is not None else {"num_train_epochs": train.epochs}
     values: dict[str, Any] = {
@@ -81,22 +104,7 @@ def make_arguments(recipe: RecipeSettings, train: TrainSettings, output: Path) -
         # Rows are encoded by our own data set, videos too; TRL is to leave them as they are.
         length = "max_length" if "max_length" in fields else "max_seq_length"
         values |= {"dataset_kwargs": {"skip_prepare_dataset": True}, length: None}
-    # The recipe's word, as the plan and the manifest have it: transformers would take the launcher's where there is no
-    # autocast, and transformers 4.50 leaves that of one run to the next in the same process.
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if values["bf16"] else "no"
-    try:
-        arguments = config_class(**values)
-    except (ValueError, TypeError, ImportError) as error:
-        raise TrainError(f"{config_class.__name__} refuses the block `train`: {error}") from error
-    if arguments.n_gpu > 1:
-        raise TrainError(
-            f"One process sees {arguments.n_gpu} GPUs; Trainer would copy the model to each and multiply the batch. "
-            f"Start one process for each: torchrun --nproc-per-node {arguments.n_gpu} -m vega3d_plugin.train ..., or "
-            "show it one: CUDA_VISIBLE_DEVICES=0."
-        )
-    check_gathered(arguments)
-    _check_trackers(train)
-    return arguments
+    return values
 
 
 def _check_trackers(train: TrainSettings) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ...errors import PriorError, near_misses
+from ...contracts.errors import PriorError, near_misses
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...cli.frames import in_order
-from ...errors import SceneError
+from ...contracts.errors import SceneError
 from ..cameras import check_pose
 from ..files import FileContent, below, is_there, missing
+from ..images import in_order
 from ..pixels import PictureFile, picture_size
 from ..scene import Scene, View
 from .colmap_model import Camera, Image, Model, read_model

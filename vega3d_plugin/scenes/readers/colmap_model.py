@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import SceneError
+from ...contracts.errors import SceneError
 from ..files import brief, missing, numbers, read_text
 
 #: Names by number, with the count of parameters (``src/colmap/sensor/models.h``).

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...errors import SceneError, near_misses
+from ...contracts.errors import SceneError, near_misses
 from ..files import as_matrix, as_number, below, brief, is_there, missing
 from ..restricted_pickle import StoredArray, read_pickle
 from ..scene import Scene, SceneObject, View

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...cli.frames import IMAGES, find_images, in_order, read_image
-from ...errors import SceneError
+from ...contracts.errors import SceneError
 from ..files import FileContent, missing
+from ..images import IMAGES, find_images, in_order, read_image
 from ..pixels import picture_size
 from ..scene import Scene, View
 

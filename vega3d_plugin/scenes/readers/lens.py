@@ -9,8 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ...errors import SceneError
-from ...warnings import Vega3dWarning
+from ...contracts.errors import SceneError, Vega3dWarning
 from ..cameras import rescaled_intrinsics
 
 #: Coefficients of the model that OpenCV, nerfstudio and COLMAP share.

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...errors import SceneError
+from ...contracts.errors import SceneError
 from ..cameras import rescaled_intrinsics
 from ..files import as_number, as_triple, brief, numbers, read_json, read_matrix, read_text
 from ..pixels import picture_size

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...errors import SceneError, SettingsError
-from ...warnings import Vega3dWarning
+from ...contracts.errors import SceneError, SettingsError, Vega3dWarning
 from ..files import FileContent
 from ..pixels import DepthFile, PictureFile, picture_size
 from ..scene import View

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...errors import SceneError, UnknownNameError
+from ...contracts.errors import SceneError, UnknownNameError
 from ..files import FileContent, missing, numbers, read_text
 from ..pixels import PictureFile, picture_size, read_plane
 from ..scene import Scene, View

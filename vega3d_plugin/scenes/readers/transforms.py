@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from ...cli.frames import in_order
-from ...errors import SceneError
+from ...contracts.errors import SceneError
 from ..files import as_matrix, as_number, below, brief, is_there, missing, read_json
+from ..images import in_order
 from ..pixels import picture_size
 from ..scene import Scene, View
 from .lens import BROWN, for_picture, pinhole

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...errors import SceneError, SettingsError
+from ...contracts.errors import SceneError, SettingsError
 from ..cameras import check_pose
 from ..files import below, lines_of, missing, numbers
 from ..scene import Scene

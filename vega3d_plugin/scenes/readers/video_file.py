@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import SceneError
+from ...contracts.errors import SceneError
 from ..files import FileContent
 from ..scene import Scene, View
 
@@ -29,7 +29,7 @@ def read(path: Path) -> Scene:
     Raises:
         VideoError: it cannot be read.
     """
-    from ...demo.video import _decode
+    from ..video import _decode
 
     total, size = 0, (0, 0)
     for frame in _decode(path, f"Counting frames of {path.name}"):
@@ -76,7 +76,7 @@ class VideoFrames:
             SceneError: the video has become shorter.
             VideoError: it cannot be read any more.
         """
-        from ...demo.video import _decode
+        from ..video import _decode
 
         with self.lock:
             if self.last is not None and index == self.next - 1:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...errors import SettingsError
+from ...contracts.errors import SettingsError
 from ..scene import Scene, View
 from .room import Room, build_room
 from .solids import Solid

@@ -1,0 +1,181 @@
+"""Videos must come back as written, and every bad file must be named for what it is."""
+
+from __future__ import annotations
+
+import wave
+
+import av
+import numpy as np
+import pytest
+
+from vega3d_plugin.contracts.clips import uniform_indices
+from vega3d_plugin.contracts.errors import FramesError, VideoError
+from vega3d_plugin.scenes import video
+from vega3d_plugin.scenes.rendered import render_room
+from vega3d_plugin.scenes.video import read_video, write_video
+
+
+def numbered(count: int, size: tuple[int, int] = (32, 48)) -> np.ndarray:
+    """Frames whose brightness tells their index."""
+    return np.broadcast_to((20 + np.arange(count) * 200 // count)[:, None, None, None], (count, *size, 3)).astype(
+        "uint8"
+    )
+
+
+def brightness(frames: np.ndarray) -> np.ndarray:
+    return frames.reshape(len(frames), -1).mean(axis=1)
+
+
+@pytest.fixture
+def sixteen(tmp_path):
+    path = tmp_path / "numbers.mp4"
+    write_video(path, numbered(16))
+    return path
+
+
+def test_round_trip(tmp_path):
+    frames = render_room(6, (96, 128), 0).frames
+    path = tmp_path / "new" / "room.mp4"
+    write_video(path, frames, fps=5)
+    back = read_video(path)
+    assert back.shape == frames.shape
+    assert back.dtype == np.uint8
+    error = ((back.astype(float) - frames) ** 2).mean(axis=(1, 2, 3))
+    assert (10 * np.log10(255**2 / error) > 30).all()
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert stream.codec_context.pix_fmt == "yuv420p"
+        assert stream.average_rate == 5
+
+
+@pytest.mark.parametrize("count", [1, 4, 15, 16, 23])
+def test_uniform_sampling(sixteen, count):
+    frames = read_video(sixteen, count)
+    expected = numbered(16)[uniform_indices(16, count)]
+    assert frames.shape == expected.shape
+    np.testing.assert_allclose(brightness(frames), brightness(expected), atol=4)
+
+
+def test_only_the_chosen_frames_are_converted(sixteen, monkeypatch):
+    converted = []
+    real = video._pixels
+    monkeypatch.setattr(video, "_pixels", lambda frame: converted.append(1) or real(frame))
+    read_video(sixteen, 3)
+    assert len(converted) == 3
+
+
+def test_a_long_video_shows_a_bar_and_a_short_one_does_not(tmp_path, sixteen, capsys):
+    read_video(sixteen)
+    assert capsys.readouterr().err == ""
+    write_video(tmp_path / "long.mp4", numbered(video.QUIET_FRAMES + 10, (16, 16)))
+    assert len(read_video(tmp_path / "long.mp4", 2)) == 2
+    shown = capsys.readouterr().err
+    assert "Counting frames of long.mp4" in shown
+    assert "210/210" in shown
+
+
+def test_missing_file_names_near_misses(sixteen):
+    with pytest.raises(VideoError, match=r"number\.mp4 does not exist. Did you mean 'numbers\.mp4'\?"):
+        read_video(sixteen.with_name("number.mp4"))
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(VideoError, match="nor does the folder"):
+        read_video(tmp_path / "nowhere" / "a.mp4")
+
+
+def test_folder_is_no_video(tmp_path):
+    with pytest.raises(VideoError, match="is a folder, not a video"):
+        read_video(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("noise.mp4", b"\x00junk" * 1000, "it is not a video, or damaged"),
+        ("empty.mp4", b"", "it is not a video, or damaged"),
+        ("notes.txt", b"left of the red box\n" * 100, "is a text file, not a video"),
+    ],
+)
+def test_not_a_video(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(VideoError, match=message):
+        read_video(tmp_path / name)
+
+
+def test_damaged_in_the_middle(tmp_path):
+    path = tmp_path / "damaged.mp4"
+    write_video(path, np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3)).astype("uint8"))
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + len(content) // 8] = bytes(len(content) // 8)
+    path.write_bytes(content)
+    with pytest.raises(VideoError, match=r"it broke off after \d+ frames"):
+        read_video(path)
+
+
+def test_cut_short(tmp_path):
+    path = tmp_path / "cut.mp4"
+    noise = np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3)).astype("uint8")
+    # With the index in front, a half copied file still opens.
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for frame in noise:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    assert len(read_video(path)) == 12
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(VideoError, match="is cut short"):
+        read_video(path)
+
+
+def test_sound_only(tmp_path):
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(8000)
+        sound.writeframes(bytes(4000))
+    with pytest.raises(VideoError, match=r"no video stream \(streams found: audio\)"):
+        read_video(tmp_path / "sound.wav")
+
+
+@pytest.mark.parametrize("count", [None, 3])
+def test_no_frames(tmp_path, count):
+    path = tmp_path / "none.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        container.start_encoding()
+    with pytest.raises(VideoError, match="holds no frames"):
+        read_video(path, count)
+
+
+def test_count_below_one(sixteen):
+    with pytest.raises(FramesError, match="ask for at least 1"):
+        read_video(sixteen, 0)
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (np.zeros((2, 32, 31, 3), "uint8"), "even height and width, found 32 x 31"),
+        (np.zeros((2, 3, 32, 32), "uint8"), r"found uint8 \[2, 3, 32, 32\]"),
+        (np.zeros((0, 32, 32, 3), "uint8"), r"found uint8 \[0, 32, 32, 3\]"),
+        (np.zeros((2, 32, 32, 3), "float32"), "found float32"),
+    ],
+)
+def test_frames_that_cannot_be_written(tmp_path, frames, message):
+    with pytest.raises(FramesError, match=message):
+        write_video(tmp_path / "a.mp4", frames)
+    assert not (tmp_path / "a.mp4").exists()
+
+
+def test_wrong_rate_and_places(tmp_path, sixteen):
+    with pytest.raises(FramesError, match="fps is 0"):
+        write_video(tmp_path / "a.mp4", numbered(2), fps=0)
+    with pytest.raises(VideoError, match=r"must end in \.mp4"):
+        write_video(tmp_path / "a.gif", numbered(2))
+    with pytest.raises(VideoError, match="cannot be written"):
+        write_video(sixteen / "a.mp4", numbered(2))

@@ -1,0 +1,1 @@
+"""What tests share: reference vectors, toys of the real classes, checkpoints to damage, harnesses."""

@@ -1,0 +1,1 @@
+"""Does a prior know space: correspondence, sweep, read-outs, pictures, report."""

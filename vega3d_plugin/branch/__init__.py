@@ -1,0 +1,1 @@
+"""What is added to a host: alignment, projector, fusers, history, handle, switches."""

@@ -1,0 +1,268 @@
+"""The generative branch: clip -> feature map -> align -> project -> fuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..contracts.clips import Clip, TokenGrid
+from ..contracts.errors import AlignmentError, FramesError, FrozenBranchError, PriorError
+from ..contracts.pixel_statistics import out_of_range
+from ..contracts.priors import Prior
+from ..contracts.settings import BranchSettings
+from ..features.store import FeatureStore, dtype_key
+from ..storage.record import RECORD_BYTES, encode_record, make_record
+from .alignment import align
+from .fusers.build import build_fuser
+from .history import History
+from .projectors import build_projector, parameter_dtype, project
+
+if TYPE_CHECKING:
+    from ..contracts.seams import ImageSamples, Seam
+
+
+class GenerativeBranch(nn.Module):
+    """What ``patch`` adds, as ONE submodule ``vega3d`` of the seam's module.
+
+    Trains: ``projector`` and ``fuser``. Frozen and not registered: the prior. The buffer ``record`` holds what is
+    needed to build the branch again, so that any checkpoint of the host or of PEFT is enough by itself.
+
+    Args:
+        settings: of the branch.
+        prior: the frozen prior; copies of the branch share it.
+        seam: where the branch sits.
+        host: name of the host's adapter.
+        store: features already computed, or None.
+    """
+
+    record: Tensor
+
+    def __init__(
+        self, settings: BranchSettings, prior: Prior, seam: Seam, host: str, store: FeatureStore | None = None
+    ) -> None:
+        super().__init__()
+        _keep_out_of_graphs()
+        fusion = settings.fusion
+        self.settings, self.prior, self.seam, self.host, self.store = settings, prior, seam, host, store
+        self.projector = build_projector(
+            settings.projector.name,
+            prior.feature_dim,
+            seam.hidden_size,
+            hidden_dim=settings.projector.hidden_dim,
+            merge=seam.merge,
+        )
+        options = {"num_heads": fusion.num_heads, "num_layers": fusion.num_layers, "dropout": fusion.dropout}
+        if fusion.name == "token_gated_residual":
+            options["residual_scale"] = fusion.residual_scale
+        self.fuser = build_fuser(fusion.name, seam.hidden_size, init=fusion.init, **{**options, **fusion.options})
+        if fusion.init == "identity" and self.fuser.identity == "zero_generative":
+            self.projector.zero_output()
+        self.register_buffer("record", torch.zeros(RECORD_BYTES, dtype=torch.uint8))
+        #: Off: tokens pass unchanged. Zeroed: the generative tokens are zero. The two controls of an ablation.
+        self.enabled = True
+        self.zeroed = False
+        #: False after ``handle.freeze()``: then a frozen branch in training is no mistake.
+        self.trainable = True
+        #: Calls of the seam since the host's forward last ended.
+        self.fired = 0
+        self.samples: ImageSamples | None = None
+        #: What the reader noted of a call on its way to the seam, and whether it outlasts the next fusion.
+        self.notes: Any = None
+        self.notes_last = False
+        #: Which noted pixels no point has fused, to be said when the host's forward ends.
+        self.left_out = ""
+        #: Earlier observations of a policy, see :mod:`~vega3d_plugin.branch.history`.
+        self.history = History(settings.history)
+        #: False for rows that are no step of an episode.
+        self.acting = True
+        #: Receives one gate map per clip while ``vega3d.record_gates`` is open.
+        self.gates: list[Tensor] | None = None
+
+    def forward(self, tokens: Tensor | None, clips: Sequence[Clip] = ()) -> Tensor:
+        """Fuse the prior's features into a host's visual tokens.
+
+        Args:
+            tokens: ``[L, D]``, all clips one after the other, each in raster order (t, h, w); None for a batch
+                without any, which gives a scalar zero that depends on every parameter (DDP waits for their
+                gradients).
+            clips: the clips of these tokens.
+
+        Returns:
+            ``[L, D]`` in the dtype of ``tokens``.
+
+        Raises:
+            AlignmentError: the clips' grids do not have ``L`` tokens.
+            FrozenBranchError: training, but something else froze the branch.
+            FramesError, PriorError: frames or features that cannot be used.
+        """
+        if tokens is None:
+            return self._touch(self.parameters())
+        self.fired += 1
+        if not self.enabled or not clips:
+            return tokens
+        self._check_tokens(tokens, clips)
+        self._check_trainable()
+        clips = self.history.extend(clips, keep=self.acting and not (self.training or torch.is_grad_enabled()))
+        dtype = parameter_dtype(self) or tokens.dtype
+        fused = []
+        start = 0
+        # Clips of one frame size go through projector and fuser together.
+        for size, group in groupby(clips, key=lambda clip: (clip.grid.h, clip.grid.w)):
+            members = list(group)
+            rows = sum(clip.grid.t for clip in members)
+            count = rows * size[0] * size[1]
+            semantic = tokens[start : start + count].to(dtype).reshape(rows, *size, -1)
+            generative = self.generative_tokens(members, tokens.device, dtype)
+            with self._recording(members):
+                fused.append(self.fuser(semantic, generative).reshape(count, -1))
+            start += count
+        idle = list(self.fuser.idle_parameters(None))
+        out = torch.cat(fused) if len(fused) > 1 else fused[0]
+        if idle and torch.is_grad_enabled():
+            out = out + self._touch(idle).to(out.dtype)
+        return out.to(tokens.dtype)
+
+    def generative_tokens(self, clips: Sequence[Clip], device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Projected features of clips that share one frame size: ``[sum of t, h, w, D]``."""
+        merge = self.projector.merge
+        maps = []
+        for clip in clips:
+            features = self.features(clip).to(device)
+            patches = TokenGrid(clip.past + clip.grid.t, clip.grid.h * merge, clip.grid.w * merge)
+            spans = self.prior.spans(clip.frames.shape[0], features.shape[0])
+            maps.append(align(features, patches, space=self.settings.space, spans=spans)[clip.past :])
+        generative = project(self.projector, torch.cat(maps).to(dtype))
+        return generative * 0 if self.zeroed else generative
+
+    def features(self, clip: Clip) -> Tensor:
+        """The prior's feature map ``[T', C, h, w]`` of a clip, from the store when it has it."""
+        # Features outlive this call in the store, so they must not be inference tensors; and the host's autocast
+        # must not change them.
+        device = clip.frames.device.type
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+            if self.store is None:
+                return _channels_last(self._extract(clip))
+            key = dtype_key(clip.key, self.prior.dtype_on(clip.frames.device))
+            features = self.store.get(key)
+            if features is None:
+                features = _channels_last(self._extract(clip))
+                self.store.put(key, features)
+            return _channels_last(features)
+
+    @contextmanager
+    def _recording(self, clips: Sequence[Clip]) -> Iterator[None]:
+        """Collect the fuser's gates ``[sum of t, h, w]``, and hand them out clip by clip."""
+        if self.gates is None:
+            yield
+            return
+        batch: list[Tensor] = []
+        self.fuser._gate_sink = batch
+        try:
+            yield
+        finally:
+            self.fuser._gate_sink = None
+        for gates in batch:
+            self.gates.extend(gates.split([clip.grid.t for clip in clips]))
+
+    def _extract(self, clip: Clip) -> Tensor:
+        # The prior checks its frames; a stub or a third party's may take what it likes.
+        try:
+            features = self.prior(clip.frames)
+        except FramesError as error:
+            problem = out_of_range(clip.frames, self.seam.statistics, self.seam.statistics_source)
+            raise (FramesError(f"Host {self.host!r}: {problem}") if problem else error) from error
+        if features.ndim != 4 or features.shape[1] != self.prior.feature_dim:
+            raise PriorError(
+                f"Prior {type(self.prior).__name__} returned {list(features.shape)}, "
+                f"expected a feature map [T', {self.prior.feature_dim}, h, w]."
+            )
+        if not bool(torch.isfinite(features).all()):
+            if not bool(torch.isfinite(clip.frames).all()):
+                raise FramesError(
+                    f"Host {self.host!r} was given pixels with NaN or infinity, in a clip of frames "
+                    f"{list(clip.frames.shape)}. Look at what the data pipeline makes of this image or video."
+                )
+            raise PriorError(
+                f"Prior {type(self.prior).__name__} returned NaN or infinity in {features.dtype}. "
+                "Use dtype bfloat16 or float32 for the prior."
+            )
+        return features
+
+    def _check_tokens(self, tokens: Tensor, clips: Sequence[Clip]) -> None:
+        expected = sum(clip.grid.tokens for clip in clips)
+        if tokens.ndim != 2 or tokens.shape[0] != expected or tokens.shape[1] != self.seam.hidden_size:
+            grids = ", ".join(f"({c.grid.t}, {c.grid.h}, {c.grid.w})" for c in clips[:6])
+            raise AlignmentError(
+                f"Host {self.host!r} gave tokens {list(tokens.shape)} at {self.seam.path!r}, but its {len(clips)} "
+                f"clip(s) with grids (t, h, w) {grids}{', ...' if len(clips) > 6 else ''} have {expected} tokens of "
+                f"size {self.seam.hidden_size}."
+            )
+
+    def _check_trainable(self) -> None:
+        if not (self.training and self.trainable and torch.is_grad_enabled()):
+            return
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise FrozenBranchError(
+                "The branch is in training, but all its parameters are frozen, so it would not learn: most likely "
+                "PEFT froze it. Add modules_to_save=['vega3d'] to the LoraConfig (it is then trained and saved with "
+                "the adapter), or call vega3d.get_handle(model).freeze() if that is what you want."
+            )
+
+    def _touch(self, parameters: Iterator[nn.Parameter] | Sequence[nn.Parameter]) -> Tensor:
+        terms = [parameter.float().sum() * 0 for parameter in parameters if parameter.requires_grad]
+        return torch.stack(terms).sum() if terms else torch.zeros(())
+
+    def make_record(self) -> dict[str, Any]:
+        """What is needed to build this branch again, and to tell whether it fits; see ``storage/record.py``."""
+        return make_record(
+            self.settings,
+            host=self.host,
+            hidden_size=self.seam.hidden_size,
+            merge=self.seam.merge,
+            feature_dim=self.prior.feature_dim,
+            fingerprint=self.prior.fingerprint,
+        )
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.record.copy_(encode_record(self.make_record()).to(self.record.device))
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def extra_repr(self) -> str:
+        """Host, prior and state."""
+        state = "" if self.enabled else ", disabled"
+        return f"host={self.host!r}, prior={self.prior!r}, space={self.settings.space!r}{state}"
+
+
+def _channels_last(features: Tensor) -> Tensor:
+    """One memory layout, whether computed now or read from a store: kernels round by layout.
+
+    Channels last is what transformers give and projectors take, and in it resampling is 14 times faster (32 maps of
+    1536 x 30 x 52 to 16 x 16 on two CPU cores).
+    """
+    return features.contiguous(memory_format=torch.channels_last)
+
+
+def _keep_out_of_graphs() -> None:
+    """Have ``torch.compile`` run the prior as it is: tracing a frozen model in every host's graph takes minutes.
+
+    Done when the first branch is built, because at import it would load dynamo, which takes a second.
+    """
+    if not hasattr(GenerativeBranch.features, "_torchdynamo_orig_callable"):
+        GenerativeBranch.features = torch.compiler.disable(GenerativeBranch.features)  # type: ignore[method-assign]
+
+
+def active_branch(child: nn.Module) -> GenerativeBranch:
+    """The branch itself, when PEFT has wrapped it (``modules_to_save``) the copy that is active."""
+    if isinstance(child, GenerativeBranch):
+        return child
+    copies: Any = getattr(child, "modules_to_save", {})
+    names: Any = getattr(child, "active_adapters", [])
+    # PEFT's own forward runs the original while adapters are disabled.
+    if names and names[0] in copies and not getattr(child, "disable_adapters", False):
+        return active_branch(copies[names[0]])
+    return active_branch(child.original_module)  # type: ignore[arg-type]

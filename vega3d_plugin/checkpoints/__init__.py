@@ -1,0 +1,1 @@
+"""A trained branch on disk: ours, a trainer's, the released ones."""

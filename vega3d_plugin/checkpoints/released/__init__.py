@@ -1,0 +1,1 @@
+"""Checkpoints of the released code: their settings, their branch, their host."""

@@ -1,0 +1,237 @@
+"""``vega3d prior features``: what a prior sees in a video, as tensors and as a picture."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import typer
+import yaml
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from ...contracts.errors import PriorError, SettingsError
+from ...contracts.priors import Prior
+from ...contracts.settings import PriorSettings
+from ...contracts.tables import PRIORS
+from ...priors.frozen.devices import usable
+from ...priors.frozen.prior import FrozenPrior
+from ...priors.load import load_prior, resolve
+from ...storage.record import library_version
+from ..output import err, out, print_pairs, yellow_warnings
+from ..targets import check_target, write, write_tensors
+
+if TYPE_CHECKING:
+    from ...scenes.images import Frames
+
+
+def features(
+    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video, a folder of images, or one image.")],
+    prior: Annotated[str, typer.Option(help="A prior, see `vega3d ls priors`.")],
+    pretrained: Annotated[
+        str | None, typer.Option(help="Folder or hub id of its weights. Default: the prior's own source.")
+    ] = None,
+    frames: Annotated[
+        int, typer.Option(min=1, help="How many at most, spread evenly over the whole; a large number takes all.")
+    ] = 8,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting, see `vega3d prior info`; may be repeated."),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Default: VIDEO_PRIOR.safetensors, in this folder.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: as --out, but .png.")] = None,
+    no_picture: Annotated[bool, typer.Option("--no-picture", help="Write no picture.")] = False,
+    device: Annotated[str | None, typer.Option(help="Where to run; default: CUDA when there is any.")] = None,
+) -> None:
+    """Run a prior on a video; write its features and a picture of them.
+
+    The file has one tensor, features [T', C, h, w], and beside it what made
+    them. The picture shows their first three principal components as colours,
+    the same ones in all frames, below the frames as the prior saw them.
+
+    \b
+      vega3d prior features kitchen.mp4 --prior tiny-wan
+      vega3d prior features views/ --prior wan2.1-t2v-1.3b --frames 16
+                                   --set context=views --set tap=-1
+    """
+    from ...scenes.images import read_frames
+    from .frames import as_clip
+
+    if picture is not None and no_picture:
+        raise typer.BadParameter("--picture and --no-picture exclude each other.")
+    settings = _settings(prior, change or [], {"pretrained": pretrained, "device": device})
+    to = to or Path(f"{video.resolve().stem or 'features'}_{prior}.safetensors")
+    picture = None if no_picture else picture or to.with_suffix(".png")
+    check_target(to, ".safetensors")
+    if picture is not None:
+        check_target(picture, ".png")
+        _spare(video, picture)
+
+    taken = read_frames(video, frames)
+    clip = as_clip(taken, settings)
+    loaded, loading = _load(settings)
+    # Ours fetch their frames piece by piece; a third party's may expect them where it is to run.
+    given = clip if isinstance(loaded, FrozenPrior) else clip.to(str(settings.device))
+    started = time.perf_counter()
+    with yellow_warnings(), progress_bar(loaded):
+        maps = loaded(given).cpu()
+    seconds = time.perf_counter() - started
+    _check_finite(maps, prior)
+    write_tensors(to, {"features": maps}, _metadata(loaded, video, taken))
+    files = [to]
+    if picture is not None:
+        _draw(picture, clip, maps, loaded, taken)
+        files.append(picture)
+
+    out.print(Text.assemble((prior, "bold"), f" on {video.name or video}"), soft_wrap=True)
+    print_pairs(
+        {
+            "features": f"{list(maps.shape)} (steps, channels, height, width) {_dtype(maps)}",
+            "frames": _brief(taken.names or [str(index) for index in taken.indices]),
+            "seconds": f"{seconds:.1f} on {settings.device}, and {loading:.1f} to load",
+            "fingerprint": loaded.fingerprint,
+        }
+    )
+    for file in files:
+        out.print(Text(f"Wrote {file}"), soft_wrap=True)
+    out.print(Text(f'Read them in Python: safetensors.torch.load_file("{to}")["features"]'), soft_wrap=True)
+
+
+def _settings(prior: str, changes: Sequence[str], options: Mapping[str, str | None]) -> PriorSettings:
+    """The prior's settings from --set and from options of the same name, with the device to run on."""
+    PRIORS.get(prior)
+    values = parse_changes(changes)
+    for option, value in options.items():
+        if value is not None and option in values:
+            raise typer.BadParameter(f"{option} is given twice: by --{option} and by --set.")
+        values |= {} if value is None else {option: value}
+    settings = resolve(PriorSettings.parse({**values, "name": prior}, where="--set"))
+    return settings.model_copy(update={"device": _usable(settings.device)})
+
+
+def _check_finite(maps: torch.Tensor, prior: str) -> None:
+    bad = int((~maps.isfinite()).sum())
+    if bad:
+        raise PriorError(
+            f"Prior {prior!r} gave {bad} values of {maps.numel()} that are NaN or infinite, in "
+            f"{_dtype(maps)}. Try --set dtype=float32, and check that its weights are whole."
+        )
+
+
+def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` texts to settings; values are YAML, and ``options.key`` is a setting of the family.
+
+    Raises:
+        BadParameter: no ``=``, a setting given twice, or the prior's name.
+        SettingsError: a value that is no YAML.
+    """
+    values: dict[str, Any] = {}
+    for text in changes:
+        path, equals, written = text.partition("=")
+        path = path.strip()
+        if not equals or not path:
+            raise typer.BadParameter(f"--set {text}: expected KEY=VALUE, such as tap=-1.")
+        if path == "name":
+            raise typer.BadParameter("--set name: the prior is named by --prior.")
+        try:
+            value = yaml.safe_load(written)
+        except yaml.YAMLError as error:
+            problem = str(getattr(error, "problem", None) or error)
+            raise SettingsError(f"--set {text}: the value cannot be read as YAML: {problem}.") from None
+        family, dot, key = path.partition(".")
+        in_options = family == "options" and bool(dot)
+        place = values.setdefault("options", {}) if in_options else values
+        key = key if in_options else path
+        if not isinstance(place, dict) or key in place:
+            raise typer.BadParameter(f"--set {path} is given twice.")
+        place[key] = value
+    return values
+
+
+@contextmanager
+def progress_bar(prior: Prior) -> Iterator[None]:
+    """A bar on stderr, where that is a terminal; a prior that does not report gets one that only moves."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(prior.settings.name if prior.settings else "prior", total=None)
+
+        def told(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total)
+
+        if not hasattr(prior, "progress"):
+            yield
+            return
+        before, prior.progress = prior.progress, told
+        try:
+            yield
+        finally:
+            prior.progress = before
+
+
+def _usable(device: str | None) -> str:
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    usable(device)
+    return device
+
+
+def _spare(video: Path, picture: Path) -> None:
+    """Do not let the picture become one of the frames."""
+    if picture.resolve() == video.resolve():
+        raise typer.BadParameter(f"--picture {picture} would replace VIDEO. Choose another name.")
+    if video.is_dir() and picture.resolve().parent == video.resolve():
+        raise typer.BadParameter(
+            f"{picture} would lie among the images of VIDEO, and be one of them next time. Use --picture elsewhere."
+        )
+
+
+def _load(settings: PriorSettings) -> tuple[Prior, float]:
+    """The prior, and how long that took."""
+    started = time.perf_counter()
+    # A download shows its own progress, which a spinner would tear apart.
+    downloads = settings.pretrained is not None and not Path(settings.pretrained).expanduser().is_dir()
+    with yellow_warnings(), nullcontext() if downloads else err.status(f"Loading {settings.name} ..."):
+        return load_prior(settings), time.perf_counter() - started
+
+
+def _metadata(prior: Prior, video: Path, frames: Frames) -> dict[str, str]:
+    settings = prior.settings
+    return {
+        "prior": settings.name if settings else type(prior).__name__,
+        "fingerprint": prior.fingerprint,
+        "settings": json.dumps(settings.to_dict() if settings else {}),
+        "file": video.resolve().name,
+        "frames": json.dumps(frames.indices),
+        **({"images": json.dumps(frames.names)} if frames.names else {}),
+        "library_version": library_version(),
+    }
+
+
+def _draw(path: Path, clip: torch.Tensor, maps: torch.Tensor, prior: Prior, frames: Frames) -> None:
+    from ...analysis.pictures import feature_picture
+    from .frames import as_pixels, resized
+
+    settings = prior.settings or PriorSettings()
+    count, steps = clip.shape[0], maps.shape[0]
+    spans = prior.spans(count, steps) or [(i / steps, (i + 1) / steps) for i in range(steps)]
+    tap = "" if settings.tap is None else f"tap {settings.tap}, "
+    title = f"{settings.name}, {tap}context {settings.context}: first three principal components"
+    firsts = [min(count - 1, round(start * count)) for start, _ in spans]
+    pixels, values = as_pixels(resized(clip, settings)), maps.float().numpy()
+    write(path, lambda temporary: feature_picture(pixels, values, temporary, title, firsts, frames.labels))
+
+
+def _brief(names: Sequence[str]) -> str:
+    shown = names if len(names) <= 12 else [*names[:8], "...", names[-1]]
+    return f"{len(names)}: {', '.join(shown)}"
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,102 @@
+"""The contract of a prior: a frozen vision model turned into a feature extractor."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .settings import PriorSettings, Settings
+
+Span = tuple[float, float]
+
+
+class Prior(ABC):
+    """A frozen feature extractor: a clip in, a feature map out.
+
+    A prior is no ``nn.Module``, and never registered in the host: it must not enter ``state_dict``, ``parameters()``,
+    ``train()``, LoRA's search or ZeRO's partitioning. It keeps its own device and dtype, runs without gradients, and
+    is shared by copies of a patched model.
+    """
+
+    #: Channels ``C`` of the feature map.
+    feature_dim: int
+    #: Identifies the weights and every setting that changes a feature.
+    fingerprint: str
+    #: Resolved settings, when it was built from settings.
+    settings: PriorSettings | None = None
+
+    @abstractmethod
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Extract features.
+
+        Args:
+            frames: ``[T, 3, H, W]`` in [0, 1], any size.
+
+        Returns:
+            ``[T', C, h, w]``, without gradient.
+
+        Raises:
+            FramesError: frames of a wrong shape, dtype or range.
+        """
+
+    def spans(self, frames: int, steps: int) -> Sequence[Span] | None:
+        """For a clip of ``frames`` frames, the part of it that each of the ``steps`` feature steps covers.
+
+        Fractions ``(start, end)`` of the clip's length; None for equal parts.
+        """
+        return None
+
+    def dtype_on(self, device: torch.device) -> torch.dtype | None:
+        """The dtype it computes in on a device, where it knows; None where it does not matter."""
+        return getattr(torch, self.settings.dtype) if self.settings and self.settings.dtype else None
+
+    def __copy__(self) -> Prior:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Prior:
+        return self
+
+
+@dataclass(frozen=True)
+class PriorSpec:
+    """A registered prior.
+
+    Attributes:
+        name: what users write.
+        load: makes the prior from settings; heavy imports belong inside.
+        summary: one line for ``vega3d ls priors``.
+        source: where its weights come from, the default of ``pretrained``; empty when it needs none.
+        feature_dim: channels of its feature map, when known before loading.
+        contexts: the ``context`` settings that make sense.
+        defaults: settings that differ from those of :class:`~vega3d_plugin.contracts.settings.PriorSettings`.
+        presets: settings by the name of a preset (``released``).
+        options: a :class:`~vega3d_plugin.config.Settings` class for settings of this family alone; None takes any.
+        prompt: computes the tensors that stand for the empty prompt from the checkpoint's own text encoder, by name,
+            as ``vega3d prior export-prompt`` writes them; None for a prior without text.
+        licence: of the weights, one line; the source's own page decides.
+        parameters: of what is loaded with the default tap, in billions, when known.
+        taps: what its taps are, one line; empty where there is no choice.
+        kind: the class of what ``load`` makes, where importing it is cheap; tells before loading what the fast path
+            is made of and which settings change a feature.
+    """
+
+    name: str
+    load: Callable[[PriorSettings], Prior]
+    summary: str
+    source: str = ""
+    feature_dim: int | None = None
+    contexts: tuple[str, ...] = ("frame",)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options: type[Settings] | None = None
+    prompt: Callable[[PriorSettings], Mapping[str, Tensor]] | None = None
+    licence: str = ""
+    parameters: float | None = None
+    taps: str = ""
+    kind: type[Prior] | None = None

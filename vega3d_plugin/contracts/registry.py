@@ -1,0 +1,90 @@
+"""The tables of names: hosts, priors, fusers. A table that is asked before it is full has the plugins loaded first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+from .errors import PluginError, UnknownNameError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Names to things, each with the plugin that registered it.
+
+    Args:
+        kind: what the things are, for messages (``fuser``, ``prior``, ``host``).
+        fill: called before each answer, so that a table may be filled when it is first asked.
+    """
+
+    def __init__(self, kind: str, fill: Callable[[], object] | None = None) -> None:
+        self.kind = kind
+        self._fill = fill or (lambda: None)
+        self._things: dict[str, T] = {}
+        self._plugins: dict[str, str] = {}
+
+    def add(self, name: str, thing: T, plugin: str) -> None:
+        """Add a thing. Raises :class:`PluginError` when the name is empty or taken by another plugin."""
+        if not name:
+            raise PluginError(f"Plugin {plugin!r} registered a {self.kind} without a name: {thing!r}.")
+        if name in self._things and (self._things[name] is not thing or self._plugins[name] != plugin):
+            raise PluginError(
+                f"Plugin {plugin!r} registers the {self.kind} {name!r}, which plugin {self._plugins[name]!r} already "
+                "registered. Rename one of them."
+            )
+        self._things[name] = thing
+        self._plugins[name] = plugin
+
+    def get(self, name: str) -> T:
+        """The thing of that name. Raises :class:`UnknownNameError` naming close matches."""
+        self._fill()
+        try:
+            return self._things[name]
+        except (KeyError, TypeError):
+            raise UnknownNameError(self.kind, name, self._things) from None
+
+    def remove(self, name: str) -> None:
+        """Forget one thing."""
+        del self._things[name], self._plugins[name]
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        self._fill()
+        return sorted(self._things)
+
+    def plugin_of(self, name: str) -> str:
+        """The plugin that registered ``name``."""
+        self._fill()
+        return self._plugins[name]
+
+    def __contains__(self, name: object) -> bool:
+        self._fill()
+        return name in self._things
+
+    def __iter__(self) -> Iterator[T]:
+        return iter([self._things[name] for name in self.names()])
+
+
+_loaders: list[Callable[[], object]] = []
+
+
+def load_with(loader: Callable[[], object]) -> None:
+    """Say who loads the plugins: called whenever a table is asked, so it must be quick once they are loaded."""
+    _loaders[:] = [loader]
+
+
+def _load() -> None:
+    for loader in _loaders:
+        loader()
+
+
+_tables: dict[str, Registry[Any]] = {kind: Registry(kind, _load) for kind in ("host", "prior", "fuser")}
+
+
+def table(kind: str) -> Registry[Any]:
+    """What the plugins of this process registered: the table of ``host``, ``prior`` or ``fuser``.
+
+    :mod:`~vega3d_plugin.contracts.tables` has the same tables with the types of what is in them.
+    """
+    return _tables[kind]

@@ -1,0 +1,259 @@
+"""Typed settings, YAML and JSON in and out, every mistake reported at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import SettingsError, UnknownNameError, near_misses
+from .registry import table
+
+ProjectorName = Literal["mlp2x_gelu", "mlp", "avg"]
+PROJECTORS: tuple[str, ...] = ("mlp2x_gelu", "mlp", "avg")
+
+
+S = TypeVar("S", bound="Settings")
+# Strict: a quoted number or a truth value in a YAML file is a mistake, not a number.
+Int = Annotated[int, Field(strict=True)]
+Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[int, Field(strict=True, gt=0)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, no unknown keys, no silent conversion of numbers from strings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @classmethod
+    def parse(cls: type[S], values: Mapping[str, Any] | S, where: str = "") -> S:
+        """Build settings from a mapping.
+
+        Raises:
+            SettingsError: lists every unknown key, wrong type, value out of range and unknown name, with its path
+                and close matches.
+        """
+        if isinstance(values, cls):
+            return values
+        if not isinstance(values, Mapping):
+            raise SettingsError(f"{where or cls.__name__} must be a mapping of settings, got {type(values).__name__}.")
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise SettingsError(_report(cls, error, where)) from None
+
+    @classmethod
+    def read(cls: type[S], path: str | Path) -> S:
+        """Read settings from a ``.yaml``, ``.yml`` or ``.json`` file."""
+        path = Path(path)
+        if not path.is_file():
+            raise SettingsError(f"Settings file {path} does not exist.")
+        try:
+            text = path.read_text(encoding="utf-8")
+            values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+            raise SettingsError(f"{path} cannot be read: {error}") from None
+        return cls.parse(values, where=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON and YAML have them."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """YAML text; :meth:`read` gives the same settings back."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    def to_json(self) -> str:
+        """JSON text; :meth:`read` gives the same settings back."""
+        return json.dumps(self.to_dict(), indent=2)
+
+
+class PriorSettings(Settings):
+    """Which prior, and how it looks at a clip. None means the prior's own default.
+
+    Attributes:
+        name: a registered prior, ``vega3d ls priors``.
+        pretrained: hub id or folder, in diffusers' layout or in the original one.
+        revision: branch, tag or commit on the hub.
+        timestep: noise level as a timestep of the schedule, 0 to 1000 (paper: 300).
+        shift: of the flow-matching schedule (paper: 5).
+        tap: block whose output is the feature, 0-based; negative counts from the end (the released default is -1,
+            its scripts pass 20 of 30).
+        size: height and width in pixels that frames are resized to.
+        resize: ``crop``: cover the size and crop the centre, as released; ``stretch``: keep the whole frame.
+        context: how much of a clip the prior sees at once: ``frame``: each frame alone, as released; ``views``: every
+            frame its own latent frame, attended jointly (sparse views); ``video``: the causal video VAE.
+        seed: of the noise; one seed gives a clip one feature map.
+        preset: ``released``: the oddities of the released code, for checkpoints trained with it; what it sets can be
+            seen with ``vega3d prior info``, and is overruled by what is given beside it.
+        window: contexts ``views`` and ``video``: latent steps that are attended jointly; longer clips are cut into
+            overlapping windows. None: the prior's own, about the length it was trained on.
+        overlap: steps that neighbouring windows share at least; features are averaged there.
+        chunk_frames: frames per forward where each is on its own (context ``frame``; the VAE in ``views``); changes
+            memory, not features. None: as many as ``max_tokens`` allows.
+        max_tokens: tokens of the denoiser per forward in context ``frame``; changes memory, not features.
+        fast: the exact reductions of the fast path: true, false, or a list of their names (``vega3d prior info``).
+        compile: ``torch.compile`` the blocks; the first clip of every size and length then takes up to minutes.
+        offload: between calls the prior waits in the CPU's memory.
+        dtype: compute dtype; default bfloat16 on CUDA, float32 elsewhere.
+        device: where the prior lives; default: wherever the frames are.
+        options: settings of one family of priors alone (``vega3d prior info``).
+    """
+
+    name: str = "wan2.1-t2v-1.3b"
+    pretrained: str | None = None
+    revision: str | None = None
+    timestep: Int = Field(default=300, ge=0, le=1000)
+    shift: Float = Field(default=5.0, gt=0)
+    tap: Int | None = None
+    size: tuple[Positive, Positive] | None = None
+    resize: Literal["crop", "stretch"] = "crop"
+    context: Literal["frame", "views", "video"] = "frame"
+    seed: Int = 0
+    preset: str | None = None
+    window: Positive | None = None
+    overlap: Int = Field(default=4, ge=0)
+    chunk_frames: Positive | None = None
+    max_tokens: Positive = 16384
+    fast: bool | tuple[str, ...] = True
+    compile: Annotated[bool, Field(strict=True)] = False
+    offload: Annotated[bool, Field(strict=True)] = False
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    device: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own(cls, values: Any) -> Any:
+        """A family's own settings may be given by their names, beside those that all priors have."""
+        name = values.get("name", cls.model_fields["name"].default) if isinstance(values, Mapping) else None
+        priors = table("prior")
+        options = priors.get(str(name)).options if name in priors else None
+        if options is None:
+            return values
+        known = list(options.model_fields)
+        # One that is nearly right goes there too, where it is reported with the name it was meant to be.
+        own = {k: v for k, v in values.items() if k not in cls.model_fields and near_misses(str(k), known)}
+        if not own:
+            return values
+        shared = {k: v for k, v in values.items() if k not in own}
+        return {**shared, "options": {**shared.get("options", {}), **own}}
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _known_name("prior", name, table("prior").names())
+
+    @field_validator("pretrained", "dtype", "device", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        if isinstance(value, torch.dtype):
+            return str(value).removeprefix("torch.")
+        return str(value) if isinstance(value, Path | torch.device) else value
+
+
+class NoOptions(Settings):
+    """Of a prior that has no settings of its own."""
+
+
+class FusionSettings(Settings):
+    """How semantic and generative tokens are mixed.
+
+    Attributes:
+        name: a registered fuser, ``vega3d ls fusers``.
+        init: ``identity``: the patched model starts as the host; ``released``: as the released code starts.
+        num_heads, num_layers, dropout: of ``cross_attention``.
+        residual_scale: start of ``a`` in ``token_gated_residual`` with ``init: released``.
+        options: of a third party's fuser.
+    """
+
+    name: str = "token_gated_residual"
+    init: Literal["identity", "released"] = "identity"
+    num_heads: Int = Field(default=8, ge=1)
+    num_layers: Int = Field(default=1, ge=1)
+    dropout: Float = Field(default=0.1, ge=0, lt=1)
+    residual_scale: Float = 0.2
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _known_name("fuser", name, table("fuser").names())
+
+
+class ProjectorSettings(Settings):
+    """How features reach the hidden size.
+
+    Attributes:
+        name: ``mlp`` or ``avg`` (merge projectors of the released Qwen branch), ``mlp2x_gelu`` (released LLaVA branch).
+        hidden_dim: width of the MLP; default 4096 for the merge projectors, the hidden size for ``mlp2x_gelu``.
+    """
+
+    name: str = "mlp"
+    hidden_dim: Positive | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _known_name("projector", name, PROJECTORS)
+
+
+class BranchSettings(Settings):
+    """All settings of a branch.
+
+    Attributes:
+        prior, fusion, projector: of its parts.
+        space: alignment in space, ``bilinear`` (released Qwen branch) or ``adaptive_avg`` (released LLaVA branch).
+        images: ``separate``: every image is a clip of its own, as released; ``scene``: the images of one sample that
+            have one size are the views of one clip. Matters for a prior with context ``views`` or ``video``.
+        history: observations, the current one included, that a policy's clip holds while it acts (not in training):
+            1 is none before. Call ``vega3d.get_handle(model).reset()`` when an episode starts.
+    """
+
+    prior: PriorSettings = Field(default_factory=lambda: PriorSettings())
+    fusion: FusionSettings = Field(default_factory=lambda: FusionSettings())
+    projector: ProjectorSettings = Field(default_factory=lambda: ProjectorSettings())
+    space: Literal["bilinear", "adaptive_avg"] = "bilinear"
+    images: Literal["separate", "scene"] = "separate"
+    history: Positive = 1
+
+
+def _known_name(kind: str, name: str, known: tuple[str, ...] | list[str]) -> str:
+    if name not in known:
+        raise ValueError(str(UnknownNameError(kind, name, known)))
+    return name
+
+
+def _report(cls: type[Settings], error: ValidationError, where: str) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        path = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(cls, item["loc"][:-1])
+            message = f"unknown key.{near_misses(str(item['loc'][-1]), known)} Known: {', '.join(known) or 'none'}."
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            if item["type"] != "value_error":
+                message += f", found {item['input']!r}"
+        lines.append(f"  {path or '(top level)'}: {message}")
+    count = f"{len(lines)} setting{'s are' if len(lines) > 1 else ' is'} wrong"
+    return f"{count}{f' in {where}' if where else ''}:\n" + "\n".join(lines)
+
+
+def _fields_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        annotation = cls.model_fields[str(part)].annotation if str(part) in cls.model_fields else None
+        inner = next((a for a in (annotation, *get_args(annotation)) if _is_model(a)), None)
+        if inner is None:
+            return []
+        cls = inner
+    return list(cls.model_fields)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -1,0 +1,8 @@
+"""The door to :mod:`vega3d_plugin.contracts.errors`."""
+
+import sys
+
+from vega3d_plugin.contracts import errors
+
+# The very module, so that both names hold the same things, whatever is set in them later.
+sys.modules[__name__] = errors

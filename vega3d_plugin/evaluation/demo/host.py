@@ -1,0 +1,52 @@
+"""The demo's host: a tiny Qwen2.5-VL built offline, or real weights from a folder or the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...contracts.tables import HOSTS
+from ...hosts.loading import load_host, load_processor, read_source
+
+
+@dataclass(frozen=True)
+class DemoHost:
+    """A host to play with.
+
+    Attributes:
+        build: makes a fresh base model, equal on every call, in eval mode.
+        processor: its processor.
+        tiny: True for the random toy.
+    """
+
+    build: Callable[[], nn.Module]
+    processor: Any
+    tiny: bool
+
+
+def tiny_host() -> DemoHost:
+    """A random Qwen2.5-VL of the real classes with its real processor."""
+    adapter: Any = HOSTS.get("qwen_vl")
+    _, processor = adapter.tiny()
+    return DemoHost(lambda: adapter.tiny()[0], processor, tiny=True)
+
+
+def real_host(source: str) -> DemoHost:
+    """A model from a folder or the hub, in the dtype it was saved in on a GPU, in float32 on a CPU.
+
+    Raises:
+        HostError: it cannot be loaded.
+    """
+    found = read_source(source)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def build() -> nn.Module:
+        model = load_host(found, device=device).model
+        # Where bfloat16 is slow and the demo compares bits.
+        return model if device == "cuda" else model.float()
+
+    return DemoHost(build, load_processor(source), tiny=False)

@@ -1,0 +1,1 @@
+"""Does the branch work on this host, in this environment?"""

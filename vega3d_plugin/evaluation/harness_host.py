@@ -1,0 +1,219 @@
+"""A host with its branch, loaded from what an evaluation harness passes on, and asked one question at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from ..branch.switches import disabled, zeroed
+from ..checkpoints.released.loading import load_released
+from ..checkpoints.saving import load_pretrained
+from ..checkpoints.trainer_folder import NONE, find_trained, with_adapter
+from ..contracts.errors import Vega3dError
+from ..contracts.settings import Float, Int, Positive, Settings
+from ..hosts.loading import load_host, load_processor, read_source
+from ..recipes.blocks import DataSettings
+from ..training.rows.conversation import Medium, Turn
+from ..training.rows.encoding import Encoder
+from .answers import encode_question, generate
+
+# What harnesses call them, and what `generate` does not take.
+_NOT_FOR_GENERATE = ("until", "image_aspect_ratio", "max_gen_toks")
+
+
+class EvaluationError(Vega3dError):
+    """A harness asks for something that the model cannot be asked."""
+
+
+class HostArguments(Settings):
+    """What to load and how to show pictures: the ``--model_args`` of lmms-eval.
+
+    Attributes:
+        pretrained: the host, folder or hub id.
+        branch: a saved branch or a trainer's checkpoint, whose own host is taken where it holds a whole one; default:
+            ``pretrained``, when it holds one; ``none``: the host alone, for a baseline.
+        released: a checkpoint of the released code instead of ``branch``; its language model is loaded too.
+        adapter: a PEFT adapter; default: ``branch``, when it holds one; ``none``: without it.
+        prior_pretrained: the prior's weights.
+        prior_device, store: where the prior lives, and a folder of a feature store.
+        processor: of the host; default: that of the checkpoint, which has the limits of training, else the host's.
+        control: ``off``: the branch switched off; ``zeroed``: the generative tokens zero.
+        device, dtype, attn_implementation: of the host; by default CUDA when there is any, and the saved dtype.
+        min_pixels, max_pixels: area of an image, for processors that take them; default: the processor's own.
+        max_num_frames: frames of a video.
+        fps: sample so many frames per second, ``max_num_frames`` at most, instead of spreading them.
+        video_as: ``video``; or ``images``: each frame an image of its own, as VG-LLM and the released code evaluate;
+            default: as it was trained, where the checkpoint says, else ``video``.
+        video_max_pixels: area of a frame of a video.
+        system_prompt: for questions without one.
+        max_new_tokens: where a task does not say.
+        batch_size, max_batch_size: questions are asked one at a time, whatever these say.
+    """
+
+    pretrained: str
+    branch: str | None = None
+    released: str | None = None
+    adapter: str | None = None
+    prior_pretrained: str | None = None
+    prior_device: str | None = None
+    store: str | None = None
+    processor: str | None = None
+    control: Literal["none", "off", "zeroed"] = "none"
+    device: str | None = None
+    dtype: str = "auto"
+    attn_implementation: str | None = None
+    min_pixels: Positive | None = None
+    max_pixels: Positive | None = None
+    max_num_frames: Positive = 32
+    fps: Float | Int | None = Field(default=None, gt=0)
+    video_as: Literal["video", "images"] | None = None
+    video_max_pixels: Positive | None = None
+    system_prompt: str | None = None
+    max_new_tokens: Positive = 128
+    batch_size: int | str | None = None
+    max_batch_size: int | str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> HostArguments:
+        if self.branch is not None and self.released is not None:
+            raise ValueError("branch and released exclude each other: a released checkpoint has its own branch")
+        if self.branch == NONE and self.control != "none":
+            raise ValueError(f"control={self.control} needs a branch")
+        return self
+
+
+class EvaluatedHost:
+    """A host, ready to be asked.
+
+    Args:
+        arguments: what to load.
+
+    Raises:
+        HostError, SavedBranchError, ...: it cannot be loaded.
+    """
+
+    def __init__(self, arguments: HostArguments) -> None:
+        self.arguments = a = arguments
+        branch = NONE if a.released is not None else a.branch
+        self.trained = find_trained(a.pretrained, branch, adapter=a.adapter, processor=a.processor)
+        self.processor = load_processor(self.trained.processor)
+        limit_pixels(self.processor, a.min_pixels, a.max_pixels)
+        options = {} if a.attn_implementation is None else {"attn_implementation": a.attn_implementation}
+        host = load_host(read_source(self.trained.host), device=a.device, dtype=a.dtype, **options).model
+        self.model = self._with_branch(host).eval()
+        self.encoder = Encoder(
+            self.processor,
+            DataSettings.parse(
+                {
+                    # The questions come from the harness.
+                    "files": ("-",),
+                    "frames": a.max_num_frames,
+                    "sampling": "uniform" if a.fps is None else "fps",
+                    "fps": None if a.fps is None else float(a.fps),
+                    "video_as": a.video_as or self.trained.data.get("video_as", "video"),
+                    "video_max_pixels": a.video_max_pixels,
+                }
+            ),
+        )
+
+    def ask(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None = None) -> tuple[str, int]:
+        """Answer one question.
+
+        Args:
+            messages: turns with ``role`` and ``content``: text, or parts of type ``text``, ``image`` or ``video``,
+                whose picture is under ``url`` or under their type (a path, a picture of PIL, or a list of such).
+            options: of ``generate``, as tasks write them: ``max_new_tokens``, ``temperature`` (0: greedy), ``until``
+                (the answer is cut before these), ...
+
+        Returns:
+            The answer, and how many tokens were generated.
+
+        Raises:
+            EvaluationError: something else than text, images and videos.
+            RowError: a picture that cannot be read.
+        """
+        turns = [Turn(str(message["role"]), tuple(_parts(message["content"]))) for message in messages]
+        if self.arguments.system_prompt is not None and turns[0].role != "system":
+            turns.insert(0, Turn("system", (self.arguments.system_prompt,)))
+        asked = dict(options or {})
+        until = asked.get("until") or []
+        prompt = encode_question(self.encoder, turns)
+        with self._control():
+            text, count = generate(self.model, self.processor, prompt, **self._generation(asked))
+        for stop in [until] if isinstance(until, str) else until:
+            text = text.partition(stop)[0] if stop else text
+        return text.strip(), count
+
+    def _generation(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        chosen = {k: v for k, v in asked.items() if k not in _NOT_FOR_GENERATE and v is not None}
+        # Tasks say greedy in two ways, and some in only one of them.
+        temperature = float(chosen.get("temperature", 1 if chosen.get("do_sample") else 0))
+        return {"max_new_tokens": self.arguments.max_new_tokens, **chosen, "do_sample": temperature > 0}
+
+    def _with_branch(self, host: nn.Module) -> nn.Module:
+        a = self.arguments
+        prior = {} if a.prior_device is None else {"device": a.prior_device}
+        common = {"pretrained": a.prior_pretrained, "processor": self.processor, "store": a.store, **prior}
+        if a.released is not None:
+            load_released(host, a.released, **common)
+        elif self.trained.branch is not None:
+            load_pretrained(host, self.trained.branch, **common)
+        return with_adapter(host, self.trained.adapter)
+
+    def _control(self) -> AbstractContextManager[None]:
+        controls = {"off": disabled, "zeroed": zeroed}
+        control = controls.get(self.arguments.control)
+        return nullcontext() if control is None else control(self.model)
+
+
+def limit_pixels(processor: Any, smallest: int | None, largest: int | None) -> None:
+    """Set the area between which a Qwen-VL processor resizes images, where given.
+
+    As an argument of ``from_pretrained`` it has no effect in transformers 4.50.
+
+    Raises:
+        EvaluationError: the processor has no such limits.
+    """
+    given = {"shortest_edge": smallest, "longest_edge": largest}
+    given = {key: value for key, value in given.items() if value is not None}
+    if not given:
+        return
+    images = processor.image_processor
+    size: Any = images.size
+    if any(size.get(key) is None for key in ("shortest_edge", "longest_edge")):
+        raise EvaluationError(
+            f"{type(images).__name__} has no area between which it resizes (its size is {size}): leave out min_pixels "
+            "and max_pixels."
+        )
+    # A dict of its own kind in newer releases, and two further attributes in older ones.
+    kept = {key: size[key] for key in ("shortest_edge", "longest_edge")}
+    images.size = type(size)(**{**kept, **given})
+    for name, value in (("min_pixels", smallest), ("max_pixels", largest)):
+        if value is not None and getattr(images, name, None) is not None:
+            setattr(images, name, value)
+
+
+def _parts(content: Any) -> list[str | Medium]:
+    if isinstance(content, str):
+        return [content]
+    parts: list[str | Medium] = []
+    for part in content:
+        kind = part.get("type")
+        if kind == "text":
+            parts.append(str(part.get("text", "")))
+        elif kind in ("image", "video"):
+            source = part.get("url", part.get(kind))
+            if part.get("start_time") is not None or part.get("end_time") is not None:
+                raise EvaluationError(
+                    f"A question is about {part.get('start_time')} to {part.get('end_time')} seconds of {source}; "
+                    "cuts of a video cannot be shown. Cut the file first."
+                )
+            parts.append(Medium(kind, Path(source) if isinstance(source, str) else source))
+        else:
+            raise EvaluationError(f"A question has a part of type {kind!r}; text, image and video can be shown.")
+    return parts

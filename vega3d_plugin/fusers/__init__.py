@@ -1,6 +1,0 @@
-"""Fusers: one file per idea, one registry."""
-
-from .base import Fuser
-from .build import build_fuser, list_fusers
-
-__all__ = ["Fuser", "build_fuser", "list_fusers"]

@@ -1,0 +1,80 @@
+"""Hanging a branch on a host, and taking it off without a trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..branch.branch import GenerativeBranch
+from ..branch.handle import CHILD, is_branch
+from ..contracts.seams import Seam
+from .hooks import (
+    AfterForward,
+    BeforeForward,
+    BranchHook,
+    FuseForward,
+    FuseMethod,
+    MethodReplacement,
+    NoteForward,
+    NoteMethod,
+)
+from .peft import forget_module, is_peft_model, save_with_adapter
+
+
+def placement(module: nn.Module) -> dict[str, Any]:
+    """Device and dtype of the seam: those of its last floating-point parameter, where the tokens come out."""
+    floating = [p for p in module.parameters() if p.is_floating_point()]
+    if not floating:
+        return {"dtype": torch.bfloat16, "device": next((p.device for p in module.parameters()), torch.device("cpu"))}
+    last = floating[-1]
+    # 8-bit floats hold quantised weights; nothing can be trained in them.
+    return {"device": last.device, "dtype": last.dtype if last.element_size() > 1 else torch.bfloat16}
+
+
+def attach(model: nn.Module, base: nn.Module, branch: GenerativeBranch) -> None:
+    """Put the branch in its home, and hooks or replacements at the points of the seam."""
+    seam = branch.seam
+    module, entry = base.get_submodule(seam.path), base.get_submodule(seam.entry)
+    module.add_module(CHILD, branch)
+    if is_peft_model(model):
+        save_with_adapter(model, module, CHILD)
+    # First, so that a note taken of the same forward comes after the old ones are forgotten.
+    entry.register_forward_pre_hook(BeforeForward(_below(seam.entry, seam)), with_kwargs=True)
+    for point in seam.points:
+        owner, path = base.get_submodule(point.path), _below(point.path, seam)
+        if point.method:
+            replacement = FuseMethod if point.role == "fuse" else NoteMethod
+            owner.__dict__[point.method] = replacement(owner, point.method, path)
+        elif point.role == "fuse":
+            owner.register_forward_hook(FuseForward(path), with_kwargs=True)
+        else:
+            owner.register_forward_pre_hook(NoteForward(path), with_kwargs=True)
+    entry.register_forward_hook(AfterForward(_below(seam.entry, seam)), with_kwargs=True)
+
+
+def _below(path: str, seam: Seam) -> str:
+    """The branch's path as seen from a module above it."""
+    child = f"{seam.path}.{CHILD}" if seam.path else CHILD
+    return child[len(path) + 1 :] if path else child
+
+
+def detach(model: nn.Module, base: nn.Module) -> None:
+    """Take out the branch, its hooks and its replacements; the model is as it was before."""
+    for module in base.modules():
+        for table in (
+            (module._forward_hooks, module._forward_hooks_with_kwargs),
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+        ):
+            for key in [k for k, hook in table[0].items() if isinstance(hook, BranchHook)]:
+                del table[0][key]
+                table[1].pop(key, None)
+        for name in [n for n, value in module.__dict__.items() if isinstance(value, MethodReplacement)]:
+            del module.__dict__[name]
+    for module in list(base.modules()):
+        child = module._modules.get(CHILD)
+        if child is not None and is_branch(child):
+            del module._modules[CHILD]
+            if is_peft_model(model):
+                forget_module(model, CHILD)

@@ -1,0 +1,249 @@
+"""The callables that ``patch`` hangs on a host's modules.
+
+All are picklable and look the branch up at call time, so copies of a model use their own. Hooks hold strings only; a
+method's replacement also holds the module it lives in, which copies along with it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..branch.branch import GenerativeBranch, active_branch
+from ..branch.handle import CHILD
+from ..contracts.errors import HostError, SeamMissedWarning
+from ..contracts.seams import CheckingReader, NotingReader, SeamCall
+
+
+class BranchHook:
+    """Base of the hooks on the module that receives the pixels.
+
+    Args:
+        path: dotted path from that module to the branch.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def child(self, module: nn.Module) -> nn.Module:
+        """The submodule ``vega3d``: the branch or PEFT's wrapper of it."""
+        return module.get_submodule(self.path)
+
+
+class FuseForward(BranchHook):
+    """Forward hook of a point of the seam: replace the visual tokens in the module's output."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        """See the class."""
+        return _fuse(self.child(module), module, args, kwargs, output)
+
+
+class NoteForward(BranchHook):
+    """Forward pre-hook of a point of the seam: note the pixels for a later point."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """See the class."""
+        branch = active_branch(self.child(module))
+        branch.notes, branch.notes_last = _note(branch, module, args, kwargs), False
+
+
+class MethodReplacement:
+    """Stands in for a method in the dictionary of one instance.
+
+    Args:
+        owner: the module; reached again through its copy when it is copied or unpickled.
+        method: name of the method, which its class has.
+        path: dotted path from ``owner`` to the branch.
+    """
+
+    def __init__(self, owner: nn.Module, method: str, path: str) -> None:
+        self.owner, self.method, self.path = owner, method, path
+        self.__name__, self.__doc__ = method, inspect.getdoc(getattr(type(owner), method))
+
+    @property
+    def original(self) -> Any:
+        """The class's own method, bound."""
+        return getattr(type(self.owner), self.method).__get__(self.owner)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of the method; hosts look at it."""
+        return inspect.signature(self.original)
+
+    def child(self) -> nn.Module:
+        """The submodule ``vega3d``: the branch or PEFT's wrapper of it."""
+        return self.owner.get_submodule(self.path)
+
+
+class FuseMethod(MethodReplacement):
+    """Replaces the visual tokens in a method's result."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method and fuse."""
+        output = self.original(*args, **kwargs)
+        return _fuse(self.child(), self.owner, args, kwargs, output, self.method)
+
+
+class NoteMethod(MethodReplacement):
+    """Notes the pixels among a method's arguments, for the points that it reaches on its way."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Note and call the method."""
+        branch = active_branch(self.child())
+        notes = _note(branch, self.owner, args, kwargs, self.method)
+        with _noted(branch, notes):
+            output = self.original(*args, **kwargs)
+        reader = branch.seam.reader
+        if notes is not None and isinstance(reader, CheckingReader):
+            # Said when the forward ends, which `generate` calls later; a host may encode images and videos apart.
+            branch.left_out = branch.left_out or reader.missed(notes)
+        return output
+
+
+def _fuse(
+    child: nn.Module,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    output: Any,
+    method: str = "",
+) -> Any:
+    branch = active_branch(child)
+    reader = branch.seam.reader
+    scenes = branch.settings.images == "scene"
+    found = reader.read(SeamCall(module, args, kwargs, output, branch.samples, scenes, method, branch.notes))
+    if found is None:
+        return output
+    if not branch.notes_last:
+        # Pixels of one forward must not be taken for those of the next, nor be kept in memory until then.
+        branch.notes = None
+    branch.acting = found.acting
+    # Through the child, not the branch, so that PEFT's and FSDP's own wrappers take part.
+    fused = child(found.tokens, found.clips)
+    return reader.write(output, fused) if found.put_back is None else found.put_back(fused)
+
+
+def _note(
+    branch: GenerativeBranch, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str = ""
+) -> Any:
+    reader = branch.seam.reader
+    if not isinstance(reader, NotingReader):
+        raise HostError(f"Host {branch.host!r} has a point that notes, but {type(reader).__name__} has no `note`.")
+    scenes = branch.settings.images == "scene"
+    return reader.note(SeamCall(module, args, kwargs, None, branch.samples, scenes, method, branch.notes))
+
+
+@contextmanager
+def _noted(branch: GenerativeBranch, notes: Any) -> Iterator[None]:
+    before = branch.notes, branch.notes_last
+    branch.notes, branch.notes_last = notes, True
+    try:
+        yield
+    finally:
+        branch.notes, branch.notes_last = before
+
+
+class BeforeForward(BranchHook):
+    """Forward pre-hook: forget a call that was broken off, and note which images belong to which sample."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """See the class."""
+        branch = active_branch(self.child(module))
+        arguments = _named(args, kwargs)
+        if branch.seam.reader.visual_input(arguments) is None:
+            # Left from a forward that raised, or from images encoded on their own: taken for this call's, a batch
+            # without images would leave the branch out of the graph.
+            branch.fired, branch.notes = 0, None
+        if branch.settings.images != "scene":
+            return
+        branch.samples = branch.seam.reader.image_samples(module, arguments)
+        if branch.fired and branch.samples is None and _distinct_prompts(arguments) > 1:
+            # `generate` encodes images before it shows the prompts, so a batch cannot be split into scenes.
+            branch.fired = 0
+            raise HostError(
+                "images='scene' cannot tell which image belongs to which prompt in a batched `generate`: the host "
+                "encodes images before the prompts are seen. Generate one prompt at a time, or patch with "
+                "images='separate'."
+            )
+
+
+class AfterForward(BranchHook):
+    """Forward hook: warn when images passed by the seam, and keep the branch in the graph when there were none."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        """See the class."""
+        child = self.child(module)
+        branch = active_branch(child)
+        fired, branch.fired, branch.samples, branch.notes = branch.fired, 0, None, None
+        left_out, branch.left_out = branch.left_out, ""
+        source = branch.seam.reader.visual_input(_named(args, kwargs))
+        if left_out:
+            received = f"received {source!r}" if source else "encoded images"
+            _warn(f"Host {branch.host!r} {received}, but the branch did not see {left_out}")
+        if fired:
+            return None
+        if source is not None and not left_out:
+            _warn(
+                f"Host {branch.host!r} received {source!r} in this call, but {_fusing(branch)} was not called, so "
+                "the branch did not see these images. If they were encoded beforehand by this patched model, they are "
+                "fused already; otherwise pass pixels."
+            )
+        if module.training and torch.is_grad_enabled() and branch.enabled:
+            return _keep_in_graph(output, child(None))
+        return None
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, SeamMissedWarning, stacklevel=3)
+
+
+def _fusing(branch: GenerativeBranch) -> str:
+    """The points that fuse, for a message."""
+    return " or ".join(repr(str(point)) for point in branch.seam.points if point.role == "fuse")
+
+
+def _keep_in_graph(output: Any, zero: Tensor) -> Any:
+    """Add a zero that depends on the branch's parameters to whatever the loss will be computed from."""
+    if isinstance(output, Tensor):
+        return output + zero.to(output)
+    if isinstance(output, Mapping):
+        for key in ("loss", "logits", "last_hidden_state"):
+            value = output.get(key)
+            if isinstance(value, Tensor):
+                output[key] = value + zero.to(value)  # type: ignore[index]
+                break
+        return output
+    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+        return (output[0] + zero.to(output[0]), *output[1:])
+    return output
+
+
+def _named(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Arguments by name; hosts are called with keywords, but the first may be positional."""
+    return {"input_ids": args[0], **kwargs} if args else kwargs
+
+
+def _distinct_prompts(arguments: Mapping[str, Any]) -> int:
+    ids = arguments.get("input_ids")
+    # Beam search repeats one prompt; that is still one scene.
+    return 0 if ids is None else int(torch.unique(ids, dim=0).shape[0])
+
+
+__all__ = [
+    "CHILD",
+    "AfterForward",
+    "BeforeForward",
+    "BranchHook",
+    "FuseForward",
+    "FuseMethod",
+    "MethodReplacement",
+    "NoteForward",
+    "NoteMethod",
+    "SeamMissedWarning",
+]

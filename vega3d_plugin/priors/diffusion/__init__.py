@@ -1,0 +1,1 @@
+"""Priors that add noise and run a denoiser once."""

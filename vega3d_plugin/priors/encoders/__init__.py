@@ -1,0 +1,1 @@
+"""Baselines that generate nothing: encoders, and a VAE alone."""

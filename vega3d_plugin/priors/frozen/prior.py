@@ -1,0 +1,280 @@
+"""What all built-in priors share: frozen models on a device, in a compute dtype, with one identity."""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...contracts.clips import check_frames
+from ...contracts.errors import PriorError
+from ...contracts.priors import Prior
+from ...contracts.settings import PriorSettings
+from ..fast import Reduction, chosen
+from ..fast.linears import CONVOLVED_LINEARS
+from .devices import has_bfloat16, usable
+from .fingerprint import fingerprint
+from .memory import explain_out_of_memory
+from .resizing import resize_crop, resize_stretch
+
+log = logging.getLogger("vega3d")
+
+# On a CPU a forward of this many tokens keeps all cores busy.
+_CPU_TOKENS = 2048
+
+Reload = Callable[[PriorSettings], Prior]
+
+
+class FrozenPrior(Prior):
+    """A prior made of frozen modules.
+
+    Args:
+        models: modules by name; moved, cast and hashed together.
+        tensors: further tensors that features depend on (prompt embeddings), by name.
+        settings: resolved settings; ``size`` must be divisible by ``stride``.
+        feature_dim: channels of the feature map.
+        stride: pixels per feature, in height and width.
+        reload: rebuilds this prior from its settings, so that a pickle carries no weights; None pickles the weights.
+
+    Raises:
+        PriorError: a size that does not fit.
+    """
+
+    #: Names the kind of features in the fingerprint.
+    family: ClassVar[str]
+    #: Settings that change a feature, besides the weights.
+    identity: ClassVar[tuple[str, ...]] = ("tap", "size", "resize", "context")
+    #: What the fast path is made of, in the order of application.
+    reductions: ClassVar[tuple[Reduction, ...]] = (CONVOLVED_LINEARS,)
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        settings: PriorSettings,
+        *,
+        feature_dim: int,
+        stride: int,
+        tensors: Mapping[str, Tensor] | None = None,
+        reload: Reload | None = None,
+    ) -> None:
+        self.models = {name: model.eval().requires_grad_(False) for name, model in models.items()}
+        self.tensors = dict(tensors or {})
+        self.settings: PriorSettings = settings
+        self.feature_dim = feature_dim
+        self.stride = stride
+        self.size = checked_size(settings, stride)
+        #: Called with (stage, frames done, frames in all) while a clip is worked on; for progress bars.
+        self.progress: Callable[[str, int, int], None] | None = None
+        self._reload = reload
+        self._ready: tuple[torch.device, torch.dtype] | None = None
+        self._busy = False
+        chosen(self.reductions, settings.fast, settings.name)
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Extract features; see :class:`Prior`.
+
+        Args:
+            frames: ``[T, 3, H, W]`` in [0, 1].
+
+        Returns:
+            ``[T', C, h, w]`` in the compute dtype.
+
+        Raises:
+            FramesError: frames of a wrong shape, dtype or range.
+            PriorError: the device cannot be used or lacks the dtype, or its memory does not suffice; the message says
+                what to change.
+        """
+        frames = check_frames(frames, f"Prior {self.settings.name!r}")
+        with self.session(frames.device):
+            return self.extract(frames)
+
+    @abstractmethod
+    def extract(self, frames: Tensor) -> Tensor:
+        """Checked frames ``[T, 3, H, W]`` to features ``[T', C, h, w]``, inside a :meth:`session`."""
+
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        """Of the weights up to the tap, the other tensors, and the settings that change a feature."""
+        values = {key: self.settings.to_dict()[key] for key in self.identity}
+        return fingerprint(self.models, self.tensors, {"family": self.family, **values, **self.more_identity()})
+
+    def more_identity(self) -> dict[str, Any]:
+        """Further values that change a feature; plain ones, as JSON has them."""
+        return {"options": self.settings.options} if self.settings.options else {}
+
+    # Device and dtype
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """The compute dtype there: the one asked for, else bfloat16 on CUDA where it exists, else float32.
+
+        Raises:
+            PriorError: the device lacks the dtype that was asked for, or cannot be used.
+        """
+        device = usable(self.settings.device) if self.settings.device else device
+        if self.settings.dtype is None:
+            return torch.bfloat16 if device.type == "cuda" and has_bfloat16(device) else torch.float32
+        dtype: torch.dtype = getattr(torch, self.settings.dtype)
+        if dtype == torch.bfloat16 and not has_bfloat16(device):
+            raise PriorError(
+                f"Prior {self.settings.name!r} was asked for bfloat16, which {device} lacks. "
+                "Use dtype='float16', or 'float32' with a lower chunk_frames."
+            )
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are now."""
+        return self._parameter().device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the models compute in now."""
+        return self._parameter().dtype
+
+    def _parameter(self) -> nn.Parameter:
+        # The largest one: small ones may be kept in float32.
+        return max((p for model in self.models.values() for p in model.parameters()), key=lambda p: p.numel())
+
+    @contextmanager
+    def session(self, device: torch.device) -> Iterator[None]:
+        """Models in place, gradients and autocast off; what the frames' device is called matters only by default."""
+        if self._busy:
+            yield
+            return
+        device = usable(self.settings.device) if self.settings.device else device
+        # Features may be kept and used in training later, so they must not be inference tensors.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+            self._busy = True
+            try:
+                with explain_out_of_memory(self):
+                    self.prepare(device)
+                    yield
+            finally:
+                self._busy = False
+                if self.settings.offload:
+                    for reduction in chosen(self.reductions, self.settings.fast, self.settings.name):
+                        reduction.release(self)
+                    self._move(torch.device("cpu"))
+
+    def prepare(self, device: torch.device) -> None:
+        """Move to the device, choose the compute dtype, and put the fast path in place."""
+        dtype = self.dtype_on(device)
+        if self._ready == (device, dtype):
+            return
+        if dtype == torch.float16:
+            _ = self.fingerprint  # of the weights before they are rounded in another way than it rounds them
+        for model in self.models.values():
+            # Cast first: in float32 the weights might not fit where they are going.
+            cast(model, dtype)
+        self._move(device)
+        for reduction in chosen(self.reductions, self.settings.fast, self.settings.name):
+            reduction.apply(self)
+        if self.settings.compile:
+            self._compile()
+        self._ready = (device, dtype)
+
+    def _move(self, device: torch.device) -> None:
+        for model in self.models.values():
+            model.to(device)
+        self._ready = None
+
+    def _compile(self) -> None:
+        parts = [part for part in self.repeated_parts() if part._compiled_call_impl is None]
+        if parts:
+            log.info(
+                "Prior %r: compiling %d blocks. The first clip of every size and length waits for it, up to minutes.",
+                self.settings.name,
+                len(parts),
+            )
+        for part in parts:
+            part.compile()
+
+    def repeated_parts(self) -> list[nn.Module]:
+        """The blocks that ``compile`` is applied to, one by one: they share one compiled graph."""
+        names = {name for model in self.models.values() for name in getattr(model, "_repeated_blocks", None) or ()}
+        return [m for model in self.models.values() for m in model.modules() if type(m).__name__ in names]
+
+    # Frames
+
+    def pixels(self, frames: Tensor) -> Tensor:
+        """Frames ``[T, 3, H, W]`` in [0, 1], any size, to the prior's size, float32, on its device."""
+        resize = resize_crop if self.settings.resize == "crop" else resize_stretch
+        return resize(frames.to(self.device).float(), self.size)
+
+    def chunk(self, tokens_per_frame: int) -> int:
+        """Frames per forward, where every frame is on its own: within ``chunk_frames`` or ``max_tokens``."""
+        if self.settings.chunk_frames is not None:
+            return self.settings.chunk_frames
+        tokens = self.settings.max_tokens
+        if self.device.type == "cpu":
+            # More at once only leave the cache.
+            tokens = min(tokens, _CPU_TOKENS)
+        return max(1, tokens // max(1, tokens_per_frame))
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Tell whoever listens how far it is."""
+        if self.progress is not None:
+            self.progress(stage, done, total)
+
+    def __reduce__(self) -> Any:
+        if self._reload is None:
+            return super().__reduce__()
+        return _unpickle, (self._reload, self.settings, self.fingerprint)
+
+    def __repr__(self) -> str:
+        s = self.settings
+        return (
+            f"{type(self).__name__}({s.name!r}, tap={s.tap}, timestep={s.timestep}, size={self.size}, "
+            f"context={s.context!r}, feature_dim={self.feature_dim})"
+        )
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast parameters, but not those that diffusers keeps in float32, nor the buffers of the position embedding."""
+    keep: Sequence[str] = getattr(model, "_keep_in_fp32_modules", None) or ()
+    for name, parameter in model.named_parameters():
+        target = torch.float32 if dtype != torch.float32 and set(name.split(".")) & set(keep) else dtype
+        parameter.data = parameter.data.to(target)
+
+
+def checked_size(settings: PriorSettings, stride: int) -> tuple[int, int]:
+    """The size in pixels. Raises :class:`PriorError` where it does not fit, and names the nearest that does."""
+    if settings.size is None:
+        raise PriorError(f"Prior {settings.name!r} needs a size (height, width) in pixels.")
+    height, width = settings.size
+    if height % stride or width % stride:
+        nearest = tuple(max(stride, math.floor(side / stride + 0.5) * stride) for side in (height, width))
+        raise PriorError(
+            f"Prior {settings.name!r} needs a size divisible by {stride} (pixels per feature), "
+            f"got {height}x{width}. The nearest is {nearest[0]}x{nearest[1]}."
+        )
+    return height, width
+
+
+def resolved_tap(tap: int | None, blocks: int, name: str) -> int:
+    """The tap as a 0-based index. Raises :class:`PriorError` outside ``[-blocks, blocks)``."""
+    index = blocks - 1 if tap is None else tap + blocks if tap < 0 else tap
+    if not 0 <= index < blocks:
+        raise PriorError(
+            f"Prior {name!r} has {blocks} blocks, so the tap is in [{-blocks}, {blocks - 1}], got {tap}. "
+            f"Generators do best at mid depth: try tap={round(blocks * 2 / 3)}."
+        )
+    return index
+
+
+def _unpickle(reload: Reload, settings: PriorSettings, expected: str) -> Prior:
+    with torch.inference_mode(False):
+        prior = reload(settings)
+    if prior.fingerprint != expected:
+        raise PriorError(
+            f"The pickled model used a prior {settings.name!r} with fingerprint {expected}, but "
+            f"{settings.pretrained!r} now gives {prior.fingerprint}: its weights have changed."
+        )
+    return prior

@@ -1,0 +1,1 @@
+"""The other video and image generators."""

@@ -1,0 +1,227 @@
+"""Mochi 1 (Genmo) as a prior, on diffusers' ``MochiTransformer3DModel``.
+
+Conventions are those of diffusers' ``MochiPipeline``, whose timesteps run the other way: they are 1000 times the share
+of DATA (its scheduler inverts its sigmas), so the transformer is given ``1000 * (1 - sigma)`` where ``sigma`` is our
+share of noise. The path is the same straight one, ``(1 - sigma) * z0 + sigma * noise``.
+
+No text means, in Genmo's code and in the pipeline with ``force_zeros_for_empty_prompt``, that every token is masked:
+the pooled text is then a constant and the video tokens see themselves alone. T5 is not needed for that.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...contracts.priors import Prior, PriorSpec
+from ...contracts.settings import PriorSettings, Settings
+from ...storage.weights import Tensors
+from ..diffusion.flow_matching import NoiseLevel
+from ..diffusion.prior import ALL_CONTEXTS
+from ..diffusion.video_transformer import (
+    VideoTransformerPrior,
+    load_encoder,
+    number_of,
+    per_channel,
+    prompt_mask,
+    without_padding,
+)
+from ..frozen.components import load_component, locate, read_config, until
+from ..frozen.prior import Reload, resolved_tap
+from ..prompts.by_pipeline import pipeline_prompt, prompt_tensor
+
+EMBEDS, MASK = "prompt_embeds", "prompt_attention_mask"
+
+# The repository also has the weights in bfloat16 and in Genmo's own layout, which are not needed.
+WEIGHT_PATTERNS = [
+    f"{part}/{name}"
+    for part in ("transformer", "vae")
+    for name in ("config.json", "diffusion_pytorch_model.safetensors*", "diffusion_pytorch_model-*")
+] + ["empty_prompt.safetensors"]
+TEXT_PATTERNS = ["text_encoder/*", "tokenizer/*", "model_index.json"]
+
+
+class MochiOptions(Settings):
+    """Settings of Mochi alone.
+
+    Attributes:
+        prompt: ``zeros``: every text token masked, as Genmo's code does it without text; ``encoded``: T5's embedding of
+            the empty text, as diffusers' pipeline does it by default, from ``empty_prompt.safetensors`` beside the
+            weights or from the checkpoint's own text encoder.
+    """
+
+    prompt: Literal["zeros", "encoded"] = "zeros"
+
+
+class MochiPrior(VideoTransformerPrior):
+    """Features of Mochi.
+
+    Args:
+        transformer: diffusers' ``MochiTransformer3DModel`` whose LAST block is the tap.
+        vae: diffusers' ``AutoencoderKLMochi``; only its encoder is used.
+        prompt: ``prompt_embeds [1, n, text_dim]`` and ``prompt_attention_mask [1, n]``.
+        settings: resolved settings; ``size`` must be divisible by 16.
+        reload: rebuilds this prior from its settings, so that a pickle carries no weights; None pickles the weights.
+    """
+
+    family = "mochi"
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        vae: nn.Module,
+        prompt: Tensors,
+        settings: PriorSettings,
+        reload: Reload | None = None,
+    ) -> None:
+        config: Any = transformer.config
+        ratios: Any = vae
+        super().__init__(
+            transformer,
+            vae,
+            prompt,
+            settings,
+            feature_dim=config.num_attention_heads * config.attention_head_dim,
+            patch_size=config.patch_size,
+            vae_stride=ratios.spatial_compression_ratio,
+            time_stride=ratios.temporal_compression_ratio,
+            reload=reload,
+        )
+
+    def more_identity(self) -> dict[str, Any]:
+        """Also the statistics of the latents."""
+        config = self.vae.config
+        values = (*(config.latents_mean or ()), *(config.latents_std or ()), config.scaling_factor)
+        return {**super().more_identity(), "latents": [round(value, 2) for value in values]}
+
+    @property
+    def pixel_dtype(self) -> torch.dtype:
+        """float32: the encoder's first step takes sines of up to 800 radians per unit, which bfloat16 would drown."""
+        return torch.float32
+
+    def noise_level(self) -> NoiseLevel:
+        """The timestep is 1000 times the share of data: 0 is all noise, 1000 none."""
+        sigma = super().noise_level().sigma
+        return NoiseLevel(1000 * (1 - sigma), sigma)
+
+    def normalised(self, mean: Tensor) -> Tensor:
+        """``[B, z, T, h, w]``, scaled to mean 0 and variance 1 per channel."""
+        config = self.vae.config
+        if config.latents_mean is not None and config.latents_std is not None:
+            mean = (mean - per_channel(config.latents_mean, mean)) / per_channel(config.latents_std, mean)
+        scale: float = config.scaling_factor
+        return mean * scale
+
+    def run(self, noisy: Tensor, **inputs: Tensor) -> None:
+        """``[B, z, T, h, w]`` through all blocks that are there."""
+        batch = noisy.shape[0]
+        self.transformer(
+            hidden_states=noisy,
+            encoder_hidden_states=self.prompt(EMBEDS, batch),
+            timestep=torch.full((batch,), self.noise_level().tau, device=noisy.device),
+            encoder_attention_mask=self.prompt(MASK, batch),
+            return_dict=False,
+        )
+
+    def _encoded(self, video: Tensor) -> Tensor:
+        hook = self.vae.encoder.fourier_features.register_forward_hook(lambda module, args, out: out.to(self.dtype))
+        try:
+            return super()._encoded(video)
+        finally:
+            hook.remove()
+
+
+def load_mochi(settings: PriorSettings) -> Prior:
+    """Build the prior from ``settings.pretrained``, a folder or a hub id, in diffusers' layout.
+
+    Raises:
+        CheckpointError: the folder is missing, half there, or holds another architecture.
+        PromptError: the option ``prompt`` is ``encoded``, and there is no embedding and no text encoder.
+        PriorError: a tap outside the blocks, or a size that does not fit.
+    """
+    folder, is_local = locate(settings, WEIGHT_PATTERNS)
+    config = read_config(folder / "transformer", "MochiTransformer3DModel")
+    transformer, tap = _transformer(folder, config, settings)
+    vae = _vae(folder)
+    prompt = _prompt_of(folder, is_local, settings, config)
+    return MochiPrior(transformer, vae, prompt, settings.model_copy(update={"tap": tap}), reload=load_mochi)
+
+
+def _transformer(folder: Path, config: dict[str, Any], settings: PriorSettings) -> tuple[Any, int]:
+    from diffusers import MochiTransformer3DModel
+
+    blocks = number_of(config, "num_layers", folder / "transformer" / "config.json")
+    tap = resolved_tap(settings.tap, blocks, settings.name)
+
+    def build() -> Any:
+        # Cut and not built shorter: the last block of a Mochi lacks what only leads to further text tokens.
+        model = MochiTransformer3DModel.from_config(config)
+        del model.transformer_blocks[tap + 1 :]
+        return model
+
+    return load_component(folder / "transformer", build, wanted=until("transformer_blocks", tap)), tap
+
+
+def _vae(folder: Path) -> Any:
+    from diffusers import AutoencoderKLMochi
+
+    config = read_config(folder / "vae", "AutoencoderKLMochi")
+    return load_encoder(folder / "vae", lambda: AutoencoderKLMochi.from_config(config))
+
+
+# Prompt
+
+
+def _prompt_of(folder: Path, is_local: bool, settings: PriorSettings, config: dict[str, Any]) -> Tensors:
+    width = int(config["text_embed_dim"])
+    if settings.options["prompt"] == "zeros":
+        return _no_text(width)
+    found = pipeline_prompt(folder, settings, is_local, "MochiPipeline", _encoded_prompt, TEXT_PATTERNS)
+    embeds = prompt_tensor(found, EMBEDS, width)
+    return _without_padding(embeds, prompt_mask(found, MASK, embeds.shape[1]))
+
+
+def _encoded_prompt(pipe: Any) -> Tensors:
+    embeds, mask, _, _ = pipe.encode_prompt("", do_classifier_free_guidance=False)
+    return _without_padding(embeds, mask.bool())
+
+
+def _without_padding(embeds: Tensor, mask: Tensor) -> Tensors:
+    # What a text encoder gives where everything is masked may be NaN, so it is never kept.
+    if not bool(mask.any()):
+        return _no_text(embeds.shape[2])
+    embeds, mask = without_padding(embeds, mask)
+    return {EMBEDS: embeds, MASK: mask}
+
+
+def _no_text(width: int) -> Tensors:
+    return {EMBEDS: torch.zeros(1, 1, width), MASK: torch.zeros(1, 1, dtype=torch.bool)}
+
+
+def _prompt(settings: PriorSettings) -> Tensors:
+    folder, is_local = locate(settings, WEIGHT_PATTERNS)
+    return _prompt_of(folder, is_local, settings, read_config(folder / "transformer", "MochiTransformer3DModel"))
+
+
+SPECS = (
+    PriorSpec(
+        "mochi-1",
+        load_mochi,
+        "Mochi 1 text-to-video, 10B, 48 blocks, latent steps of 6 frames",
+        source="genmo/mochi-1-preview",
+        feature_dim=3072,
+        contexts=ALL_CONTEXTS,
+        # Two thirds of the depth, as the paper's tap in Wan. Trained on up to 163 frames, which are 28 latent steps.
+        # Its schedule has no shift.
+        defaults={"tap": 32, "size": (480, 848), "shift": 1.0, "window": 28, "overlap": 4},
+        options=MochiOptions,
+        prompt=_prompt,
+        licence="Apache 2.0",
+        taps="0 to 47: blocks of the transformer",
+        parameters=7.0,
+        kind=MochiPrior,
+    ),
+)

@@ -1,0 +1,1 @@
+"""A prior of one's own: a function, or features made elsewhere."""

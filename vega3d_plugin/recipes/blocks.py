@@ -1,0 +1,195 @@
+"""The blocks ``data``, ``train`` and ``tune`` of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ..contracts.settings import Float, Int, Positive, Settings
+
+Bool = Annotated[bool, Field(strict=True)]
+Rate = Annotated[Float, Field(gt=0)]
+
+
+class DataSettings(Settings):
+    """Which rows to train on, and how their pictures reach the host.
+
+    Attributes:
+        files: one or several ``.json`` or ``.jsonl`` files, or patterns such as ``data/*.jsonl``.
+        media_root: folder that relative paths of images and videos start from; default: that of each file.
+        format: ``llava``: rows with ``conversations`` and placeholders in the text; ``chat``: rows with ``messages``;
+            ``auto``: by each row's keys.
+        frames: frames of a video, whatever its length: as many as the experiment gives the host.
+        sampling: ``uniform``: spread evenly over the video, both ends included, as in the experiments; ``fps``:
+            ``fps`` frames a second, ``min_frames`` at least and ``frames`` at most.
+        fps, min_frames: for ``sampling: fps``.
+        folder_fps: frames per second of folders of frames; default: they have no time. Lists of frames have that of
+            their row, if any.
+        video_as: ``video``: the host's own video input; ``images``: each frame an image of its own, one after the
+            other, as VG-LLM feeds Qwen2.5-VL. A list of views is treated as a video is.
+        video_max_pixels: area of a frame of a video after the processor's resizing; default: the processor's own.
+        skip_bad_rows: leave out rows that cannot be used, count and list them; else the first stops the run.
+        image_token, video_token: placeholders in the text of ``llava`` rows.
+        system: text of the system turn, for rows that have none.
+        workers: processes that read rows ahead, for each training process.
+    """
+
+    files: tuple[str, ...]
+    media_root: str | None = None
+    format: Literal["llava", "chat", "auto"] = "auto"
+    frames: Positive = 8
+    sampling: Literal["uniform", "fps"] = "uniform"
+    fps: Rate | None = None
+    min_frames: Positive = 1
+    folder_fps: Rate | None = None
+    video_as: Literal["video", "images"] = "video"
+    video_max_pixels: Positive | None = None
+    skip_bad_rows: Bool = False
+    image_token: str = "<image>"
+    video_token: str = "<video>"
+    system: str | None = None
+    workers: Annotated[Int, Field(ge=0)] = 0
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("files")
+    @classmethod
+    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one file of rows")
+        return value
+
+    @model_validator(mode="after")
+    def _rate(self) -> DataSettings:
+        if (self.sampling == "fps") != (self.fps is not None):
+            raise ValueError("`sampling: fps` and `fps` go together: give both or neither")
+        if self.min_frames > self.frames:
+            raise ValueError(f"min_frames {self.min_frames} is more than frames {self.frames}")
+        return self
+
+
+class TrainSettings(Settings):
+    """The numbers of a training run.
+
+    Attributes:
+        trainer: ``hf``: Trainer of transformers; ``trl``: SFTTrainer of TRL.
+        learning_rate, schedule, warmup_ratio, weight_decay: of the optimiser; the ratio is of all steps.
+        decay_steps, decay_factor: for ``schedule: step``: after that many steps the rate is multiplied by the factor.
+        max_grad_norm: gradients are scaled down to this norm.
+        epochs: passes over the data; ``max_steps``, where given, is counted instead.
+        batch_size: samples per optimiser step, over all processes and accumulation steps.
+        per_device_batch_size: samples per forward on one device.
+        max_length: of a sample, in tokens; longer ones are bad rows, since a cut could lose pictures or the answer.
+        gradient_checkpointing: less memory, more time; changes no result.
+        bf16: autocast to bfloat16; default: where ``host.dtype`` is bfloat16.
+        master_float32: what trains is held in float32, since small steps are lost in bfloat16; default: unless
+            DeepSpeed, which keeps its own copies, does the sharding.
+        optimiser: a name that ``TrainingArguments.optim`` knows.
+        save_steps, save_total_limit: when a checkpoint is written, and how many are kept (None: all).
+        logging_steps: steps between two lines of the log.
+        seed: of new weights, the order of rows and dropout.
+        report_to: trackers by their names in transformers, such as ``tensorboard`` and ``wandb``.
+        deepspeed: DeepSpeed's configuration: a JSON file, or the mapping itself.
+        fsdp: the options of ``TrainingArguments.fsdp`` in words, or the mapping ``fsdp_config`` for full sharding.
+        output_dir: folder for checkpoints; default: ``outputs/`` and the recipe's name.
+    """
+
+    trainer: Literal["hf", "trl"] = "hf"
+    learning_rate: Rate
+    schedule: Literal["constant", "linear", "cosine", "step"] = "cosine"
+    warmup_ratio: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    decay_steps: Positive | None = None
+    decay_factor: Annotated[Float, Field(gt=0, lt=1)] = 0.1
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.0
+    max_grad_norm: Rate = 1.0
+    epochs: Positive = 1
+    max_steps: Positive | None = None
+    batch_size: Positive
+    per_device_batch_size: Positive = 1
+    max_length: Positive | None = None
+    gradient_checkpointing: Bool = False
+    bf16: Bool | None = None
+    master_float32: Bool | None = None
+    optimiser: str = "adamw_torch"
+    save_steps: Positive = 500
+    save_total_limit: Positive | None = None
+    logging_steps: Positive = 10
+    seed: Int = 0
+    report_to: tuple[str, ...] = ()
+    deepspeed: str | dict[str, Any] | None = None
+    fsdp: str | dict[str, Any] | None = None
+    output_dir: str | None = None
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fit(self) -> TrainSettings:
+        if (self.schedule == "step") != (self.decay_steps is not None):
+            raise ValueError("`schedule: step` and `decay_steps` go together: give both or neither")
+        if self.batch_size % self.per_device_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be made of per_device_batch_size {self.per_device_batch_size}"
+            )
+        return self
+
+
+class PartSettings(Settings):
+    """How one part of the model trains. A word such as ``full`` stands for ``{mode: full}``.
+
+    Attributes:
+        mode: ``frozen``; ``full``: every weight; ``lora``: low-rank adapters, as the block ``lora`` says.
+        learning_rate: default: that of ``train``.
+    """
+
+    mode: Literal["frozen", "full", "lora"]
+    learning_rate: Rate | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _word(cls, values: Any) -> Any:
+        return {"mode": values} if isinstance(values, str) else values
+
+    @model_validator(mode="after")
+    def _used(self) -> PartSettings:
+        if self.mode == "frozen" and self.learning_rate is not None:
+            raise ValueError("a frozen part has no learning_rate")
+        return self
+
+
+class BranchPart(PartSettings):
+    """The branch is small and new: it trains in full or not at all."""
+
+    mode: Literal["frozen", "full"]
+
+
+class TuneSettings(Settings):
+    """Which parts of the model train, and how fast.
+
+    Attributes:
+        vision: the host's vision tower; frozen by default.
+        projector: the host's own projector (Qwen-VL's merger); frozen by default.
+        language: the language model and its head; default: ``lora`` in a recipe with that block, else ``full``.
+        branch: what ``patch`` adds; ``full`` by default.
+    """
+
+    vision: PartSettings = Field(default_factory=lambda: PartSettings(mode="frozen"))
+    projector: PartSettings = Field(default_factory=lambda: PartSettings(mode="frozen"))
+    language: PartSettings | None = None
+    branch: BranchPart = Field(default_factory=lambda: BranchPart(mode="full"))
+
+    def parts(self, lora: bool) -> Mapping[str, PartSettings]:
+        """The four parts by name, with the language model's default filled in.
+
+        Args:
+            lora: whether the recipe has a block ``lora``.
+        """
+        language = self.language or PartSettings(mode="lora" if lora else "full")
+        return {"vision": self.vision, "projector": self.projector, "language": language, "branch": self.branch}

@@ -1,0 +1,214 @@
+"""Check a recipe's values: every mistake in one pass, also those that only two blocks together make."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, Field, ValidationError, create_model
+
+from ..branch.handle import CHILD
+from ..contracts.errors import SettingsError, Vega3dError, near_misses
+from ..contracts.settings import FusionSettings, PriorSettings, Settings, _fields_at
+from ..contracts.tables import FUSERS
+from ..priors.load import resolve
+from .blocks import TuneSettings
+from .layers import Layers
+from .problems import Keys
+from .schema import RecipeSettings
+
+
+def check(layers: Layers) -> RecipeSettings | None:
+    """Check the values, note every mistake in ``layers.problems``, and return the settings when there is none."""
+    values = layers.values
+    found = list(_mistakes(strict_schema(), values))
+    # A block's own rules run only when its settings are right one by one. Once more without the wrong ones, they are
+    # told in the same report; what speaks of a setting that was left out may be no mistake.
+    wrong = [keys for keys, kind, _ in found if kind != "missing"]
+    if wrong:
+        left_out = re.compile(rf"\b({'|'.join(re.escape(str(keys[-1])) for keys in wrong if keys) or '(?!)'})\b")
+        again = _mistakes(strict_schema(), _without(values, wrong))
+        found += [m for m in again if m[1] == "value_error" and not left_out.search(m[2])]
+    told = {problem.keys for problem in layers.problems}
+    for keys, _, message in found:
+        if keys not in told:
+            layers.wrong(message, keys)
+    sound = _without(values, wrong)
+    for keys, message in (*_prior(sound), *_fusion(sound), *_lora(sound)):
+        if keys not in wrong:
+            layers.wrong(message, keys)
+    if layers.problems:
+        return None
+    return RecipeSettings.model_validate(values)
+
+
+class _Lora(Settings):
+    """Base of what ``lora`` may hold: YAML's own types, since PEFT itself looks at few values."""
+
+    # The defaults are PEFT's, which are never looked at here.
+    model_config = ConfigDict(strict=True, validate_default=False)
+
+
+@lru_cache(maxsize=1)
+def strict_schema() -> type[RecipeSettings]:
+    """Recipe settings that know the keys of ``lora`` too, from the installed PEFT's signature."""
+    from peft import LoraConfig
+
+    try:
+        hints = get_type_hints(LoraConfig, include_extras=False)
+    except Exception:
+        hints = {}
+    # Keys are what counts: a type that cannot be looked up or is PEFT's own is left to PEFT.
+    keys: dict[str, Any] = {
+        name: (_checked_type(name, hints.get(name, Any)), None) for name in inspect.signature(LoraConfig).parameters
+    }
+    lora: Any = create_model("LoraSettings", __base__=_Lora, **keys)
+    return create_model("StrictRecipeSettings", __base__=RecipeSettings, lora=(lora | None, None))
+
+
+def _checked_type(name: str, hint: Any) -> Any:
+    if name == "r":
+        return Annotated[int, Field(gt=0)]
+    if hint is int:
+        return int | float  # a scale may be a fraction
+    return hint if _plain(hint) else Any
+
+
+def _plain(hint: Any) -> bool:
+    """True for a type that YAML's values can be checked against."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return True
+    if origin in (Union, types.UnionType, list, dict):
+        return all(map(_plain, get_args(hint)))
+    return hint in (int, float, bool, str, list, dict, type(None))
+
+
+Mistake = tuple[Keys, str, str]
+
+
+def _mistakes(schema: type[RecipeSettings], values: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Setting, pydantic's name of the mistake, and the message."""
+    try:
+        schema.model_validate(values)
+    except ValidationError as error:
+        merged: dict[Keys, tuple[str, list[str]]] = {}
+        for item in error.errors(include_url=False):
+            keys = item["loc"] if item["type"] in ("extra_forbidden", "missing") else _real(item["loc"], values)
+            # Of a choice of types pydantic reports each: one mistake, several ways out.
+            merged.setdefault(keys, (item["type"], []))[1].append(_message(schema, item))
+        for keys, (kind, messages) in merged.items():
+            yield keys, kind, "; or ".join(dict.fromkeys(messages))
+
+
+def _message(schema: type[RecipeSettings], item: Any) -> str:
+    loc, kind = item["loc"], item["type"]
+    if kind == "extra_forbidden":
+        known = _fields_at(schema, loc[:-1])
+        close = near_misses(str(loc[-1]), known)
+        # PEFT knows dozens of keys.
+        return f"unknown key.{close}" + ("" if close and len(known) > 20 else f" Known: {', '.join(known) or 'none'}.")
+    if kind == "missing":
+        return "is missing" if len(loc) > 1 else "the block is missing"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return message if kind == "value_error" else f"{message}, found {item['input']!r}"
+
+
+def _real(loc: Keys, values: Any) -> Keys:
+    """The part of a location that is in the values: pydantic adds names of types where there is a choice."""
+    for depth, key in enumerate(loc):
+        try:
+            values = values[key]
+        except (KeyError, IndexError, TypeError):
+            return loc[:depth]
+    return loc
+
+
+def _without(values: Mapping[str, Any], wrong: list[Keys]) -> dict[str, Any]:
+    """A copy without the settings that are wrong."""
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = [keys[1:] for keys in wrong if keys[:1] == (key,)]
+        if () in inner:
+            continue
+        kept[key] = _without(value, inner) if inner and isinstance(value, Mapping) else value
+    return kept
+
+
+def _valid(cls: type[Any], value: Any) -> Any:
+    try:
+        return cls.model_validate(value)
+    except ValidationError:
+        return None
+
+
+def _prior(values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
+    """What only the prior itself can judge: its contexts, presets and own options."""
+    given = values.get("prior", {})
+    prior = None if given is None else _valid(PriorSettings, given)
+    if prior is None:
+        return
+    try:
+        resolve(prior)
+    except SettingsError as error:
+        # A headline, then a line for each setting; or one sentence.
+        _, *lines = str(error).splitlines()
+        for line in lines or [str(error)]:
+            name, colon, message = line.strip().partition(": ")
+            own = bool(lines) and bool(colon)
+            yield ("prior", name) if own else ("prior",), message if own else line
+    except Vega3dError as error:
+        yield ("prior",), str(error)
+
+
+def _fusion(values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
+    fusion = _valid(FusionSettings, values.get("fusion") or {})
+    if fusion is not None and fusion.init == "identity" and FUSERS.get(fusion.name).identity is None:
+        able = ", ".join(name for name in FUSERS.names() if FUSERS.get(name).identity is not None)
+        yield (
+            ("fusion", "init"),
+            f"fuser {fusion.name!r} cannot start as identity. Write `init: released`, or take one that can: {able}",
+        )
+
+
+def _lora(values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
+    """Whether PEFT takes the block, and whether it fits the blocks ``prior`` and ``tune``."""
+    lora = values.get("lora")
+    tune = _valid(TuneSettings, values.get("tune") or {})
+    by_lora = [] if tune is None else [name for name, part in tune.parts(bool(lora)).items() if part.mode == "lora"]
+    if not isinstance(lora, Mapping):
+        for name in by_lora:
+            yield ("tune", name), "is to train by LoRA, but the recipe has no block `lora`"
+        return
+    if tune is not None and not by_lora:
+        yield (
+            ("lora",),
+            "no part trains by LoRA; take the block away (`lora: null`) or name the part: `tune.language: lora`",
+        )
+    yield from _branch_in_lora(values, lora, tune)
+    from peft import LoraConfig
+
+    try:
+        LoraConfig(**lora)
+    except Exception as error:
+        yield ("lora",), f"PEFT refuses the block: {error}"
+
+
+def _branch_in_lora(
+    values: Mapping[str, Any], lora: Mapping[str, Any], tune: TuneSettings | None
+) -> Iterator[tuple[Keys, str]]:
+    saved = lora.get("modules_to_save") or []
+    has = isinstance(saved, list) and CHILD in saved
+    without = "prior" in values and values["prior"] is None
+    if without and has:
+        yield ("lora", "modules_to_save"), f"names {CHILD!r}, but with `prior: null` there is no branch"
+    trains = tune is None or tune.branch.mode == "full"
+    if not without and not has and trains:
+        yield (
+            ("lora", "modules_to_save"),
+            f"must name {CHILD!r}: PEFT freezes and forgets the branch otherwise. Write `modules_to_save: [{CHILD}]`",
+        )

@@ -1,0 +1,65 @@
+"""What a recipe may say: one schema, of which every block is checked by its own settings class."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, field_validator
+
+from ..contracts.settings import BranchSettings, Int, Positive, PriorSettings, Settings, _known_name
+from ..contracts.tables import HOSTS
+from .blocks import DataSettings, TrainSettings, TuneSettings
+from .layers import VERSION
+
+#: Stands for a small random model with a processor, which the adapter builds itself: nothing is downloaded.
+TINY = "tiny"
+
+VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class HostSettings(Settings):
+    """Which host, and what its processor is given.
+
+    Attributes:
+        adapter: a registered host, ``vega3d ls hosts``.
+        model: hub id or folder; ``tiny``: the adapter's own small random model, which needs no download.
+        dtype: of the host's weights.
+        min_pixels, max_pixels: area of an image after the processor's resizing.
+    """
+
+    adapter: str
+    model: Annotated[str, Field(min_length=1)]
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    min_pixels: Positive | None = None
+    max_pixels: Positive | None = None
+
+    @field_validator("adapter")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _known_name("host", name, HOSTS.names())
+
+
+class RecipeSettings(BranchSettings):
+    """All settings of a recipe: those of the branch, and the rest of the experiment.
+
+    Attributes:
+        version: of this schema.
+        env: variables of the environment that values may name as ``${NAME}``, each with what it stands for.
+        host: see there.
+        prior: as for ``patch``; None: the host trains as it is, without a branch. The ablation.
+        lora: arguments of ``peft.LoraConfig``; None to train without.
+        data: rows to train on.
+        train: the numbers of the run.
+        tune: which parts of the host train.
+    """
+
+    version: Annotated[Int, Field(ge=1, le=VERSION)] = VERSION
+    env: dict[VariableName, str] = Field(default_factory=dict)
+    host: HostSettings
+    prior: PriorSettings | None = Field(  # type: ignore[assignment]  # patch has no use for None, a recipe has
+        default_factory=lambda: PriorSettings()
+    )
+    lora: dict[str, Any] | None = None
+    data: DataSettings | None = None
+    train: TrainSettings | None = None
+    tune: TuneSettings | None = None

@@ -1,0 +1,153 @@
+"""Short videos to and from numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from vega3d_plugin.contracts.clips import uniform_indices
+from vega3d_plugin.contracts.errors import FramesError, VideoError, near_misses
+
+# Videos longer than this get a progress bar.
+QUIET_FRAMES = 200
+
+
+def write_video(path: str | Path, frames: NDArray[np.uint8], fps: int = 8) -> None:
+    """Write an mp4 (H.264, 4:2:0, nearly lossless); missing folders are made and an existing file is replaced.
+
+    Args:
+        path: where to write, ending in ``.mp4``.
+        frames: uint8 [T, H, W, 3] RGB, T at least 1, H and W even.
+        fps: frames per second, at least 1.
+
+    Raises:
+        FramesError: wrong shape, dtype, sizes or ``fps``.
+        VideoError: the file cannot be written.
+    """
+    path = Path(path)
+    if frames.ndim != 4 or frames.shape[3] != 3 or min(frames.shape) < 1 or frames.dtype != np.uint8:
+        raise FramesError(
+            f"{path} cannot be written: expected uint8 frames [T, H, W, 3], found {frames.dtype} {list(frames.shape)}."
+        )
+    height, width = frames.shape[1:3]
+    if height % 2 or width % 2:
+        raise FramesError(
+            f"{path} cannot be written: H.264 with 4:2:0 colour needs an even height and width, found {height} x "
+            f"{width}. Crop or pad the frames by one pixel."
+        )
+    if fps < 1:
+        raise FramesError(f"{path} cannot be written: fps is {fps}, give a whole number of at least 1.")
+    if path.suffix.lower() != ".mp4":
+        raise VideoError(f"{path} cannot be written: the name of the file must end in .mp4.")
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(None))
+    # An FFmpeg without the encoder raises a ValueError of its own.
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(
+            f"{path} cannot be written: {error}. Check the folder, and that FFmpeg has libx264."
+        ) from error
+
+
+def read_video(path: str | Path, count: int | None = None) -> NDArray[np.uint8]:
+    """Read a video as uint8 [T, H, W, 3] RGB, at the size of its first frame; rotation tags are ignored.
+
+    Args:
+        path: any video that FFmpeg can decode.
+        count: None for every frame; else the number of frames T, spread evenly over the whole video (both ends
+            included, repeated when the video is shorter). The video is then decoded twice, once to count its frames,
+            because the number in the file's header may be wrong; only the chosen frames are held in memory.
+
+    Raises:
+        VideoError: no such file, not a video, a broken file, no video stream or no frames.
+        FramesError: ``count`` is below 1.
+    """
+    return sample_video(path, count)[0]
+
+
+def sample_video(path: str | Path, count: int | None = None) -> tuple[NDArray[np.uint8], list[int]]:
+    """As :func:`read_video`, with the places of the frames in the video, from 0."""
+    path = Path(path)
+    if count is not None and count < 1:
+        raise FramesError(f"{count} frames of {path} were asked for: ask for at least 1, or for None to get all.")
+    if count is None:
+        kept = dict(enumerate(map(_pixels, _decode(path, f"Reading {path.name}"))))
+        indices = list(kept)
+    else:
+        total = sum(1 for _ in _decode(path, f"Counting frames of {path.name}"))
+        indices = uniform_indices(total, count) if total else []
+        wanted = set(indices)
+        kept = {i: _pixels(f) for i, f in enumerate(_decode(path, f"Reading {path.name}")) if i in wanted}
+    if not kept:
+        raise VideoError(f"{path} holds no frames: its video stream is empty. Record or export it again.")
+    return np.stack([kept[i] for i in indices]), indices
+
+
+def _decode(path: Path, doing: str) -> Iterator[Any]:
+    """Yield the frames of a video one by one, all of the first one's size."""
+    _check_file(path)
+    done = 0
+    try:
+        with ExitStack() as stack:
+            container = stack.enter_context(av.open(str(path)))
+            # FFmpeg also "plays" text files, as a terminal would show them.
+            if container.format.name == "tty":
+                raise VideoError(f"{path} is a text file, not a video. Give the path of a video file.")
+            if not container.streams.video:
+                kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
+                raise VideoError(f"{path} has no video stream (streams found: {kinds}). Give a file with pictures.")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            bar = size = None
+            cut = False
+            for packet in container.demux(stream):
+                # FFmpeg decodes a file that was cut short without complaint; only its last packet is marked.
+                cut = packet.is_corrupt if packet.size else cut
+                for frame in packet.decode():
+                    size = size or (frame.width, frame.height)
+                    yield frame if (frame.width, frame.height) == size else frame.reformat(*size)
+                    done += 1
+                    if bar is not None:
+                        bar.update()
+                    elif done == QUIET_FRAMES:
+                        known = stream.frames if stream.frames >= done else None
+                        bar = stack.enter_context(tqdm(total=known, initial=done, desc=doing, unit="frame"))
+            if cut:
+                raise VideoError(
+                    f"{path} is cut short: it ends in the middle of frame {done}. Copy or export it again."
+                )
+    except (av.FFmpegError, OSError) as error:
+        where = f"it broke off after {done} frames" if done else "it is not a video, or damaged"
+        raise VideoError(
+            f"{path} cannot be read: {where} ({error}). Check that it plays, or export it again."
+        ) from error
+
+
+def _check_file(path: Path) -> None:
+    if path.is_file():
+        return
+    if path.is_dir():
+        raise VideoError(f"{path} is a folder, not a video. Give the path of a video file.")
+    if not path.parent.is_dir():
+        raise VideoError(f"{path} does not exist, nor does the folder {path.parent}. Check the path.")
+    siblings = sorted(entry.name for entry in path.parent.iterdir() if entry.is_file())
+    hint = near_misses(path.name, siblings) or " Check the path."
+    raise VideoError(f"{path} does not exist.{hint}")
+
+
+def _pixels(frame: Any) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    return pixels

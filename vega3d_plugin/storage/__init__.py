@@ -1,0 +1,1 @@
+"""Folders, hub ids and weight files: read safely (one door), written whole."""

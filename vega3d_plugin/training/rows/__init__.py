@@ -1,0 +1,1 @@
+"""Rows of data: files, conversations, pictures and videos, tensors."""

@@ -1,0 +1,162 @@
+"""Images and videos of a conversation to pixels, with the frames that the experiment gives the host."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ...contracts.clips import uniform_indices
+from ...contracts.errors import FramesError, RowError, VideoError
+from ...recipes.blocks import DataSettings
+from ...scenes.images import read_image
+from ...scenes.video import sample_video
+from .conversation import Medium
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Video:
+    """The frames of a video that the host sees.
+
+    Attributes:
+        frames: uint8 ``[H, W, 3]`` RGB each, all of one size.
+        indices: their places in the video, or in its list of frames.
+        total: frames of the whole video.
+        fps: of the whole video; None for frames without a time.
+    """
+
+    frames: Sequence[Pixels]
+    indices: list[int]
+    total: int
+    fps: float | None
+
+    @property
+    def sampled_fps(self) -> float | None:
+        """Frames per second among those that were chosen."""
+        if self.fps is None or len(self.indices) < 2 or self.indices[-1] == self.indices[0]:
+            return self.fps
+        return self.fps * (len(self.indices) - 1) / (self.indices[-1] - self.indices[0])
+
+    def at_least(self, count: int) -> Video:
+        """The video with its last frame repeated where it has fewer than ``count``."""
+        missing = max(0, count - len(self.indices))
+        frames = [*self.frames, *[self.frames[-1]] * missing]
+        return replace(self, frames=frames, indices=self.indices + self.indices[-1:] * missing)
+
+
+def load_image(medium: Medium) -> Image.Image:
+    """An image, upright and RGB.
+
+    Raises:
+        RowError: it cannot be read.
+    """
+    return Image.fromarray(_picture(medium.source))
+
+
+def load_video(medium: Medium, settings: DataSettings) -> Video:
+    """Choose and decode the frames of a video, or of a list of frames or views.
+
+    A video shorter than ``settings.frames`` is taken whole. Decord decodes where it is installed, since it can leap
+    to a frame; PyAV otherwise. Both choose the same frames.
+
+    Raises:
+        RowError: it cannot be read, or its frames differ in size.
+    """
+    if isinstance(medium.source, Path):
+        return _file(medium.source, settings)
+    sources = medium.source
+    indices = _choose(len(sources), medium.fps, settings)
+    frames = [_picture(sources[i]) for i in indices]
+    odd = next((i for i, frame in enumerate(frames) if frame.shape != frames[0].shape), None)
+    if odd is not None:
+        sizes = " and ".join(f"{_size(frames[i])} ({_name(sources[indices[i]])})" for i in (0, odd))
+        raise RowError(f"the frames of one video must have one size, found {sizes}; or pass them as images")
+    return Video(frames, indices, len(sources), medium.fps)
+
+
+def chosen(medium: Medium, settings: DataSettings) -> list[Any]:
+    """The frames of a list that :func:`load_video` would choose, unread."""
+    return [medium.source[i] for i in _choose(len(medium.source), medium.fps, settings)]
+
+
+def _file(path: Path, settings: DataSettings) -> Video:
+    try:
+        if importlib.util.find_spec("decord") is not None:
+            return _by_decord(path, settings)
+        rate, expected = _rate_and_frames(path)
+        # The header's number of frames may be wrong; sample_video counts for itself.
+        count = len(_choose(expected, rate, settings)) if settings.sampling == "fps" else settings.frames
+        frames, indices = sample_video(path, count)
+    except (VideoError, FramesError) as error:
+        raise RowError(str(error).rstrip(".")) from error
+    once = [i for i, index in enumerate(indices) if index not in indices[:i]]
+    kept = [indices[i] for i in once]
+    return Video([frames[i] for i in once], kept, max(expected, kept[-1] + 1), rate)
+
+
+def _by_decord(path: Path, settings: DataSettings) -> Video:
+    # Optional, and without type hints.
+    decord: Any = importlib.import_module("decord")
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+        rate = float(reader.get_avg_fps()) or None
+        indices = _choose(len(reader), rate, settings)
+        return Video(list(reader.get_batch(indices).asnumpy()), indices, len(reader), rate)
+    except Exception as error:
+        raise RowError(f"{path} cannot be read by decord: {str(error).strip().partition(chr(10))[0]}") from error
+
+
+def _choose(total: int, fps: float | None, settings: DataSettings) -> list[int]:
+    """Places of the chosen frames among ``total``."""
+    count = min(total, settings.frames)
+    if settings.sampling == "fps" and fps and settings.fps:
+        count = min(count, max(settings.min_frames, round(total / fps * settings.fps)))
+    return uniform_indices(total, count)
+
+
+@lru_cache(maxsize=4096)
+def _rate_and_frames(path: Path) -> tuple[float | None, int]:
+    """Frames per second and number of frames, as the header has them."""
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                return None, 1
+            stream: Any = container.streams.video[0]
+            rate = float(stream.average_rate) if stream.average_rate else None
+            seconds = container.duration / av.time_base if container.duration else 0.0
+            return rate, stream.frames or max(1, round(seconds * (rate or 0)))
+    except (av.FFmpegError, OSError):
+        # sample_video says what is wrong with it.
+        return None, 1
+
+
+def _picture(source: Any) -> Pixels:
+    if isinstance(source, Path):
+        try:
+            return read_image(source)
+        except VideoError as error:
+            raise RowError(str(error).rstrip(".")) from error
+    if isinstance(source, Image.Image):
+        return np.array(source.convert("RGB"))
+    if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 3 and source.shape[2] == 3:
+        return source
+    raise RowError(f"an image must be a path, a picture of PIL or uint8 [H, W, 3], found {type(source).__name__}")
+
+
+def _size(picture: Pixels) -> str:
+    return f"{picture.shape[1]}x{picture.shape[0]}"
+
+
+def _name(source: Any) -> str:
+    return str(source) if isinstance(source, Path) else type(source).__name__

@@ -1,0 +1,87 @@
+"""The whole job: read the recipe, wrap, run the script, put everything back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ...contracts.settings import BranchSettings
+from ...recipes.library import branch_settings, read_recipe
+from .optimizers import nothing_built
+from .script import Command, RunError, run_command
+from .session import Session
+from .wrapped_places import explain, wrapped
+
+#: Shows names and purposes of what is wrapped.
+Shown = Callable[[list[tuple[str, str]]], None]
+
+
+def make_session(
+    recipe: str | Path, say: Callable[[str], None], *, overrides: Sequence[str] = (), store: Path | None = None
+) -> Session | None:
+    """A session with the settings of a recipe; None when it has no branch (``prior: null``).
+
+    Args:
+        recipe: name or file.
+        say: takes one line for the user.
+        overrides: such as ``prior.tap=16``.
+        store: folder of features.
+
+    Raises:
+        UnknownNameError, SettingsError: see :func:`~vega3d_plugin.recipes.library.read_recipe`.
+    """
+    # What the recipe says of data and the host's weights is the script's business.
+    settings = read_recipe(recipe, overrides, blocks={*BranchSettings.model_fields, "tune"})
+    if settings.prior is None:
+        return None
+    part = None if settings.tune is None else settings.tune.branch
+    return Session(
+        adapter=settings.host.adapter,
+        settings=branch_settings(settings),
+        store=store,
+        branch_lr=None if part is None else part.learning_rate,
+        frozen=part is not None and part.mode == "frozen",
+        seed=0 if settings.train is None else settings.train.seed,
+        say=say,
+    )
+
+
+def run(session: Session | None, command: Command | None, show: Shown | None = None) -> None:
+    """Run a script with the branch in the hosts that it builds.
+
+    Args:
+        session: of this run; one for each. None: nothing is wrapped.
+        command: what to run; None: nothing, for ``show`` alone.
+        show: called with all that is wrapped, before the script begins.
+
+    Raises:
+        RunError: the script ended, but built no host.
+        SystemExit and whatever else the script raises.
+    """
+    if session is None:
+        if command is not None:
+            run_command(command)
+        return
+    with wrapped(session):
+        if show is not None:
+            show(explain(session))
+        if command is None:
+            return
+        try:
+            run_command(command)
+        except SystemExit as end:
+            if end.code in (None, 0):
+                _check(session, command)
+            raise
+    _check(session, command)
+
+
+def _check(session: Session, command: Command) -> None:
+    """After a script that ended well: did the branch take part?"""
+    if not session.hosts:
+        raise RunError(f"{command} ended, but {nothing_built(session)}")
+    if not session.begun and not any(host.restored for host in session.hosts):
+        session.tell(
+            "note: nothing was trained or restored, so the branch is a new one"
+            + (", and the results are the host's own." if session.settings.fusion.init == "identity" else ".")
+        )
