@@ -215,7 +215,8 @@ def test_the_floor_plan_lies_as_the_room_does() -> None:
     way = (picture == (40, 90, 180)).all(axis=-1)
     rows = {name: np.flatnonzero(mask.any(axis=1)) for name, mask in (("wall", wall), ("arrows", arrows), ("way", way))}
     assert rows["wall"].max() < rows["way"].min()
-    assert rows["arrows"].min() < rows["way"].min()
+    assert rows["arrows"].min() < rows["way"].min() - 15
+    assert rows["arrows"].max() < rows["way"].max() + 6
     assert rows["way"].max() - rows["way"].min() <= 2
     # Without an alignment, up is what is up in the pictures: the same plan, turned.
     free = np.asarray(floor_plan(replace(scene, alignment=None), [0, 4])).astype(int)
