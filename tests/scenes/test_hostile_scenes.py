@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scene_layouts as layouts
 from PIL import Image
+from support import scene_layouts as layouts
 
 from vega3d_plugin.contracts.errors import SceneError, Vega3dError, Vega3dWarning
 from vega3d_plugin.scenes.opening import open_scene

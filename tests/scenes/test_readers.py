@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scene_layouts as layouts
 import torch
 from PIL import Image
+from support import scene_layouts as layouts
 
 from vega3d_plugin.contracts.errors import SceneError, SettingsError, UnknownNameError
 from vega3d_plugin.scenes.consistency import check_geometry

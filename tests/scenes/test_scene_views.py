@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scene_layouts import kept
 from scenes.test_coordinates import released_scene
 from support import goldens
+from support.scene_layouts import kept
 
 from vega3d_plugin.contracts.errors import SceneError, SettingsError, UnknownNameError
 from vega3d_plugin.scenes.scene import Scene

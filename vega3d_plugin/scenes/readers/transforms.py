@@ -142,7 +142,7 @@ def _view(
 
 def _picture(file: Path, name: Any, where: str) -> Path:
     path = below(file.parent, name, f"{where}, file_path")
-    tried = [path, *(file.parent.parent / folder / name for folder in BESIDE)]
+    tried: list[Path] = [path, *(file.parent.parent / folder / name for folder in BESIDE)]
     if not path.suffix:  # the synthetic scenes of NeRF leave it out
         tried.append(path.with_suffix(".png"))
     found = next((each for each in tried if is_there(each)), None)
