@@ -36,6 +36,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say loudly which of the hosts' own repositories and of the harnesses were not there to be run against."""
     from host_sources import REPOSITORIES, missing_sources
     from support.harnesses import HARNESSES, interpreter
+    from support.java_tools import not_run
 
     for name in missing_sources():
         terminalreporter.write_line(
@@ -50,9 +51,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 f"and set {variable} to its interpreter; a double of what it calls was run.",
                 yellow=True,
             )
-    for name, what in {"trl": "TRL's trainer", "deepspeed": "ZeRO-3 on the CPU"}.items():
+    optional = {"trl": "TRL's trainer", "deepspeed": "ZeRO-3 on the CPU", "skimage": "a real stereo pair"}
+    for name, what in optional.items():
         if importlib.util.find_spec(name) is None:
             terminalreporter.write_line(
                 f"NOT RUN: tests of {what}. Install {name} in this environment, or in one that sees its packages.",
                 yellow=True,
             )
+    for line in not_run():
+        terminalreporter.write_line(line, yellow=True)

@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 import vega3d
 from vega3d_llava_video import tiny_transformers as llava
 from vega3d_plugin.cli.app import app
-from vega3d_plugin.contracts.errors import Vega3dError
+from vega3d_plugin.contracts.errors import TrainError, Vega3dError
 from vega3d_plugin.training.job import Job, make_job
 from vega3d_plugin.training.manifest import WRITING, checkpoints, read_manifest
 from vega3d_plugin.training.model.building import load
@@ -462,3 +462,29 @@ def test_two_processes_train_as_one_does(launcher: str) -> None:
     for name, value in a.items():
         if value.is_floating_point():
             torch.testing.assert_close(b[name], value, rtol=1e-3, atol=1e-5)
+
+
+# Numbers that are none
+
+
+def test_a_run_stops_at_the_first_gradient_that_is_no_number() -> None:
+    # With steps this large the weights overflow, and the next gradient is NaN.
+    options = ("train.learning_rate=1e30", "train.warmup_ratio=0", "train.save_steps=1")
+    with pytest.raises(TrainError, match=r"Step \d: the gradient of \d+ parameter.* is NaN or infinite") as told:
+        job("out", *options).run()
+    assert "host.dtype=bfloat16" in str(told.value)
+    kept = checkpoints(Path("out"))
+    assert kept
+    assert str(kept[-1]) in str(told.value)
+    # The step with the bad gradient was not made.
+    assert read_step(kept[-1]) == int(re.findall(r"Step (\d+)", str(told.value))[0]) - 1
+
+
+def read_step(checkpoint: Path) -> int:
+    return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
+
+
+def test_the_command_ends_with_an_error_code() -> None:
+    result = invoke(QWEN, "train.output_dir=out", "train.learning_rate=1e30", "train.warmup_ratio=0")
+    assert result.exit_code != 0
+    assert "NaN or infinite" in str(result.exception)

@@ -84,3 +84,8 @@ def test_exact_but_for_case_space_and_full_stop() -> None:
     assert same_answer(" The sofa. ", "the sofa")
     assert not same_answer("the sofa and", "the sofa")
     assert not same_answer("3.5", "35")
+
+
+def test_no_verdict_on_numbers_that_are_none() -> None:
+    for values in ((float("nan"), -1.0, 1.0), (1.0, float("nan"), float("nan")), (float("inf"), 0.5, float("inf"))):
+        assert Difference("base", "nll", *values).verdict.startswith("no verdict")

@@ -70,6 +70,8 @@ class Difference:
     @property
     def verdict(self) -> str:
         """In words, and no more than the interval allows."""
+        if not all(math.isfinite(value) for value in (self.mean, self.low, self.high) if value is not None):
+            return "no verdict: some scores are NaN or infinite"
         if self.low is None or self.high is None:
             return "one row: nothing can be said"
         if self.low == self.high == 0:

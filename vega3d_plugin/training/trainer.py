@@ -22,6 +22,7 @@ from ..recipes.blocks import PartSettings, TrainSettings
 from ..recipes.schema import RecipeSettings
 from ..storage.claims import FolderClaim
 from .data import Collator, ConversationData
+from .finite import check_logged, finite_gradients
 from .manifest import WRITING, checkpoints, clear_unfinished, seal_checkpoint, world_size
 from .model.building import Prepared, uses_bf16
 from .model.gates import GateMonitor, gate_logs
@@ -88,6 +89,8 @@ def _argument_values(
         "data_seed": train.seed,
         "report_to": list(train.report_to) or "none",
         "remove_unused_columns": False,
+        # By default a loss that is not a number is left out of the log, and the run reads as if it had gone well.
+        "logging_nan_inf_filter": False,
         "label_names": ["labels"],
         "dataloader_num_workers": recipe.data.workers if recipe.data else 0,
         "dataloader_pin_memory": cuda,
@@ -189,6 +192,7 @@ def make_trainer(
         train_dataset=data.for_trl() if train.trainer == "trl" else data,
         data_collator=Collator(data.encoder),
         processing_class=prepared.processor,
+        callbacks=[finite_gradients(arguments.output_dir)],
     )
     trainer.vega3d = RunParts(train, prepared.parts, manifest, GateMonitor(prepared.model), claim)
     return trainer
@@ -279,6 +283,7 @@ class RunMixin:
         if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals, "sum")
         logs |= gate_logs(totals)
+        check_logged(logs, self.state.global_step, self.args.output_dir)
         if "learning_rate" in logs and self.optimizer is not None:
             # One schedule for all: by the share of the first group, whose rate this is.
             groups = [group for group in self.optimizer.param_groups if "part" in group]
