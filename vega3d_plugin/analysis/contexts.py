@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class JudgedViews:
     places: tuple[int, ...]
     repeated: int = 0
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Names their content and geometry."""
         return f"{self.scene.fingerprint}-{clip_key(self.clip)}-{self.places}"
@@ -208,7 +209,8 @@ def per_view(prior: Prior, features: Tensor, frames: int, places: Sequence[int])
             f"Prior {name_of(prior)!r} gives {steps} maps for {frames} frames, so several of the judged views have the "
             "same one. Judge it in another context."
         )
-    return features[torch.tensor(found, device=features.device)].float()
+    # In one layout whatever made them: sums round by layout.
+    return features[torch.tensor(found, device=features.device)].float().contiguous()
 
 
 def joined(prior: AnyPrior | Sequence[AnyPrior]) -> Iterator[AnyPrior]:
