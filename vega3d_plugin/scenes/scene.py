@@ -237,7 +237,7 @@ class Scene:
         """Return the scene itself if every view has all of ``what``.
 
         Args:
-            what: ``depth``, ``pose``, ``intrinsics`` (for a depth map its own will do) or ``alignment``.
+            what: ``depth``, ``pose``, ``intrinsics`` (the picture's) or ``alignment``.
 
         Raises:
             SceneError: the message names the scene and everything that is missing, with the views.
