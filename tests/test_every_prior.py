@@ -251,3 +251,40 @@ def test_specs_are_complete() -> None:
         assert bool(spec.taps) == (name != "sd2.1-vae"), name
         tap, last = spec.defaults.get("tap"), max(map(int, re.findall(r"to (\d+):", spec.taps)), default=0)
         assert tap is None or -last - 1 <= tap <= last, name
+
+
+@pytest.mark.parametrize("toy", TAPPED, ids=name_of)
+def test_all_taps_of_one_run_are_those_of_priors_that_end_there(toy: Toy, load: Load) -> None:
+    for context in contexts(toy):
+        prior, clip = load(context=context, tap=-1), frames(3)
+        if not prior.taps():
+            assert toy.prior.startswith(("sd", "svd", "dinov3-convnext")), f"{toy.prior} gives one tap in a run"
+            continue
+        taps = list(prior.taps())[::-1]
+        assert len(taps) == toy.blocks
+        maps = prior.at_taps(clip, taps)
+        assert list(maps) == taps
+        for tap in taps:
+            assert torch.equal(maps[tap], load(context=context, tap=tap)(clip)), (context, tap)
+        # Nobody asks any more.
+        assert torch.equal(prior(clip), maps[max(taps)])
+
+
+@pytest.mark.parametrize("toy", TAPPED, ids=name_of)
+def test_a_tap_that_one_run_cannot_give(load: Load) -> None:
+    prior = load(tap=0)
+    with pytest.raises(PriorError, match="asked for"):
+        prior.at_taps(frames(2), [len(prior.taps())])
+
+
+def test_another_timestep_is_that_of_a_prior_loaded_with_it(load: Load) -> None:
+    prior, clip = load(), frames(3)
+    if not isinstance(prior, DiffusionPrior):
+        return
+    before = prior(clip)
+    for timestep in (700, 20):
+        prior.set_timestep(timestep)
+        other = load(timestep=timestep)
+        assert torch.equal(prior(clip), other(clip)), timestep
+        assert prior.fingerprint == other.fingerprint
+    assert apart(before, prior(clip)) > 1e-3

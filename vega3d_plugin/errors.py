@@ -72,6 +72,10 @@ class VideoError(FramesError):
     """A video file cannot be read."""
 
 
+class AnalysisError(Vega3dError, ValueError):
+    """A prior cannot be judged on these scenes, or a result of it cannot be read."""
+
+
 class SceneError(Vega3dError, ValueError):
     """A scene cannot be read, lacks what was asked of it, or its geometry cannot be true."""
 

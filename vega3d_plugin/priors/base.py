@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..alignment import Span
+from .framing import Framing
 
 if TYPE_CHECKING:
     from ..config import PriorSettings, Settings
@@ -51,6 +52,13 @@ class Prior(ABC):
         Fractions ``(start, end)`` of the clip's length; None for equal parts.
         """
         return None
+
+    def framing(self, frame: tuple[int, int]) -> Framing:
+        """Which part of frames of this size ``(height, width)`` the map covers: what ``size`` and ``resize`` say."""
+        settings = self.settings
+        if settings is None or settings.size is None:
+            return Framing.stretch(frame, frame)
+        return (Framing.crop if settings.resize == "crop" else Framing.stretch)(frame, settings.size)
 
     def dtype_on(self, device: torch.device) -> torch.dtype | None:
         """The dtype it computes in on a device, where it knows; None where it does not matter."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..alignment import Span
 from ..clips import check_frames
+from ..config import PriorSettings
 from ..errors import FramesError, PriorError
 from .flow_matching import NoiseLevel, add_noise, draw_noise, noise_level
 from .frozen import FrozenPrior
@@ -52,6 +53,23 @@ class DiffusionPrior(FrozenPrior):
     def transform_rows(self, noisy: Tensor, latents: Tensor, rows: Sequence[range]) -> Tensor:
         """As :meth:`transform`, told which steps of the clip each row holds, for what depends on more than latents."""
         return self.transform(noisy, latents)
+
+    def set_timestep(self, timestep: int) -> None:
+        """Extract at another noise level from now on. The weights stay, the fingerprint becomes another.
+
+        Raises:
+            SettingsError, PriorError: a timestep that it cannot have.
+        """
+        settings = PriorSettings.parse({**self.settings.to_dict(), "timestep": timestep})
+        before, self.settings = self.settings, settings
+        try:
+            self.noise_level()
+        except PriorError:
+            self.settings = before
+            raise
+        # What the fast path keeps of the timestep is made anew.
+        self._ready = None
+        self.__dict__.pop("fingerprint", None)
 
     def places(self, count: int) -> list[range]:
         """The windows that ``count`` steps are attended in, where they see each other."""

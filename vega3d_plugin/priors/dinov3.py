@@ -6,7 +6,7 @@ An image encoder: semantics without a generator and without time. The features a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from ..config import NoOptions, PriorSettings
 from ..errors import CheckpointError
 from .base import Prior, PriorSpec
 from .checkpoint import TRANSFORMERS, load_component, locate, read_config, read_json, until
-from .encoder import IMAGENET, EncoderPrior, as_maps, from_transformers
+from .encoder import IMAGENET, EncoderPrior, as_maps, from_transformers, normed_taps
 from .frozen import Reload, resolved_tap
 
 FILES = ["config.json", "preprocessor_config.json", "model*.safetensors*"]
@@ -51,10 +51,29 @@ class Dinov3Prior(EncoderPrior):
         super().__init__({"model": model}, settings, feature_dim=feature_dim, stride=stride, reload=reload)
         self.statistics = statistics
 
+    def taps(self) -> range:
+        """The layers of a ViT that are there; the stages of a ConvNeXt differ in size, so they need a run each."""
+        return range(len(self._layers() or ()))
+
+    def _layers(self) -> Sequence[nn.Module] | None:
+        model: Any = self.models["model"]
+        if not hasattr(model, "norm"):
+            return None
+        # Versions of transformers differ in where they keep them.
+        layers: Sequence[nn.Module] = model.layer if hasattr(model, "layer") else model.model.layer
+        return layers
+
     def encode(self, pixels: Tensor) -> Tensor:
         """``[B, 1, 1, 3, H, W]`` to ``[B, 1, C, H / stride, W / stride]``."""
         size = (self.size[0] // self.stride, self.size[1] // self.stride)
-        tokens: Tensor = self.models["model"](pixels[:, 0, 0]).last_hidden_state
+        model: Any = self.models["model"]
+
+        def run() -> Tensor:
+            tokens: Tensor = model(pixels[:, 0, 0]).last_hidden_state
+            return tokens
+
+        layers = self._layers()
+        tokens = normed_taps(self, layers, model.norm, run) if layers is not None else run()
         # In front are the class token (ConvNeXt: the mean) and, in a ViT, the registers.
         return as_maps(tokens[:, -size[0] * size[1] :], 1, size)
 

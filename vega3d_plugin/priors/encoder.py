@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from ..clips import PixelStatistics
 from ..config import PriorSettings
 from ..errors import PriorError
 from .frozen import FrozenPrior
+from .taps import asked, inputs_of
 from .windows import average, windows
 
 #: Of ImageNet, which most encoders were trained with.
@@ -103,6 +104,24 @@ class EncoderPrior(FrozenPrior):
             parts.append(self.encode(self._prepared(steps[place.start : place.stop])[None])[0])
             self.report("encoder", place.stop, count)
         return average(parts, places)
+
+
+def normed_taps(prior: EncoderPrior, layers: Sequence[nn.Module], norm: nn.Module, run: Callable[[], Tensor]) -> Tensor:
+    """Tokens ``[B, L, C]`` behind the last layer, or of the taps that are asked for, joined along the channels.
+
+    Args:
+        prior: who may be asked.
+        layers: one after the other.
+        norm: what is applied behind any tap; ``run`` does so itself behind the last.
+        run: runs all layers, and gives the tokens behind the last.
+    """
+    taps = asked(prior, own=len(layers) - 1)
+    inner = [tap for tap in taps if tap < len(layers) - 1]
+    with inputs_of([layers[tap + 1] for tap in inner]) as kept:
+        last = run()
+    by_tap = {tap: norm(tokens) for tap, tokens in zip(inner, kept, strict=True)}
+    tokens = [by_tap.get(tap, last) for tap in taps]
+    return tokens[0] if len(tokens) == 1 else torch.cat(tokens, dim=-1)
 
 
 def as_maps(tokens: Tensor, steps: int, size: tuple[int, int]) -> Tensor:

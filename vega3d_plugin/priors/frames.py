@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import FramesError
+from .framing import Framing
 
 
 def resize_crop(frames: Tensor, size: tuple[int, int]) -> Tensor:
@@ -15,12 +16,13 @@ def resize_crop(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if frames.ndim != 4:
         raise FramesError(f"Expected frames [T, C, H, W], got {list(frames.shape)}.")
-    height, width = size
-    scale = max(height / frames.shape[-2], width / frames.shape[-1])
-    covered = (max(1, round(frames.shape[-2] * scale)), max(1, round(frames.shape[-1] * scale)))
-    frames = resize_stretch(frames, covered)
-    top, left = max(0, (covered[0] - height) // 2), max(0, (covered[1] - width) // 2)
-    return frames[:, :, top : top + height, left : left + width]
+    return resize_framed(frames, Framing.crop((frames.shape[-2], frames.shape[-1]), size))
+
+
+def resize_framed(frames: Tensor, framing: Framing) -> Tensor:
+    """``[T, C, H, W]`` as a framing says; bilinear, align_corners=False, without antialiasing."""
+    (top, left), (height, width) = framing.corner, framing.size
+    return resize_stretch(frames, framing.covered)[:, :, top : top + height, left : left + width]
 
 
 def resize_stretch(frames: Tensor, size: tuple[int, int]) -> Tensor:

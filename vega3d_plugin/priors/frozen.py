@@ -23,6 +23,7 @@ from .fast.linears import CONVOLVED_LINEARS
 from .fingerprint import fingerprint
 from .frames import resize_crop, resize_stretch
 from .memory import explain_out_of_memory
+from .taps import asking
 
 log = logging.getLogger("vega3d")
 
@@ -98,6 +99,37 @@ class FrozenPrior(Prior):
     @abstractmethod
     def extract(self, frames: Tensor) -> Tensor:
         """Checked frames ``[T, 3, H, W]`` to features ``[T', C, h, w]``, inside a :meth:`session`."""
+
+    def taps(self) -> range:
+        """Taps that :meth:`at_taps` can give in one run: those up to the prior's own; none where it has no choice."""
+        return range(0)
+
+    def at_taps(self, frames: Tensor, taps: Sequence[int]) -> dict[int, Tensor]:
+        """Features after several taps for the price of the last one.
+
+        Bit for bit those of priors that end at each of them; memory grows with the number of taps.
+
+        Args:
+            frames: ``[T, 3, H, W]`` in [0, 1].
+            taps: of :meth:`taps`, each once.
+
+        Returns:
+            ``[T', C, h, w]`` by tap, in the compute dtype.
+
+        Raises:
+            FramesError: frames of a wrong shape, dtype or range.
+            PriorError: a tap that it cannot give, or blocks that are compiled, in which nobody can listen.
+        """
+        known, wanted = self.taps(), list(dict.fromkeys(taps))
+        unknown = [tap for tap in wanted if tap not in known]
+        if unknown or not wanted:
+            its = f"gives {known[0]} to {known[-1]} in one run" if known else "cannot give several taps in one run"
+            raise PriorError(f"Prior {self.settings.name!r} {its}, asked for {list(taps)}.")
+        if self.settings.compile:
+            raise PriorError(f"Prior {self.settings.name!r} is compiled, which hides its taps. Use compile=False.")
+        with asking(self, wanted):
+            maps = self(frames)
+        return dict(zip(wanted, maps.split(self.feature_dim, dim=1), strict=True))
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]

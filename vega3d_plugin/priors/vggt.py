@@ -21,6 +21,7 @@ from .checkpoint import TRANSFORMERS, assemble, listing, locate, read_json, read
 from .checkpoint import until as until_tap
 from .encoder import EncoderPrior, as_maps
 from .frozen import Reload, resolved_tap
+from .taps import asked
 
 PREFIX = "aggregator."
 #: Settings of ``config.json`` that ``VGGT`` takes; it has those of the released weights by default.
@@ -59,10 +60,15 @@ class VggtPrior(EncoderPrior):
         """VGGT's aggregator, cut after the tap."""
         return self.models["aggregator"]
 
+    def taps(self) -> range:
+        """The pairs of blocks that are there."""
+        return range(int(self.aggregator.aa_block_num) * int(self.aggregator.aa_block_size))
+
     def encode(self, pixels: Tensor) -> Tensor:
         """``[B, steps, 1, 3, H, W]`` in [0, 1] to ``[B, steps, 2 * dim, H / 14, W / 14]``."""
         levels, first_patch = self.aggregator(pixels[:, :, 0].contiguous())
-        tokens: Tensor = levels[self.settings.tap][:, :, int(first_patch) :]
+        chosen = [levels[tap][:, :, int(first_patch) :] for tap in asked(self, own=int(self.settings.tap or 0))]
+        tokens = torch.cat(chosen, dim=-1) if len(chosen) > 1 else chosen[0]
         size = (self.size[0] // self.stride, self.size[1] // self.stride)
         return as_maps(tokens.flatten(1, 2), pixels.shape[1], size)
 

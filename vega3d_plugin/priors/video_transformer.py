@@ -6,11 +6,11 @@ Families fill in how latents are scaled and how the transformer is called.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..config import PriorSettings
@@ -18,6 +18,7 @@ from ..errors import CheckpointError, PromptError
 from .checkpoint import load_component
 from .diffusion import DiffusionPrior
 from .frozen import Reload
+from .taps import asked, inputs_of
 
 
 class VideoTransformerPrior(DiffusionPrior):
@@ -90,6 +91,14 @@ class VideoTransformerPrior(DiffusionPrior):
         """diffusers' VAE, without its decoder."""
         return self.models["vae"]
 
+    def taps(self) -> range:
+        """The transformer's blocks that are there."""
+        return range(len(self.tapped_blocks()))
+
+    def tapped_blocks(self) -> list[nn.Module]:
+        """The blocks that tokens go through one after the other, in the order of the taps."""
+        return self.repeated_parts()
+
     def repeated_parts(self) -> list[nn.Module]:
         """The transformer's blocks; not all of these classes of diffusers name them for ``compile``."""
         blocks = [self.transformer.transformer_blocks, getattr(self.transformer, "single_transformer_blocks", ())]
@@ -108,10 +117,15 @@ class VideoTransformerPrior(DiffusionPrior):
         return self.as_maps(self.tapped(noisy), noisy)
 
     def tapped(self, noisy: Tensor, **inputs: Tensor) -> Tensor:
-        """Noisy latents ``[B, T, z, h, w]`` to the last block's tokens ``[B, L, C]``, as they enter the norm."""
-        with inputs_of(self.output_norm) as kept:
+        """Noisy latents ``[B, T, z, h, w]`` to the last block's tokens ``[B, L, C]``, as they enter the norm.
+
+        Of several taps, where :meth:`at_taps` asks for them: joined along the channels.
+        """
+        behind = [*self.tapped_blocks()[1:], self.output_norm]
+        with inputs_of([behind[tap] for tap in asked(self, own=-1)]) as kept:
             self.run(noisy.transpose(1, 2).to(self.dtype), **inputs)
-        return kept[0].to(self.dtype)
+        tokens = [tokens.to(self.dtype) for tokens in kept]
+        return tokens[0] if len(tokens) == 1 else torch.cat(tokens, dim=-1)
 
     def as_maps(self, tokens: Tensor, noisy: Tensor) -> Tensor:
         """Tokens ``[B, L, C]`` of noisy latents ``[B, T, z, h, w]`` to ``[B, T, C, h / patch, w / patch]``."""
@@ -127,17 +141,6 @@ class VideoTransformerPrior(DiffusionPrior):
 
     def _encoded(self, video: Tensor) -> Tensor:
         return self.normalised(self.vae.encode(video).latent_dist.mode().float())
-
-
-@contextmanager
-def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that fills with the first argument of every call of a module."""
-    kept: list[Tensor] = []
-    hook = module.register_forward_pre_hook(lambda module, args: kept.append(args[0]))
-    try:
-        yield kept
-    finally:
-        hook.remove()
 
 
 def per_channel(values: Any, like: Tensor) -> Tensor:

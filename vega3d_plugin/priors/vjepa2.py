@@ -18,8 +18,9 @@ from ..errors import SettingsError
 from .base import Prior, PriorSpec
 from .checkpoint import TRANSFORMERS, load_component, locate, read_config, until
 from .diffusion import ALL_CONTEXTS
-from .encoder import EncoderPrior, as_maps, from_transformers
-from .frames import resize_stretch
+from .encoder import EncoderPrior, as_maps, from_transformers, normed_taps
+from .frames import resize_framed
+from .framing import Framing
 from .frozen import Reload, resolved_tap
 
 #: Before the names in a checkpoint that was tuned for classification.
@@ -68,6 +69,10 @@ class Vjepa2Prior(EncoderPrior):
             for layer in self.encoder.layer:
                 layer.attention.register_forward_pre_hook(self._place, with_kwargs=True)
 
+    def taps(self) -> range:
+        """The encoder's layers that are there."""
+        return range(len(self.encoder.layer))
+
     @property
     def encoder(self) -> Any:
         """transformers' encoder, cut after the tap."""
@@ -75,21 +80,19 @@ class Vjepa2Prior(EncoderPrior):
 
     def pixels(self, frames: Tensor) -> Tensor:
         """Frames ``[T, 3, H, W]`` in [0, 1], any size, to the prior's size, float32, on its device."""
+        return resize_framed(frames.to(self.device).float(), self.framing((frames.shape[-2], frames.shape[-1])))
+
+    def framing(self, frame: tuple[int, int]) -> Framing:
+        """Of a larger frame than what is cut out of it, where ``short_side`` says so."""
         short_side = self.settings.options.get("short_side")
-        if short_side is None:
-            return super().pixels(frames)
-        height, width = frames.shape[-2:]
-        scale = max(short_side / min(height, width), self.size[0] / height, self.size[1] / width)
-        resized = (max(self.size[0], round(height * scale)), max(self.size[1], round(width * scale)))
-        frames = resize_stretch(frames.to(self.device).float(), resized)
-        top, left = (resized[0] - self.size[0]) // 2, (resized[1] - self.size[1]) // 2
-        return frames[:, :, top : top + self.size[0], left : left + self.size[1]]
+        return super().framing(frame) if short_side is None else Framing.crop(frame, self.size, short_side)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """``[B, steps, frames, 3, H, W]`` to ``[B, steps, C, H / 16, W / 16]``."""
         steps = pixels.shape[1]
         pixels = pixels.expand(-1, -1, self.frames_per_step, -1, -1, -1)
-        tokens: Tensor = self.encoder(pixels.flatten(1, 2)).last_hidden_state
+        layers, norm = self.encoder.layer, self.encoder.layernorm
+        tokens = normed_taps(self, layers, norm, lambda: self.encoder(pixels.flatten(1, 2)).last_hidden_state)
         return as_maps(tokens, steps, self.map_size)
 
     def _place(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:

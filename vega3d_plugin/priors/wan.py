@@ -137,6 +137,10 @@ class WanPrior(VideoTransformerPrior):
 
     # What the reductions ask for
 
+    def tapped_blocks(self) -> list[nn.Module]:
+        """The transformer's own blocks; those of VACE's control branch lie beside them."""
+        return list(self.transformer.blocks)
+
     def repeated_parts(self) -> list[nn.Module]:
         """All transformer blocks."""
         return self.blocks()

@@ -12,6 +12,7 @@ from ..config import NoOptions, PriorSettings
 from ..errors import PriorError
 from .base import Prior, PriorSpec
 from .diffusion import ALL_CONTEXTS
+from .flow_matching import NoiseLevel
 from .wan import WINDOW, WanPrior
 from .wan_checkpoint import Variant, load_prompt, load_variant
 
@@ -19,9 +20,29 @@ from .wan_checkpoint import Variant, load_prompt, load_variant
 BOUNDARY = 875
 
 TI2V = Variant(original=("WanModel", "ti2v"), patched_vae=True, meaning="Wan 2.2 TI2V weights")
+
+
+class LowNoisePrior(WanPrior):
+    """Features of the A14B's expert for low noise."""
+
+    def noise_level(self) -> NoiseLevel:
+        """As of Wan 2.1. Raises :class:`PriorError` at a timestep that is the other expert's."""
+        _check_timestep(self.settings)
+        return super().noise_level()
+
+
+def _check_timestep(settings: PriorSettings) -> None:
+    if settings.timestep >= BOUNDARY:
+        raise PriorError(
+            f"Prior {settings.name!r} is the expert for low noise, below timestep {BOUNDARY}; got {settings.timestep}. "
+            "Mid-noise timesteps do best: try 300."
+        )
+
+
 LOW_NOISE = Variant(
     original=("WanModel", "t2v"),
     folders=("transformer_2", "low_noise_model"),
+    prior=LowNoisePrior,
     meaning="the low-noise expert of Wan 2.2 A14B",
 )
 
@@ -31,11 +52,7 @@ def _load_5b(settings: PriorSettings) -> Prior:
 
 
 def _load_a14b(settings: PriorSettings) -> Prior:
-    if settings.timestep >= BOUNDARY:
-        raise PriorError(
-            f"Prior {settings.name!r} is the expert for low noise, below timestep {BOUNDARY}; got {settings.timestep}. "
-            "Mid-noise timesteps do best: try 300."
-        )
+    _check_timestep(settings)
     return load_variant(settings, LOW_NOISE, _load_a14b)
 
 
@@ -74,7 +91,7 @@ SPECS = (
         defaults={"tap": 27, "size": (480, 832), **WINDOW},
         options=NoOptions,
         prompt=_prompt_a14b,
-        kind=WanPrior,
+        kind=LowNoisePrior,
         licence="Apache 2.0",
         taps="0 to 39: blocks of the transformer",
         parameters=10,
