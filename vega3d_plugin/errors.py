@@ -80,14 +80,6 @@ class SceneError(Vega3dError, ValueError):
     """A scene cannot be read, lacks what was asked of it, or its geometry cannot be true."""
 
 
-class ReadoutError(Vega3dError, ValueError):
-    """A read-out cannot be trained or judged: no depth, too few scenes, or values that are not finite."""
-
-
-class ReportError(Vega3dError):
-    """A report has nothing to show, or a result in its folder is damaged."""
-
-
 class AlignmentError(Vega3dError, ValueError):
     """A feature map, a token grid and a token count do not fit together."""
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import ReadoutError
+from ...errors import AnalysisError
 
 HeadKind = Literal["linear", "dpt"]
 NEAREST, FURTHEST, BINS = 0.001, 10.0, 256
@@ -52,7 +52,7 @@ class DepthHead(nn.Module):
         bins: depths to weigh, over 0.001 to 10 m; 0 for one number through a sigmoid.
 
     Raises:
-        ReadoutError: ``dpt`` without four layers.
+        AnalysisError: ``dpt`` without four layers.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class DepthHead(nn.Module):
         outputs = bins or 1
         self.bins = bins
         if kind == "dpt" and len(dims) != 4:
-            raise ReadoutError(f"A dpt head takes four layers, found {len(dims)}. Give four taps, or head='linear'.")
+            raise AnalysisError(f"A dpt head takes four layers, found {len(dims)}. Give four taps, or head='linear'.")
         self.head = _Linear(dims, outputs, kernel) if kind == "linear" else _Dpt(dims, outputs, hidden, kernel)
         self.reset(0)
 

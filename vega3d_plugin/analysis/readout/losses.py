@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import ReadoutError
+from ...errors import AnalysisError
 
 #: No single term counts more than this, as released.
 _CAP = 100.0
@@ -93,11 +93,11 @@ def dense_loss(
         gradients: also the loss of spatial gradients at four scales (weight 0 in the published runs).
 
     Raises:
-        ReadoutError: values that are not finite, or no pixel that counts.
+        AnalysisError: values that are not finite, or no pixel that counts.
     """
     valid = torch.ones_like(confidence, dtype=torch.bool) if valid is None else valid.bool()
     if not valid.any():
-        raise ReadoutError("No pixel of this batch has depth, so there is nothing to compare. Check the scenes.")
+        raise AnalysisError("No pixel of this batch has depth, so there is nothing to compare. Check the scenes.")
     if normalise:
         predicted, true = _unit_distance(predicted, valid), _unit_distance(true, valid)
     # Invalid pixels may hold anything, NaN included: they are dropped, not multiplied by zero.
@@ -157,7 +157,7 @@ def depth_loss(predicted: Tensor, true: Tensor, furthest: float = 10.0) -> Tenso
         furthest: metres.
 
     Raises:
-        ReadoutError: no pixel counts, or predictions that are not finite.
+        AnalysisError: no pixel counts, or predictions that are not finite.
     """
     true = torch.where(true > furthest, 0, true)
     return 10 * log_variance_loss(predicted, true) + 0.5 * log_gradient_loss(predicted, true)
@@ -207,14 +207,14 @@ def log_gradient_loss(predicted: Tensor, true: Tensor, eps: float = 1e-3) -> Ten
 def _with_depth(true: Tensor) -> Tensor:
     valid = true > 0
     if not valid.any():
-        raise ReadoutError("No pixel of this batch has depth, so there is nothing to compare. Check the scenes.")
+        raise AnalysisError("No pixel of this batch has depth, so there is nothing to compare. Check the scenes.")
     return valid
 
 
 def _finite(values: Tensor, what: str) -> Tensor:
     if not values.isfinite().all():
         bad = int((~values.isfinite()).sum())
-        raise ReadoutError(
+        raise AnalysisError(
             f"The {what} has {bad} values of {values.numel()} that are NaN or infinite. "
             "Check the features for such values, and lower the learning rate."
         )

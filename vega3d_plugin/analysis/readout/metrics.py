@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...errors import ReadoutError
+from ...errors import AnalysisError
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def depth_metrics(predicted: Tensor, true: Tensor, *, scale_invariant: bool = Fa
         scale_invariant: fit scale and shift to each image's truth first.
 
     Raises:
-        ReadoutError: an image has no depth (released, its error counts as 0).
+        AnalysisError: an image has no depth (released, its error counts as 0).
     """
     if scale_invariant:
         predicted = fit_scale_and_shift(predicted, true)
@@ -46,7 +46,7 @@ def depth_metrics(predicted: Tensor, true: Tensor, *, scale_invariant: bool = Fa
     count = valid.sum(dim=(1, 2, 3))
     if not count.all():
         empty = torch.nonzero(count == 0).flatten().tolist()
-        raise ReadoutError(f"Images {empty} of {len(count)} have no depth, so they have no depth metrics.")
+        raise AnalysisError(f"Images {empty} of {len(count)} have no depth, so they have no depth metrics.")
     ratio = torch.maximum(true / predicted.clamp_min(1e-9), predicted / true.clamp_min(1e-9))
     shares = [((ratio < 1.25**k) & valid).sum(dim=(1, 2, 3)) / count for k in (1, 2, 3)]
     squares = torch.where(valid, (true - predicted).square(), 0).sum(dim=(1, 2, 3))
@@ -124,10 +124,10 @@ def point_error(predicted: Tensor, true: Tensor, confidence: Tensor) -> float:
         confidence: ``[S, H, W]``, of the truth; 0 where there is none.
 
     Raises:
-        ReadoutError: no point has confidence.
+        AnalysisError: no point has confidence.
     """
     if not (confidence > 0).any():
-        raise ReadoutError("No point of this clip has depth, so its points have no error. Check the scene.")
+        raise AnalysisError("No point of this clip has depth, so its points have no error. Check the scene.")
     aligned = align_points(predicted, true, confidence)
     distance = torch.where(confidence > 0, (aligned - true).norm(dim=-1), 0)
     return float((distance * confidence).sum() / (confidence.sum() + 1e-6))

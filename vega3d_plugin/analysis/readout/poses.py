@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...errors import ReadoutError
+from ...errors import AnalysisError
 
 #: Histogram limit of the released AUC, in degrees; there is one bin more than that.
 LIMIT = 30
@@ -55,7 +55,7 @@ def quaternion_to_matrix(quaternions: Tensor) -> Tensor:
     return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 
 
-def encode_cameras(extrinsics: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
+def encode_cameras(extrinsics: Tensor, intrinsics: Tensor, size: tuple[float, float]) -> Tensor:
     """Cameras as nine numbers: translation, quaternion (x, y, z, w), vertical and horizontal field of view in radians.
 
     Args:
@@ -126,14 +126,14 @@ def pose_auc(rotation: Tensor, translation: Tensor, threshold: int) -> float:
         0 (worst) to 1.
 
     Raises:
-        ReadoutError: no pairs, errors that are not finite, or a threshold outside 1..31.
+        AnalysisError: no pairs, errors that are not finite, or a threshold outside 1..31.
     """
     worst = torch.maximum(rotation, translation).float()
     if not 1 <= threshold <= LIMIT + 1:
-        raise ReadoutError(f"The threshold of the pose AUC must lie in 1..{LIMIT + 1} degrees, found {threshold}.")
+        raise AnalysisError(f"The threshold of the pose AUC must lie in 1..{LIMIT + 1} degrees, found {threshold}.")
     if not len(worst) or not worst.isfinite().all():
         bad = int((~worst.isfinite()).sum())
-        raise ReadoutError(f"The pose AUC needs finite errors of at least one pair, found {len(worst)}, {bad} NaN.")
+        raise AnalysisError(f"The pose AUC needs finite errors of at least one pair, found {len(worst)}, {bad} NaN.")
     counts = torch.histc(worst, bins=LIMIT + 1, min=0, max=LIMIT)
     return float((counts / len(worst)).cumsum(0)[:threshold].mean())
 
@@ -170,7 +170,7 @@ def rebase(
         reference: index of the camera.
 
     Raises:
-        ReadoutError: that camera sees no point, or points at a mean distance outside 1e-3..1e4 (as released, where
+        AnalysisError: that camera sees no point, or points at a mean distance outside 1e-3..1e4 (as released, where
             the clip is left unscaled without a word).
     """
     whole = torch.eye(4, dtype=extrinsics.dtype, device=extrinsics.device).repeat(len(extrinsics), 1, 1)
@@ -184,7 +184,7 @@ def rebase(
     distances = distances.flatten() if valid is None else distances[valid[reference]]
     mean = float(distances.mean()) if len(distances) else float("nan")
     if not 1e-3 <= mean <= 1e4:
-        raise ReadoutError(
+        raise AnalysisError(
             f"The points of view {reference} of a clip lie {mean:.4g} from its camera on average ({len(distances)} "
             "points); expected 0.001 to 10000. Check the unit of the depth, and that the view has depth."
         )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import ReadoutError
+from ...errors import AnalysisError
 from .poses import matrix_to_quaternion, rebase
 from .truth import SceneTruth
 
@@ -38,11 +38,11 @@ def sample_views(
         count: views in a clip.
 
     Raises:
-        ReadoutError: fewer candidates than views.
+        AnalysisError: fewer candidates than views.
     """
     total = len(candidates)
     if total < count:
-        raise ReadoutError(f"A clip takes {count} views, but only {total} can be used. Give scenes of more views.")
+        raise AnalysisError(f"A clip takes {count} views, but only {total} can be used. Give scenes of more views.")
     gap = max(1, round(5 / 76 * total))
     slack = total - ((count - 1) * gap + 1)
     at = 0
@@ -127,13 +127,13 @@ def split_scenes(fingerprints: Sequence[str], share: float = 0.25, seed: int = 0
         seed: draws.
 
     Raises:
-        ReadoutError: fewer than four scenes, or a share that leaves none to train on.
+        AnalysisError: fewer than four scenes, or a share that leaves none to train on.
     """
     total = len(fingerprints)
     if not 0 < share < 1:
-        raise ReadoutError(f"The share of held-out scenes must lie between 0 and 1, found {share}.")
+        raise AnalysisError(f"The share of held-out scenes must lie between 0 and 1, found {share}.")
     if total < 4:
-        raise ReadoutError(
+        raise AnalysisError(
             f"A read-out needs at least 4 scenes, found {total}: it is judged on whole scenes that it was not trained "
             "on, two at least. Give more, such as --scenes rooms:24."
         )

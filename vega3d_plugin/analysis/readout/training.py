@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...errors import ReadoutError
+from ...errors import AnalysisError
 from .depth_heads import FURTHEST, DepthHead
 from .heads import Prediction, Size, build_head
 from .losses import camera_loss, dense_loss, depth_loss
@@ -161,7 +161,7 @@ def train_head(
     """Train a read-out on clips of some scenes.
 
     Raises:
-        ReadoutError: a loss that is not finite; the message says at which step.
+        AnalysisError: a loss that is not finite; the message says at which step.
     """
     head = build_head(scenes[0].features.shape[1], settings.size, settings.seed).to(device).train()
     optimizer = torch.optim.AdamW(
@@ -190,7 +190,7 @@ def _step(loss: Tensor, head: nn.Module, optimizer: torch.optim.Optimizer, step:
     # Nothing is clipped in the published code; a short run with a high learning rate needs it.
     norm = nn.utils.clip_grad_norm_(head.parameters(), 1.0)
     if not math.isfinite(float(norm)):
-        raise ReadoutError(
+        raise AnalysisError(
             f"The read-out's gradient is {float(norm)} at step {step}, its loss {float(loss):.4g}. Lower the learning "
             "rate, and check the features for very large values."
         )
