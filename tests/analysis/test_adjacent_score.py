@@ -30,7 +30,7 @@ def tokens(golden: goldens.Golden) -> adjacent.Tokens:
     return adjacent.pooled_tokens(
         inputs["features"],
         PointMap(inputs["world_coords"], inputs["depth_valid"].bool()),
-        tuple(config["out_hw"]),
+        Framing.crop(tuple(inputs["depth_valid"].shape[1:]), tuple(config["out_hw"])),
         valid_share=config["valid_ratio_threshold"],
     )
 

@@ -84,18 +84,22 @@ class Matches:
 
 
 def pooled_tokens(
-    features: Tensor, places: PointMap, size: tuple[int, int], *, grid: int = GRID, valid_share: float = VALID_SHARE
+    features: Tensor, places: PointMap, framing: Framing, *, grid: int = GRID, valid_share: float = VALID_SHARE
 ) -> Tokens:
     """Bring features and geometry to one coarse grid.
 
     Args:
         features: ``[V, C, h, w]``, of what is seen of the frames.
         places: of every pixel of the depth maps, ``[V, H, W]``.
-        size: (height, width) in pixels that the prior saw: depth maps are covered and cut as its frames were.
+        framing: of the depth maps: they are resized and cut as the frames were, each pixel the nearest one.
         grid: rows and columns of the result.
         valid_share: see :attr:`Tokens.valid`.
     """
-    pooled = places.covering(size).pooled((grid, grid), "released")
+    (top, left), (height, width) = framing.corner, framing.size
+    whole = places.resized(framing.covered)
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    seen = PointMap(whole.points[:, rows, columns], whole.valid[:, rows, columns])
+    pooled = seen.pooled((grid, grid), "released")
     maps = F.adaptive_avg_pool2d(features.float(), grid)
     return Tokens(maps, pooled.points.to(maps.device), pooled.valid(valid_share).to(maps.device), pooled.measured)
 

@@ -141,6 +141,7 @@ class Scene:
         views: at least one, with unique names.
         alignment: ``[4, 4]`` float64, world to axis-aligned world (z up); None if unknown.
         objects: what is known to be in it.
+        metric: whether lengths are metres; False where they are known up to one common scale only.
 
     Raises:
         SceneError: no views, two views of one name, or an alignment that is no rigid motion.
@@ -151,6 +152,7 @@ class Scene:
     views: tuple[View, ...]
     alignment: Tensor | None = None
     objects: tuple[SceneObject, ...] = ()
+    metric: bool = True
 
     def __post_init__(self) -> None:
         if not self.views:
