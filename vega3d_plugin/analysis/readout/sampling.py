@@ -1,4 +1,4 @@
-"""Which views make a clip, and which scenes are held out."""
+"""Which views make a clip, what is true of it, and which scenes are held out."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ...errors import AnalysisError
 from .poses import matrix_to_quaternion, rebase
 from .truth import SceneTruth
 
+#: Views in a clip, as published.
 VIEWS = 4
 
 Start = Literal["any", "first"]
@@ -26,19 +27,18 @@ def sample_views(
     """Draw the views of a clip, in time order.
 
     VidFM3D (``video_probe_dataset.py::_sample_query_frames``) takes frame 0 of a window of 76 frames and three later
-    ones, each at least 5 after the one before, the room that is left shared out at random, then moves each to the
-    first frame of a feature step. Here the candidates are those first frames, the window is all of them, and the
-    smallest gap is the same part of it (5 in 76, at least 1).
+    ones, each at least 5 after the one before, the room that is left shared out at random. Here the window is all
+    views of a scene that can be used, and the smallest gap is the same part of it (5 in 76, at least 1).
 
     Args:
-        candidates: indices of the frames that begin a feature step, ascending.
+        candidates: indices of the views, ascending.
         rng: draws.
-        start: ``first``: the first candidate leads every clip, as released; ``any``: any that leaves room, so that a
-            few scenes give many clips.
+        start: ``first``: the first one leads every clip, as published; ``any``: any that leaves room, so that a few
+            scenes give many clips.
         count: views in a clip.
 
     Raises:
-        AnalysisError: fewer candidates than views.
+        AnalysisError: fewer candidates than views in a clip.
     """
     total = len(candidates)
     if total < count:
@@ -51,21 +51,9 @@ def sample_views(
         slack -= at
     cuts = np.sort(rng.integers(0, slack + 1, size=count - 1))
     chosen = [at]
-    for extra in np.diff(np.concatenate([[0], cuts])):
+    for extra in np.diff(cuts, prepend=0):
         chosen.append(chosen[-1] + gap + int(extra))
     return [candidates[i] for i in chosen]
-
-
-def first_frames(spans: Sequence[tuple[float, float]] | None, frames: int, steps: int) -> list[int]:
-    """The first frame of each feature step.
-
-    Args:
-        spans: the part of the clip that each step covers, as ``Prior.spans`` tells; None for equal parts.
-        frames: of the clip.
-        steps: of the feature map.
-    """
-    starts = [start for start, _ in spans] if spans is not None else [i / steps for i in range(steps)]
-    return [min(frames - 1, round(start * frames)) for start in starts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +67,6 @@ class ClipTruth:
         valid: bool ``[S, h, w]``.
         cameras: ``[S, 9]``.
         extrinsics: ``[S, 3, 4]``, the first the identity.
-        unit: metres of one unit.
     """
 
     views: tuple[int, ...]
@@ -88,7 +75,6 @@ class ClipTruth:
     valid: Tensor
     cameras: Tensor
     extrinsics: Tensor
-    unit: float
 
 
 def clip_truth(truth: SceneTruth, views: Sequence[int]) -> ClipTruth:
@@ -99,15 +85,8 @@ def clip_truth(truth: SceneTruth, views: Sequence[int]) -> ClipTruth:
     # The nine numbers again, of the moved cameras; the fields of view stay.
     moved = found.extrinsics
     cameras = torch.cat([moved[..., 3], matrix_to_quaternion(moved[..., :3]), truth.cameras[index][:, 7:]], dim=1)
-    return ClipTruth(
-        tuple(views),
-        torch.where(valid[..., None], found.points, 0).float(),
-        found.depth.float()[..., None],
-        valid,
-        cameras.float(),
-        moved.float(),
-        1 / found.scale,
-    )
+    points = torch.where(valid[..., None], found.points, 0).float()
+    return ClipTruth(tuple(views), points, found.depth.float()[..., None], valid, cameras.float(), moved.float())
 
 
 @dataclass(frozen=True)
@@ -122,12 +101,12 @@ def split_scenes(fingerprints: Sequence[str], share: float = 0.25, seed: int = 0
     """Draw the scenes to hold out; the draw depends on their contents and the seed, not on their order.
 
     Args:
-        fingerprints: of the scenes.
-        share: of the scenes to hold out, at least two.
+        fingerprints: of the scenes, all different.
+        share: of the scenes to hold out; at least two are.
         seed: draws.
 
     Raises:
-        AnalysisError: fewer than four scenes, or a share that leaves none to train on.
+        AnalysisError: fewer than four scenes, or a share outside 0 to 1.
     """
     total = len(fingerprints)
     if not 0 < share < 1:
@@ -135,7 +114,7 @@ def split_scenes(fingerprints: Sequence[str], share: float = 0.25, seed: int = 0
     if total < 4:
         raise AnalysisError(
             f"A read-out needs at least 4 scenes, found {total}: it is judged on whole scenes that it was not trained "
-            "on, two at least. Give more, such as --scenes rooms:24."
+            "on, two at least. Give more scenes."
         )
     count = min(max(2, round(share * total)), total - 2)
     order = sorted(range(total), key=lambda i: hashlib.sha256(f"{seed} {fingerprints[i]}".encode()).digest())

@@ -1,44 +1,40 @@
-"""Training a read-out on frozen features, and judging it on scenes it has not seen."""
+"""Training a read-out on frozen features."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...errors import AnalysisError
+from ...errors import AnalysisError, UnknownNameError
 from .depth_heads import FURTHEST, DepthHead
-from .heads import Prediction, Size, build_head
+from .heads import SIZES, Prediction, Size, build_head
 from .losses import camera_loss, dense_loss, depth_loss
-from .metrics import depth_metrics, point_error
-from .poses import decode_extrinsics, pose_auc, relative_pose_errors
 from .sampling import ClipTruth, Start, clip_truth, sample_views
 from .truth import SceneTruth
 
-#: Called with (stage, steps done, steps in all).
-Progress = Callable[[str, int, int], None]
+#: Told how many steps are done.
+Tick = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a read-out is trained.
+    """How read-outs are trained.
 
     Attributes:
-        size: ``small``, or ``full`` for VidFM3D's head.
+        size: ``small``, or ``full`` for VidFM3D's head of 384 M parameters.
         steps: optimiser steps.
         batch: clips a step.
-        lr: peak of the learning rate, reached after a tenth of the steps; it falls along a cosine to 1e-6. Published
-            1e-4 for ``full``.
+        lr: peak of the learning rate, reached after a tenth of the steps; then it falls along a cosine to 1e-6.
         betas, weight_decay: of AdamW, as published.
         start: ``any``: clips begin anywhere in a scene; ``first``: at its first view, as published.
-        clips: clips of each held-out scene that it is judged on.
-        depth_steps, depth_lr, depth_batch: of probe3d's linear depth head; the learning rate is the published one.
-        seed: of the initial weights, the clips and their order.
+        depth_steps, depth_batch, depth_lr: of probe3d's linear depth head; the learning rate is the published one.
+        seed: of the initial weights, of the clips and their order.
     """
 
     size: Size = "small"
@@ -48,30 +44,40 @@ class TrainingSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     start: Start = "any"
-    clips: int = 8
-    depth_steps: int = 600
-    depth_lr: float = 5e-4
+    depth_steps: int = 300
     depth_batch: int = 8
+    depth_lr: float = 5e-4
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "lr", "depth_steps", "depth_batch", "depth_lr"):
+            if not getattr(self, name) > 0:
+                raise AnalysisError(f"Training needs {name} above 0, got {getattr(self, name)}.")
+        if self.size not in SIZES:
+            raise UnknownNameError("size of a read-out", self.size, SIZES)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them."""
+        return {**asdict(self), "betas": list(self.betas)}
+
+
+#: The published learning rate of the full head.
+FULL_LR = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureScene:
-    """A scene's features and their truth.
+    """A scene's features and what is true of its views.
 
     Attributes:
-        truth: on the grid of the predictions.
-        features: ``[T', C, h, w]`` float32, on the CPU.
-        steps: for each frame that begins a feature step, that step; frames without usable depth are left out.
+        features: ``[V, C, h, w]`` float32, on the CPU.
+        truth: of the views, on the grid of the predictions.
+        fine: of the views, at four times the grid of the features, for the linear depth head.
     """
 
-    truth: SceneTruth
     features: Tensor
-    steps: dict[int, int]
-
-    def of(self, views: Sequence[int]) -> Tensor:
-        """Features of views, ``[S, C, h, w]``."""
-        return self.features[[self.steps[view] for view in views]]
+    truth: SceneTruth
+    fine: SceneTruth
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,13 +92,15 @@ class Standard:
     std: Tensor
 
     @classmethod
-    def of(cls, scenes: Sequence[FeatureScene]) -> Standard:
-        """Over all tokens of the scenes."""
-        tokens = torch.cat([scene.features.transpose(0, 1).flatten(1) for scene in scenes], dim=1).double()
-        std = tokens.std(dim=1) if tokens.shape[1] > 1 else torch.ones(len(tokens), dtype=torch.double)
+    def of(cls, maps: Sequence[Tensor]) -> Standard:
+        """Over all tokens of maps ``[V, C, h, w]``."""
+        count = sum(each.numel() // each.shape[1] for each in maps)
+        mean = sum(each.double().sum(dim=(0, 2, 3)) for each in maps) / count
+        squares = sum((each.double() - mean[:, None, None]).square().sum(dim=(0, 2, 3)) for each in maps)
+        std = (squares / count).sqrt()
         # A channel that never changes says nothing, and must not be blown up either.
-        still = std <= 1e-6 * tokens.abs().amax(dim=1).clamp_min(1e-30)
-        return cls(tokens.mean(dim=1).float(), torch.where(still, 1.0, std).float())
+        still = std <= 1e-6 * mean.abs().clamp_min(1e-30)
+        return cls(mean.float(), torch.where(still, 1.0, std).float())
 
     def __call__(self, features: Tensor) -> Tensor:
         """``[..., C, h, w]`` to the same."""
@@ -137,7 +145,7 @@ class Batch:
 
 def stack_clips(scenes: Sequence[FeatureScene], truths: Sequence[ClipTruth], device: torch.device) -> Batch:
     """One clip of each scene, as :class:`Batch`."""
-    features = torch.stack([scene.of(truth.views) for scene, truth in zip(scenes, truths, strict=True)])
+    features = torch.stack([scene.features[list(truth.views)] for scene, truth in zip(scenes, truths, strict=True)])
     parts = [
         torch.stack([getattr(truth, name) for truth in truths]) for name in ("points", "depth", "valid", "cameras")
     ]
@@ -156,7 +164,7 @@ def train_head(
     scenes: Sequence[FeatureScene],
     settings: TrainingSettings,
     device: torch.device,
-    progress: Progress | None = None,
+    tick: Tick = lambda step: None,
 ) -> nn.Module:
     """Train a read-out on clips of some scenes.
 
@@ -174,13 +182,12 @@ def train_head(
     rng = np.random.default_rng(settings.seed)
     for step in range(settings.steps):
         drawn = [scenes[i] for i in rng.integers(len(scenes), size=settings.batch)]
-        truths = [clip_truth(s.truth, sample_views(sorted(s.steps), rng, settings.start)) for s in drawn]
+        truths = [clip_truth(s.truth, sample_views(s.truth.usable, rng, settings.start)) for s in drawn]
         batch = stack_clips(drawn, truths, device)
         loss = total_loss(head(batch.features, tuple(batch.valid.shape[-2:])), batch)
         _step(loss, head, optimizer, step)
         schedule.step()
-        if progress is not None:
-            progress("read-out", step + 1, settings.steps)
+        tick(step + 1)
     return head.eval()
 
 
@@ -197,61 +204,11 @@ def _step(loss: Tensor, head: nn.Module, optimizer: torch.optim.Optimizer, step:
     optimizer.step()
 
 
-@dataclass(frozen=True, eq=False)
-class SceneScores:
-    """How a read-out did on one held-out scene: values by metric, and examples to look at.
-
-    Attributes:
-        scene: its name.
-        values: by metric, see ``results.METRICS``.
-        examples: (view, true depth, predicted depth), the maps ``[h, w]`` in metres; 0 where there is none.
-    """
-
-    scene: str
-    values: dict[str, float]
-    examples: tuple[tuple[int, Tensor, Tensor], ...] = ()
-
-
-@torch.no_grad()
-def judge_head(
-    head: nn.Module, scenes: Sequence[FeatureScene], settings: TrainingSettings, device: torch.device
-) -> list[SceneScores]:
-    """Judge a trained read-out, scene by scene."""
-    return [_judge_scene(head, scene, settings, device) for scene in scenes]
-
-
-def _judge_scene(
-    head: nn.Module, scene: FeatureScene, settings: TrainingSettings, device: torch.device
-) -> SceneScores:
-    # The same clips for every prior and control, whatever the order of the scenes.
-    rng = np.random.default_rng([settings.seed, int(scene.truth.fingerprint[:8], 16)])
-    truths = [
-        clip_truth(scene.truth, sample_views(sorted(scene.steps), rng, settings.start)) for _ in range(settings.clips)
-    ]
-    errors: dict[str, list[float]] = {"points": [], "depth": []}
-    rotations, translations = [], []
-    for truth in truths:
-        batch = stack_clips([scene], [truth], device)
-        prediction: Prediction = head(batch.features, tuple(batch.valid.shape[-2:]))
-        sure = batch.valid.float()
-        errors["points"].append(point_error(prediction.points[0].cpu(), truth.points, truth.valid.float()))
-        depth = dense_loss(prediction.depth, batch.depth, torch.ones_like(sure), batch.valid)
-        errors["depth"].append(float(depth.total))
-        found = decode_extrinsics(prediction.cameras[-1].float().cpu())
-        rotation, translation = relative_pose_errors(found, truth.extrinsics[None])
-        rotations.append(rotation)
-        translations.append(translation)
-    values = {name: float(np.mean(terms)) for name, terms in errors.items()}
-    rotation, translation = torch.cat(rotations), torch.cat(translations)
-    values |= {f"auc{t}": pose_auc(rotation, translation, t) for t in (5, 30)}
-    return SceneScores(scene.truth.name, values)
-
-
 def train_depth_head(
     scenes: Sequence[FeatureScene],
     settings: TrainingSettings,
     device: torch.device,
-    progress: Progress | None = None,
+    tick: Tick = lambda step: None,
 ) -> DepthHead:
     """Train probe3d's linear head: one view's features to metres, at four times their resolution."""
     head = DepthHead([scenes[0].features.shape[1]])
@@ -262,44 +219,20 @@ def train_depth_head(
     # Published: 1.5 epochs of 10.
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, 0.15 * steps))
     rng = np.random.default_rng(settings.seed)
-    everything = [(scene, view) for scene in scenes for view in sorted(scene.steps)]
+    everything = [(scene, view) for scene in scenes for view in scene.truth.usable if _near(scene.fine.depth[view])]
+    if not everything:
+        raise AnalysisError(
+            f"No view has depth within {FURTHEST:g} m, beyond which the linear depth head does not see."
+        )
     for step in range(steps):
         drawn = [everything[i] for i in rng.integers(len(everything), size=settings.depth_batch)]
-        features = torch.cat([scene.of([view]) for scene, view in drawn]).to(device)
-        true = torch.stack([scene.truth.depth[view] for scene, view in drawn])[:, None].float().to(device)
+        features = torch.stack([scene.features[view] for scene, view in drawn]).to(device)
+        true = torch.stack([scene.fine.depth[view] for scene, view in drawn])[:, None].float().to(device)
         _step(depth_loss(head([features]), true), head, optimizer, step)
         schedule.step()
-        if progress is not None:
-            progress("depth", step + 1, steps)
+        tick(step + 1)
     return head.eval()
 
 
-@torch.no_grad()
-def judge_depth_head(
-    head: DepthHead, scenes: Sequence[FeatureScene], device: torch.device, examples: int = 0
-) -> list[SceneScores]:
-    """Judge a linear depth head on every usable view of some scenes; truth beyond 10 m does not count."""
-    found = []
-    for scene in scenes:
-        views = sorted(scene.steps)
-        true = scene.truth.depth[views][:, None].float()
-        true = torch.where(true > FURTHEST, 0, true)
-        predicted = head([scene.of(views).to(device)]).cpu()
-        plain, fitted = (depth_metrics(predicted, true, scale_invariant=fit) for fit in (False, True))
-        values = {
-            "d1": float(plain.d1.mean()),
-            "rmse": float(plain.rmse.mean()),
-            "d1_si": float(fitted.d1.mean()),
-            "rmse_si": float(fitted.rmse.mean()),
-        }
-        spread = np.linspace(0, len(views) - 1, min(examples, len(views))).round().astype(int)
-        shown = tuple((views[i], true[i, 0], predicted[i, 0]) for i in spread)
-        found.append(SceneScores(scene.truth.name, values, shown))
-    return found
-
-
-def settings_dict(settings: TrainingSettings) -> dict[str, Any]:
-    """Plain values, as JSON has them."""
-    from dataclasses import asdict
-
-    return {**asdict(settings), "betas": list(settings.betas)}
+def _near(depth: Tensor) -> bool:
+    return bool(((depth > 0) & (depth <= FURTHEST)).any())
