@@ -20,6 +20,7 @@ from .prior import prior
 from .recipes import recipes
 from .run import CONTEXT as RUN
 from .run import run
+from .scene import scene
 from .train import train
 
 # Lines are kept by some versions of typer and joined by others, save in a paragraph that begins with \b; so are those
@@ -88,4 +89,5 @@ app.command()(ablate)
 app.command()(train)
 app.command(context_settings=RUN)(run)
 app.add_typer(prior, name="prior")
+app.add_typer(scene, name="scene")
 app.add_typer(recipes, name="recipes")

@@ -25,6 +25,8 @@ _ANCHORS, _POINTS = 6, 1200
 _FEWEST = 100  # points of all pairs together
 # Medians of depth maps in metres, beyond which a unit is wrong: no camera is focused nearer, nor measures farther.
 NEAREST, FARTHEST = 0.02, 300.0
+# Both coordinates of the principal point below this share of the sides: the intrinsics of a smaller picture.
+OFF_CENTRE = 0.35
 _FLIP = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
 
 
@@ -66,8 +68,7 @@ def check_geometry(scene: Scene) -> Agreement:
         GeometryWarning: views disagree, and none of these is the reason; or intrinsics look like those of a picture
             of another size.
     """
-    for view in scene.views:
-        _check_principal_point(scene, view)
+    _check_principal_points(scene)
     if not scene.has_depth:
         return Agreement(None)
     if not (scene.has_poses and scene.has_intrinsics and len(scene) > 1):
@@ -248,21 +249,25 @@ def _check_unit(scene: Scene) -> None:
             )
 
 
-def _check_principal_point(scene: Scene, view: View) -> None:
-    if view.intrinsics is None:
-        return
-    (height, width), (cx, cy) = view.size, (float(view.intrinsics[0, 2]), float(view.intrinsics[1, 2]))
-    where = f"Scene {scene.name!r} ({scene.source}), view {view.name!r}"
-    other = f"a picture of about {2 * cx:.0f}x{2 * cy:.0f}"
-    if not (-0.5 <= cx < width and -0.5 <= cy < height):
-        raise SceneError(
-            f"{where}: its principal point ({cx:.1f}, {cy:.1f}) lies outside the picture of {width}x{height}. "
-            f"These intrinsics are those of {other}: rescale them to this one."
-        )
-    if max(cx / width, cy / height) < 0.35:
-        warnings.warn(
-            f"{where}: its principal point ({cx:.1f}, {cy:.1f}) is far from the middle of the picture of "
-            f"{width}x{height}. These intrinsics look like those of {other}.",
-            GeometryWarning,
-            stacklevel=3,
-        )
+def _check_principal_points(scene: Scene) -> None:
+    """Each lies inside its picture, or the intrinsics are another picture's; far from the middle is told once."""
+    doubtful: list[str] = []
+    for view in scene.views:
+        if view.intrinsics is None:
+            continue
+        (height, width), (cx, cy) = view.size, (float(view.intrinsics[0, 2]), float(view.intrinsics[1, 2]))
+        where = f"view {view.name!r}: its principal point ({cx:.1f}, {cy:.1f})"
+        other = f"a picture of about {2 * cx:.0f}x{2 * cy:.0f}"
+        if not (-0.5 <= cx < width and -0.5 <= cy < height):
+            raise SceneError(
+                f"Scene {scene.name!r} ({scene.source}), {where} lies outside the picture of {width}x{height}. "
+                f"These intrinsics are those of {other}: rescale them to this one."
+            )
+        if max(cx / width, cy / height) < OFF_CENTRE:
+            doubtful.append(
+                f"{where} is far from the middle of the picture of {width}x{height}. These intrinsics look like those "
+                f"of {other}."
+            )
+    if doubtful:
+        more = f" So do those of {len(doubtful) - 1} other views." if len(doubtful) > 1 else ""
+        warnings.warn(f"Scene {scene.name!r} ({scene.source}), {doubtful[0]}{more}", GeometryWarning, stacklevel=3)

@@ -41,7 +41,7 @@ class Material:
         """
         u, v = _on_surface(points, normals)
         shift = (self.seed % 97) * 0.37
-        weight = PATTERNS[self.pattern](u / self.size + shift, v / self.size + shift, self.seed)
+        weight = PATTERNS[self.pattern](u / self.size + shift, v / self.size + shift, self.seed).astype(points.dtype)
         one, two = (np.array(colour, points.dtype)[:, None] for colour in (self.one, self.two))
         mixed = one + (two - one) * weight
         light = 1 + self.grain * (2 * _clouds(points * 3.1 + shift, self.seed) - 1)
