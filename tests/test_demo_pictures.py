@@ -46,7 +46,7 @@ def test_overlay_shows_plain_frames_above_and_gates_below(frames, tmp_path):
     np.testing.assert_array_equal(above, frames[0])
     left, right = below[:, : W // 2], below[:, W // 2 :]
     shade = frames[0].astype(float)
-    heat = pictures._heat(np.array([0.0, 1.0])).astype(float)
+    heat = pictures.heat_colours(np.array([0.0, 1.0])).astype(float)
     np.testing.assert_allclose(left, 0.4 * shade[:, : W // 2] + 0.6 * heat[0], atol=2)
     np.testing.assert_allclose(right, 0.4 * shade[:, W // 2 :] + 0.6 * heat[1], atol=2)
 

@@ -114,7 +114,8 @@ class Visible(Protocol):
             )
         self.tolerance, self.within, self.least_shared = tolerance, tuple(within), least_shared
         recalls = {
-            f"recall@{limit:g}": f"share of tokens whose nearest neighbour lies within {limit:g} tokens of the truth"
+            f"recall@{limit:g}": "share of tokens whose nearest neighbour among the other view's centred tokens lies "
+            f"within {limit:g} token{'' if limit == 1 else 's'} of where it should"
             for limit in self.within
         }
         self.figures = {

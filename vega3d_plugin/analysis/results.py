@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -251,7 +252,7 @@ class CorrespondenceResult(Result):
 
 def bins(edges: Sequence[float] = ANGLES) -> list[tuple[float, float]]:
     """Bins of relative rotation, degrees."""
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def _within(angle: float, angles: tuple[float, float] | None) -> bool:

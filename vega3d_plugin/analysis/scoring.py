@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +21,12 @@ from ..files import write_atomically
 from ..priors.base import Prior
 from ..priors.devices import usable
 from ..record import library_version
+from ..scenes.consistency import check_geometry
 from ..scenes.scene import Scene
 from ..warnings import Vega3dWarning
 from .contexts import AnyPrior, Extractor, JudgedViews, contexts_of, in_context, joined, judged_views
 from .controls import CONTROLS, Absent, another_view, feature_controls
+from .partners import shared_views
 from .protocols import Pairs, Protocol, protocol_of
 from .results import FORMAT, ITSELF, CorrespondenceResult, PriorScores, Result, SceneScores
 from .twin import name_of, untrained_twin
@@ -31,6 +34,8 @@ from .twin import name_of, untrained_twin
 #: Told (what, done, total) as the work goes on.
 Progress = Callable[[str, int, int], None]
 VIEWS = 8
+#: Scenes that are pictured, of each prior and context.
+PICTURED = 2
 
 
 class AnalysisWarning(Vega3dWarning):
@@ -55,6 +60,7 @@ class Judging:
         seed: of everything that is drawn.
         records: folder that each scene's figures are kept in, and found again when a run is resumed.
         store: folder of feature stores.
+        pictures: folder for pictures of the first scenes.
         device: where priors run.
     """
 
@@ -64,6 +70,7 @@ class Judging:
     seed: int = 0
     records: Path | None = None
     store: Path | None = None
+    pictures: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -85,6 +92,8 @@ def correspondence(
     device: str | torch.device | None = None,
     store: str | Path | None = None,
     records: str | Path | None = None,
+    pictures: str | Path | None = None,
+    check: bool = True,
     progress: Progress | None = None,
 ) -> CorrespondenceResult:
     """Score how well a prior's features of one place agree between views.
@@ -101,6 +110,9 @@ def correspondence(
         device: where priors run; default: CUDA where there is any.
         store: folder for features, one store in it for each prior and its settings.
         records: folder for each scene's figures: what is there is not computed again.
+        pictures: folder for a picture of each of the first two scenes: scores, matches and features over its frames.
+        check: whether depth and poses belong together, see
+            :func:`~vega3d_plugin.scenes.consistency.check_geometry`; ``open_scene`` has done so already.
         progress: told what is done.
 
     Raises:
@@ -112,7 +124,7 @@ def correspondence(
     Warns:
         AnalysisWarning: there is one scene, so intervals are over its pairs, or a control is missing.
     """
-    places = _scenes(scenes)
+    places = _scenes(scenes, check)
     judging = Judging(
         protocol_of(protocol),
         views if isinstance(views, int) else tuple(views),
@@ -120,6 +132,7 @@ def correspondence(
         seed,
         None if records is None else Path(records),
         None if store is None else Path(store),
+        None if pictures is None else Path(pictures),
         _device(device),
     )
     work = [(each, context) for each in joined(prior) for context in _contexts(each, contexts, judging.protocol)]
@@ -169,10 +182,16 @@ def judge(
         views = judged_views(prior, scene, judging.views)
         key = record_key(prior, context, views, judging)
         kept = _kept(judging.records, key)
+        features = None
         if kept is None:
-            kept = judge_scene(extractor, twin, views, judging)
+            features = extractor.maps(views)
+            kept = judge_scene(prior, features, twin, views, judging)
             _keep(judging.records, key, kept)
         scores.append(kept)
+        picture = _picture(judging, number, f"{scene.name}_{name_of(prior)}_{context}")
+        if picture is not None:
+            title = f"{name_of(prior)} ({context}) on {scene.name}"
+            draw(picture, title, prior, extractor.maps(views) if features is None else features, views)
     told(f"{name_of(prior)} ({context})", len(scenes))
     return PriorScores(
         prior=name_of(prior),
@@ -184,14 +203,13 @@ def judge(
     )
 
 
-def judge_scene(extractor: Extractor, twin: _Twin, views: JudgedViews, judging: Judging) -> SceneScores:
-    """All figures of one scene: the prior's own, and those of its controls.
+def judge_scene(prior: Prior, features: Tensor, twin: _Twin, views: JudgedViews, judging: Judging) -> SceneScores:
+    """All figures of one scene: of the prior's features ``[V, C, h, w]``, and of its controls.
 
     Raises:
         AnalysisError: the views share nothing, or features are not finite.
     """
-    prior, scene, protocol = extractor.prior, views.scene, judging.protocol
-    features = extractor.maps(views)
+    scene, protocol = views.scene, judging.protocol
     grid = (features.shape[2], features.shape[3])
     pairs = protocol.pairs(scene, prior, grid)
     if not pairs.views:
@@ -214,6 +232,18 @@ def judge_scene(extractor: Extractor, twin: _Twin, views: JudgedViews, judging: 
             else:
                 values[control] = protocol.measure(pairs, maps)
     return _scores(views, pairs, grid, prior.framing(scene.views[0].size).size, values, absent)
+
+
+def draw(path: Path, title: str, prior: Prior, features: Tensor, views: JudgedViews) -> None:
+    """Write a picture of two pairs of a scene's views: scores, matches and features over the frames."""
+    from .charts import save
+    from .overlays import pair_picture, shown_pairs
+
+    scene = views.scene
+    framing = prior.framing(scene.views[0].size)
+    pairs = shown_pairs(shared_views(scene, framing, (features.shape[2], features.shape[3])))
+    frames = views.clip[torch.tensor(views.places)]
+    save(pair_picture(title, frames, features, pairs, framing, [view.name for view in scene.views]), path)
 
 
 def record_key(prior: Prior, context: str, views: JudgedViews, judging: Judging) -> str:
@@ -278,6 +308,15 @@ def _plain(value: float) -> float | None:
 # Records
 
 
+def _picture(judging: Judging, number: int, name: str) -> Path | None:
+    """Where the picture of a scene goes; None where none is wanted, or it is there."""
+    if judging.pictures is None or number >= PICTURED:
+        return None
+    safe = re.sub(r"[^\w.-]+", "-", name)
+    path = judging.pictures / f"{safe}.png"
+    return None if path.is_file() else path
+
+
 def _record(folder: Path, key: str) -> Path:
     return folder / f"{key}.json"
 
@@ -304,12 +343,14 @@ def _keep(folder: Path | None, key: str, scores: SceneScores) -> None:
 # What is asked for
 
 
-def _scenes(scenes: Scene | Sequence[Scene]) -> list[Scene]:
+def _scenes(scenes: Scene | Sequence[Scene], check: bool) -> list[Scene]:
     places = [scenes] if isinstance(scenes, Scene) else list(scenes)
     if not places:
         raise AnalysisError("There is no scene to judge on. Give at least one with depth, intrinsics and poses.")
     for place in places:
         place.require("depth", "intrinsics", "pose")
+        if check:
+            check_geometry(place)
     return places
 
 

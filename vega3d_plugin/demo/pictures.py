@@ -72,7 +72,7 @@ def gate_overlay(
     constant = high - low < 1e-7  # below what float32 can tell apart
     scaled = np.full(values.shape, 0.5) if constant else (values - low) / (high - low)
     plain = [_resized(frames[i], size, Image.Resampling.LANCZOS) for i in shown]
-    heat = [_resized(_heat(plane), size, Image.Resampling.NEAREST) for plane in scaled]
+    heat = [_resized(heat_colours(plane), size, Image.Resampling.NEAREST) for plane in scaled]
     # Over a grey frame, so that the colours of the scene cannot be taken for values.
     mixed = [Image.blend(a.convert("L").convert("RGB"), b, _OPACITY) for a, b in zip(plain, heat, strict=True)]
     sheet = _sheet(title, [f"frame {i}" for i in shown], plain, mixed, footer=64)
@@ -199,7 +199,7 @@ def _resized(pixels: Pixels, size: tuple[int, int], how: Image.Resampling) -> Im
     return Image.fromarray(pixels).resize(size, how)
 
 
-def _heat(values: NDArray[np.float64]) -> Pixels:
+def heat_colours(values: NDArray[np.float64]) -> Pixels:
     """Colours uint8 [..., 3] for values in 0..1."""
     steps = np.linspace(0, 1, len(_RAMP))
     channels = [np.interp(values, steps, _RAMP[:, k]) for k in range(3)]
@@ -253,7 +253,7 @@ def _colour_bar(sheet: Image.Image, values: NDArray[np.float64], constant: bool)
     # Two digits beyond the one in which the limits differ.
     digits = max(3, 2 - math.floor(math.log10(high - low)))
     width = min(sheet.width - 2 * _GAP, 640)
-    bar = _heat(np.tile(np.linspace(0, 1, width), (16, 1)))
+    bar = heat_colours(np.tile(np.linspace(0, 1, width), (16, 1)))
     sheet.paste(Image.fromarray(bar), (_GAP, top))
     at = _GAP + round((mean - low) / (high - low) * (width - 1))
     draw.line((at, top - 3, at, top + 18), _INK, width=2)
