@@ -28,11 +28,11 @@ from ..twin import name_of
 from .heads import SIZES, Size
 from .judging import CLIPS, FIGURES, HIGHER, judge_depth, judge_head, predicted_depth
 from .pictures import encode_depth, encode_frame
-from .results import CONTROLS, FORMAT, DepthExample, PriorReadout, ReadoutResult, SceneFigures
+from .results import CONTROLS, FEW, FORMAT, DepthExample, PriorReadout, ReadoutResult, SceneFigures
 from .sampling import VIEWS as CLIP_VIEWS
 from .sampling import Split, split_scenes
 from .sources import Sampling, ShownScenes
-from .training import FULL_LR, FeatureScene, Standard, TrainingSettings, train_depth_head, train_head
+from .training import FULL_DEPTH_LR, FULL_LR, FeatureScene, Standard, TrainingSettings, train_depth_head, train_head
 from .truth import SceneTruth, check_distinct, scene_truth
 
 #: Views of each scene that a prior is shown.
@@ -41,8 +41,6 @@ VIEWS = 12
 MOST_TOKENS = 400
 #: Longer side of what the full head predicts, pixels, as published.
 FULL_SIDE = 518
-#: Held-out scenes below which an interval says little.
-FEW = 5
 #: Held-out scenes of which a view is kept to look at.
 EXAMPLES = 6
 
@@ -188,7 +186,7 @@ def training_settings(size: str = "small", steps: int | None = None, seed: int =
         raise UnknownNameError("size of a read-out", size, SIZES)
     settings = TrainingSettings(size=cast(Size, size), seed=seed)
     if size == "full":
-        settings = replace(settings, lr=FULL_LR)
+        settings = replace(settings, lr=FULL_LR, depth_lr=FULL_DEPTH_LR)
     return settings if steps is None else replace(settings, steps=steps, depth_steps=steps)
 
 

@@ -72,7 +72,7 @@ class SmallReadout(nn.Module):
     def __init__(self, channels: int, width: int = 64, depth: int = 1, heads: int = 4) -> None:
         super().__init__()
         # The published factor of 0.01 needs tens of thousands of steps to grow.
-        self.backbone = Backbone(channels, width, depth, heads, scale=0.2)
+        self.backbone = Backbone(channels, width, depth, heads, scale=0.5)
         self.norm = nn.LayerNorm(2 * width)
         self.point = nn.Linear(2 * width, 3)
         self.depth = nn.Linear(2 * width, 1)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,10 +15,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ...demo.pictures import heat_colours
 from ...errors import AnalysisError
+from ..charts import FAINT, Canvas, save, wrapped
+from ..results import ITSELF
+
+if TYPE_CHECKING:
+    from .results import DepthExample, ReadoutResult
 
 #: Sides beyond which nothing that a result holds is decoded.
 _LARGEST = 4096
+#: Controls that are shown beside a prior.
+SHOWN = ("untrained twin", "position only")
+_WIDTH, _GAP, _PAD = 200, 8, 16
 
 
 def encode_depth(depth: Tensor) -> str:
@@ -69,3 +81,71 @@ def _decoded(text: str, kind: str, where: str) -> Image.Image:
             raise
         raise AnalysisError(f"{where} is no {kind} picture in base64, or damaged ({error}).") from None
     return image
+
+
+def depth_maps(example: DepthExample, controls: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """The true depth (``true``) and what was predicted, in metres, by control; those that there are.
+
+    Raises:
+        AnalysisError: one that cannot be read.
+    """
+    where = f"the example {example.scene!r}, {example.view!r}"
+    found = {"true": decode_depth(example.true, example.size, f"True depth of {where}")}
+    for control in controls:
+        if control in example.predicted:
+            found[control] = decode_depth(example.predicted[control], example.size, f"Depth ({control}) of {where}")
+    return found
+
+
+def depth_colours(maps: dict[str, NDArray[np.float32]]) -> tuple[dict[str, Image.Image], float, float]:
+    """Depth maps of one view as pictures on one scale, near ones light, no depth black; and the scale's ends.
+
+    The scale spans the true depth.
+    """
+    true = maps["true"][maps["true"] > 0]
+    low, high = (float(true.min()), float(true.max())) if true.size else (0.0, 1.0)
+    pictures = {}
+    for name, depth in maps.items():
+        scaled = np.clip((high - depth) / max(high - low, 1e-6), 0, 1).astype(np.float64)
+        colours = heat_colours(scaled)
+        colours[depth <= 0] = 0
+        pictures[name] = Image.fromarray(colours)
+    return pictures, low, high
+
+
+def depth_sheet(result: ReadoutResult, path: str | Path | None = None) -> Image.Image:
+    """What each prior saw, the true depth and what was read out, of all examples; written to ``path`` if given.
+
+    Raises:
+        AnalysisError: no examples, or ones that cannot be read.
+    """
+    rows = [(readout, example) for readout in result.priors for example in readout.examples]
+    if not rows:
+        raise AnalysisError("This result holds no examples to draw.")
+    controls = [ITSELF, *(c for c in SHOWN if any(c in example.predicted for _, example in rows))]
+    names = ["what the prior sees", "true depth", *("read out" if c == ITSELF else c for c in controls)]
+    width = 2 * _PAD + len(names) * (_WIDTH + _GAP) - _GAP
+    heights = [max(1, round(_WIDTH * example.size[0] / example.size[1])) for _, example in rows]
+    notes = wrapped(
+        "Depth of held-out views through a linear head, one scale a row: near is light.", width - 2 * _PAD, 12
+    )
+    canvas = Canvas(width, 76 + sum(height + 26 for height in heights) + 18 * len(notes) + _PAD)
+    canvas.text(_PAD, 26, "Read-outs: predicted against true depth", size=17)
+    for column, name in enumerate(names):
+        canvas.text(_PAD + column * (_WIDTH + _GAP), 58, name, bold=True)
+    top = 76
+    for (readout, example), height in zip(rows, heights, strict=True):
+        pictures, low, high = depth_colours(depth_maps(example, controls))
+        frame = decode_frame(example.frame, f"The frame of {example.scene!r}, {example.view!r}")
+        canvas.paste(frame.resize((_WIDTH, height), Image.Resampling.LANCZOS), _PAD, top)
+        for column, name in enumerate(["true", *controls], start=1):
+            if name in pictures:
+                shown = pictures[name].resize((_WIDTH, height), Image.Resampling.NEAREST)
+                canvas.paste(shown, _PAD + column * (_WIDTH + _GAP), top)
+        about = f"{readout.label}, {example.scene}, {example.view}: {low:.1f} to {high:.1f} m"
+        canvas.text(_PAD, top + height + 10, about, FAINT, 12)
+        top += height + 26
+    for number, line in enumerate(notes):
+        canvas.text(_PAD, top + 12 + 18 * number, line, FAINT, 12)
+    picture = canvas.picture()
+    return picture if path is None else save(picture, path)

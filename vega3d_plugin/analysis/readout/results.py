@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMAT = 1
+#: Held-out scenes below which nothing is said of a difference.
+FEW = 5
 #: Controls of a read-out, in the order of tables, and what each shows.
 CONTROLS: dict[str, str] = {
     "untrained twin": "the same class and size with random weights: what is left was not learned",
@@ -74,13 +76,13 @@ class PriorReadout(Record):
     prior: str
     context: str
     fingerprint: str
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     feature_dim: int
     grid: tuple[int, int]
     seen: tuple[int, int]
     held_out: Annotated[tuple[SceneFigures, ...], Field(min_length=2)]
     training: Annotated[tuple[SceneFigures, ...], Field(min_length=1)]
-    absent: dict[str, str] = {}
+    absent: dict[str, str] = Field(default_factory=dict)
     examples: tuple[DepthExample, ...] = ()
 
     @model_validator(mode="after")
@@ -155,8 +157,11 @@ class ReadoutResult(Result):
                 yield readout, control, {name: readout.figure(name, control) for name in self.figures}
 
     def better(self, figure: str, difference: Interval) -> bool | None:
-        """Whether a difference of prior minus control speaks for the prior; None while its interval contains 0."""
-        if not difference.is_known or difference.low <= 0 <= difference.high:
+        """Whether a difference of prior minus control speaks for the prior.
+
+        None while its interval contains 0, or is drawn over fewer than five scenes.
+        """
+        if not difference.is_known or difference.units < FEW or difference.low <= 0 <= difference.high:
             return None
         return (difference.value > 0) == (figure in self.higher)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..results import ITSELF
-from .results import CONTROLS, PriorReadout, ReadoutResult
+from ..tables import aligned
+from .results import CONTROLS, FEW, PriorReadout, ReadoutResult
 
 #: Controls that features with anything learned of space should beat.
 _RIVALS = ("untrained twin", "VAE alone", "pixels", "position only", "random")
@@ -36,19 +37,19 @@ def readout_findings(result: ReadoutResult) -> list[str]:
     """See :meth:`ReadoutResult.findings`."""
     found = []
     for readout in result.priors:
-        for figure in _HEADLINES:
-            if figure in result.figures:
-                found += _against(result, readout, figure)
+        if len(readout.held_out) < FEW:
+            found.append(
+                f"{readout.label}: {len(readout.held_out)} scenes are held out, too few to tell it from its controls."
+            )
+        else:
+            found += [line for name in _HEADLINES if name in result.figures for line in _against(result, readout, name)]
         found += _by_heart(result, readout)
         missing = [control for control in CONTROLS if control not in readout.controls]
         if missing:
             found.append(f"{readout.label}: judged without these controls: {', '.join(missing)}.")
-    held_out = min(len(readout.held_out) for readout in result.priors)
-    if held_out < 5:
-        found.append(f"{held_out} scenes are held out: intervals over so few say little.")
     found.append(
-        "A good read-out says that space can be read from the features by a small head. It does not say that a language "
-        "model would read it: that is what `vega3d ablate` measures."
+        "A good read-out says that a small head can read space from the features. It does not say that a language "
+        "model would: that is what `vega3d ablate` measures."
     )
     return found
 
@@ -79,12 +80,6 @@ def _by_heart(result: ReadoutResult, readout: PriorReadout) -> list[str]:
         f"{readout.label}: points are {known.value:.3f} on the scenes of the training and {own.value:.3f} on others: "
         "the head learned part of them by heart. More scenes would tell more."
     ]
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of a table as lines in columns, two blanks between."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _listed(items: Sequence[str]) -> str:
