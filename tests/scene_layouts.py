@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,22 @@ from vega3d_plugin.scenes.export import export_folder, pixels
 from vega3d_plugin.scenes.scene import Scene
 
 FLIP = np.diag([1.0, -1.0, -1.0, 1.0])
+
+
+def kept(scene: Scene) -> Scene:
+    """The same scene with its pictures in memory: rendering anew takes most of a test's time."""
+
+    def view(each):
+        frame, depth = each.frame(), each.depth()
+        instances = each.instances()
+        return replace(
+            each,
+            read_frame=frame.clone,
+            read_depth=None if depth is None else depth.clone,
+            read_instances=None if instances is None else instances.clone,
+        )
+
+    return replace(scene, views=tuple(view(each) for each in scene.views))
 
 
 def save_png(path: Path, view) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import goldens
 import pytest
 import torch
+from scene_layouts import kept
 from scenes.test_coordinates import released_scene
 
 from vega3d_plugin.errors import SceneError, SettingsError, UnknownNameError
@@ -55,11 +56,11 @@ def test_uniform_is_what_the_score_was_computed_on() -> None:
 
 @pytest.fixture(scope="module")
 def room() -> Scene:
-    return rendered_scene(4, 12, (48, 64))
+    return kept(rendered_scene(4, 12, (48, 64)))
 
 
 def test_each_view_adds_most_of_all_that_are_left() -> None:
-    room = rendered_scene(4, 6, (24, 32))
+    room = kept(rendered_scene(4, 6, (24, 32)))
     greedy = choose_views(room, "coverage", 3)
     assert list(greedy.indices) == sorted(greedy.indices)
     gains = dict(zip(greedy.indices, greedy.gains, strict=True))

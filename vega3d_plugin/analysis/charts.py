@@ -380,7 +380,7 @@ def _cells(
             text = f"{value:.3f}" if known_here else "-"
             canvas.text(left + cell / 2, y + height / 2, text, ink, 12, "mm")
     for row, column in heat.marked:
-        _frame(canvas, x, top, cell, height, row, column, (255, 255, 255))
+        _frame(canvas, x, top, cell, height, row, column, INK)
     if heat.best is not None:
         _frame(canvas, x, top, cell, height, *heat.best, (214, 39, 40))
 

@@ -44,6 +44,11 @@ class JudgedViews:
     places: tuple[int, ...]
     repeated: int = 0
 
+    @property
+    def key(self) -> str:
+        """Names their content and geometry."""
+        return f"{self.scene.fingerprint}-{clip_key(self.clip)}-{self.places}"
+
 
 def contexts_of(prior: AnyPrior, wanted: Sequence[str] | None = None) -> tuple[str, ...]:
     """The contexts to judge a prior in: those wanted, or all that it has.
@@ -51,7 +56,7 @@ def contexts_of(prior: AnyPrior, wanted: Sequence[str] | None = None) -> tuple[s
     Raises:
         PriorError: a context that it has not.
     """
-    settings = _settings(prior)
+    settings = settings_of(prior)
     known = (settings.context,) if settings else ("clip",)
     if settings is not None and settings.name in plugin_manager().priors.names() and _reloads(prior):
         known = plugin_manager().priors.get(settings.name).contexts
@@ -76,9 +81,10 @@ def in_context(prior: AnyPrior, context: str) -> Prior:
         settings = prior.settings
         if settings is None or settings.context == context:
             return prior
-        return same_weights(prior, load_prior(_with(settings, context=context)))
-    settings = resolve(prior if isinstance(prior, PriorSettings) else PriorSettings.parse({"name": prior}))
-    return load_prior(_with(settings, context=context))
+        return same_weights(prior, load_prior(with_changes(settings, context=context)))
+    settings = settings_of(prior)
+    assert settings is not None  # of a name or settings
+    return load_prior(with_changes(settings, context=context))
 
 
 def same_weights(prior: Prior, other: Prior) -> Prior:
@@ -213,14 +219,19 @@ def joined(prior: AnyPrior | Sequence[AnyPrior]) -> Iterator[AnyPrior]:
         yield from prior
 
 
-def _with(settings: PriorSettings, **changes: Any) -> PriorSettings:
+def with_changes(settings: PriorSettings, **changes: Any) -> PriorSettings:
+    """The same settings but for some."""
     return PriorSettings.parse({**settings.to_dict(), **changes})
 
 
-def _settings(prior: AnyPrior) -> PriorSettings | None:
+def settings_of(prior: AnyPrior) -> PriorSettings | None:
+    """All settings of a prior, those left open filled in; None for one that has none."""
     if isinstance(prior, Prior):
         return prior.settings
-    return resolve(prior if isinstance(prior, PriorSettings) else PriorSettings.parse({"name": prior}))
+    if isinstance(prior, str):
+        plugin_manager().priors.get(prior)
+        prior = PriorSettings.parse({"name": prior})
+    return resolve(prior)
 
 
 def _reloads(prior: AnyPrior) -> bool:

@@ -59,8 +59,8 @@ class Protocol(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     figures: Mapping[str, str]
-    #: The figure that an offset shared by all tokens cannot raise.
-    headline: ClassVar[str]
+    #: The figure to look at first: one that an offset shared by all tokens cannot raise.
+    headline: str
 
     @property
     @abstractmethod
@@ -76,6 +76,17 @@ class Protocol(ABC):
             prior: says what it sees of a frame.
             grid: (h, w) of its map.
         """
+
+    def judged_pairs(self, scene: Scene, prior: Prior, grid: tuple[int, int]) -> Pairs:
+        """As :meth:`pairs`. Raises :class:`AnalysisError` where there is none."""
+        pairs = self.pairs(scene, prior, grid)
+        if not pairs.views:
+            raise AnalysisError(
+                f"The {len(scene)} judged views of scene {scene.name!r} ({scene.source}) share too little: no pair of "
+                f"them shows enough of the same places (protocol {self.name!r}, map of {grid[0]}x{grid[1]} tokens). "
+                "Judge more views, or ones that overlap, and check poses and depth with `vega3d scene info`."
+            )
+        return pairs
 
     @abstractmethod
     def measure(
@@ -131,7 +142,9 @@ class Visible(Protocol):
 
     def pairs(self, scene: Scene, prior: Prior, grid: tuple[int, int]) -> Pairs:
         """See :class:`Protocol`."""
-        found = shared_views(scene, prior.framing(scene.views[0].size), grid, self.tolerance)
+        # Of a scene without metres only the share of the distance counts.
+        tolerance = self.tolerance if scene.metric else 0.0
+        found = shared_views(scene, prior.framing(scene.views[0].size), grid, tolerance)
         kept = [pair for pair in found if pair.shared >= self.least_shared]
         return Pairs(
             [(pair.first, pair.second) for pair in kept],
@@ -193,6 +206,11 @@ class Released(Protocol):
 
     def pairs(self, scene: Scene, prior: Prior, grid: tuple[int, int]) -> Pairs:
         """See :class:`Protocol`."""
+        if not scene.metric:
+            raise AnalysisError(
+                f"Scene {scene.name!r} ({scene.source}) is known up to its scale only, and protocol 'released' measures "
+                "voxels in metres. Use protocol 'visible'."
+            )
         places = point_maps(scene)
         framing = prior.framing((places.valid.shape[1], places.valid.shape[2]))
         nothing = torch.zeros(len(scene), 1, *grid)
@@ -239,7 +257,6 @@ class Probe3d(Protocol):
 
     name = "probe3d"
     summary = "all pairs of views; nearest neighbours at every pixel with depth, the most distinct ones count"
-    headline = "recall@10px"
 
     def __init__(self, within: Sequence[float] = WITHIN, side: int = 160, matches: int = MATCHES) -> None:
         if not within or min(within) <= 0 or side < 8 or matches < 1:
@@ -252,6 +269,7 @@ class Probe3d(Protocol):
             f"recall@{limit:g}px": f"share of the most distinct matches that are less than {limit:g} pixels off"
             for limit in self.within
         }
+        self.headline = list(self.figures)[min(1, len(self.figures) - 1)]
 
     @property
     def options(self) -> dict[str, Any]:

@@ -10,12 +10,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..clips import clip_key
 from ..errors import AnalysisError, UnknownNameError
 from ..files import write_atomically
 from ..priors.base import Prior
@@ -42,11 +41,19 @@ class AnalysisWarning(Vega3dWarning):
     """A score is less sure than it looks."""
 
 
-class SceneRecord(Result):
-    """The file that one scene's figures of one prior are kept in."""
+class KeptRecord(Result):
+    """A file that figures are kept in. Attributes: ``key`` names what they depend on."""
 
     key: str
+
+
+class SceneRecord(KeptRecord):
+    """One scene's figures of one prior."""
+
     scores: SceneScores
+
+
+K = TypeVar("K", bound=KeptRecord)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +131,7 @@ def correspondence(
     Warns:
         AnalysisWarning: there is one scene, so intervals are over its pairs, or a control is missing.
     """
-    places = _scenes(scenes, check)
+    places = checked_scenes(scenes, check)
     judging = Judging(
         protocol_of(protocol),
         views if isinstance(views, int) else tuple(views),
@@ -133,7 +140,7 @@ def correspondence(
         None if records is None else Path(records),
         None if store is None else Path(store),
         None if pictures is None else Path(pictures),
-        _device(device),
+        checked_device(device),
     )
     work = [(each, context) for each in joined(prior) for context in _contexts(each, contexts, judging.protocol)]
     if not work:
@@ -175,21 +182,21 @@ def judge(
 ) -> PriorScores:
     """All figures of a loaded prior, scene by scene; see :func:`correspondence`."""
     extractor = Extractor(prior, judging.store, judging.device)
-    twin = _Twin(prior, judging)
+    twin = Twin(prior, judging, lambda made, views: Extractor(made, judging.store, judging.device).maps(views))
     scores = []
     for number, scene in enumerate(scenes):
         told(f"{name_of(prior)} ({context}) on {scene.name}", number)
         views = judged_views(prior, scene, judging.views)
         key = record_key(prior, context, views, judging)
-        kept = _kept(judging.records, key)
-        features = None
-        if kept is None:
+        record, features = kept(judging.records, key, SceneRecord), None
+        if record is None:
             features = extractor.maps(views)
-            kept = judge_scene(prior, features, twin, views, judging)
-            _keep(judging.records, key, kept)
-        scores.append(kept)
+            record = SceneRecord(key=key, scores=judge_scene(prior, features, twin, views, judging))
+            keep(judging.records, record)
+        scores.append(record.scores)
         picture = _picture(judging, number, f"{scene.name}_{name_of(prior)}_{context}")
-        if picture is not None:
+        # One that is there shows what an earlier run found, so it may stay where nothing was computed.
+        if picture is not None and (features is not None or not picture.is_file()):
             title = f"{name_of(prior)} ({context}) on {scene.name}"
             draw(picture, title, prior, extractor.maps(views) if features is None else features, views)
     told(f"{name_of(prior)} ({context})", len(scenes))
@@ -203,7 +210,7 @@ def judge(
     )
 
 
-def judge_scene(prior: Prior, features: Tensor, twin: _Twin, views: JudgedViews, judging: Judging) -> SceneScores:
+def judge_scene(prior: Prior, features: Tensor, twin: Twin, views: JudgedViews, judging: Judging) -> SceneScores:
     """All figures of one scene: of the prior's features ``[V, C, h, w]``, and of its controls.
 
     Raises:
@@ -211,15 +218,19 @@ def judge_scene(prior: Prior, features: Tensor, twin: _Twin, views: JudgedViews,
     """
     scene, protocol = views.scene, judging.protocol
     grid = (features.shape[2], features.shape[3])
-    pairs = protocol.pairs(scene, prior, grid)
-    if not pairs.views:
-        raise AnalysisError(
-            f"The {len(scene)} judged views of scene {scene.name!r} ({scene.source}) share too little: no pair of them "
-            f"shows enough of the same places (protocol {protocol.name!r}). Judge more views, or ones that overlap, "
-            "and check poses and depth with `vega3d scene info`."
-        )
-    values, absent = {ITSELF: protocol.measure(pairs, features)}, {}
-    others = feature_controls(prior, twin.make, views, features, judging.seed, lambda made: twin.maps(made, views))
+    pairs = protocol.judged_pairs(scene, prior, grid)
+    values, absent = measured(prior, features, pairs, twin, views, judging)
+    return scene_scores(views, pairs, grid, prior.framing(scene.views[0].size).size, values, absent)
+
+
+def measured(
+    prior: Prior, features: Tensor, pairs: Pairs, twin: Twin, views: JudgedViews, judging: Judging
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, str]]:
+    """Figures of a prior's features and of each control, by name; and why there are not all of them."""
+    protocol, scene = judging.protocol, views.scene
+    values: dict[str, dict[str, list[float]]] = {ITSELF: protocol.measure(pairs, features)}
+    absent: dict[str, str] = {}
+    others = feature_controls(prior, twin.make, views, features, judging.seed, lambda it: twin.extract(it, views))
     for control in judging.controls:
         if control == "views shuffled":
             values[control] = protocol.measure(pairs, features, another_view(len(scene), judging.seed))
@@ -231,7 +242,7 @@ def judge_scene(prior: Prior, features: Tensor, twin: _Twin, views: JudgedViews,
                 absent[control] = maps.reason
             else:
                 values[control] = protocol.measure(pairs, maps)
-    return _scores(views, pairs, grid, prior.framing(scene.views[0].size).size, values, absent)
+    return values, absent
 
 
 def draw(path: Path, title: str, prior: Prior, features: Tensor, views: JudgedViews) -> None:
@@ -248,31 +259,35 @@ def draw(path: Path, title: str, prior: Prior, features: Tensor, views: JudgedVi
 
 def record_key(prior: Prior, context: str, views: JudgedViews, judging: Judging) -> str:
     """Names a scene's figures by everything that they depend on, 32 hex digits."""
-    parts = [FORMAT, prior.fingerprint, context, views.scene.fingerprint, clip_key(views.clip), list(views.places)]
+    parts = [FORMAT, prior.fingerprint, context, views.key]
     parts += [judging.protocol.name, judging.options, str(prior.dtype_on(judging.device))]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-class _Twin:
-    """A prior's untrained twin, made when first needed."""
+class Twin:
+    """A prior's untrained twin, made when first needed.
 
-    def __init__(self, prior: Prior, judging: Judging) -> None:
-        self.prior, self.judging = prior, judging
+    Args:
+        prior: whose.
+        judging: says the seed.
+        extract: a twin's features of judged views.
+    """
+
+    def __init__(self, prior: Prior, judging: Judging, extract: Callable[[Prior, JudgedViews], Tensor]) -> None:
+        self.prior, self.seed, self.extract = prior, judging.seed, extract
         self._made: Prior | Absent | None = None
 
     def make(self) -> Prior | Absent:
+        """It, or why there is none."""
         if self._made is None:
             try:
-                self._made = untrained_twin(self.prior, self.judging.seed)
+                self._made = untrained_twin(self.prior, self.seed)
             except AnalysisError as error:
                 self._made = Absent(str(error))
         return self._made
 
-    def maps(self, made: Prior, views: JudgedViews) -> Tensor:
-        return Extractor(made, self.judging.store, self.judging.device).maps(views)
 
-
-def _scores(
+def scene_scores(
     views: JudgedViews,
     pairs: Pairs,
     grid: tuple[int, int],
@@ -280,6 +295,7 @@ def _scores(
     values: Mapping[str, Mapping[str, Sequence[float]]],
     absent: Mapping[str, str],
 ) -> SceneScores:
+    """What is kept of a scene."""
     scene = views.scene
     return SceneScores(
         scene=scene.name,
@@ -294,14 +310,15 @@ def _scores(
         left_out=pairs.left_out,
         repeated=views.repeated,
         values={
-            control: {figure: tuple(_plain(value) for value in found) for figure, found in by.items()}
+            control: {figure: tuple(plain(value) for value in found) for figure, found in by.items()}
             for control, by in values.items()
         },
         absent=dict(absent),
     )
 
 
-def _plain(value: float) -> float | None:
+def plain(value: float) -> float | None:
+    """A number as JSON has it: seven digits behind the point, None where there is none."""
     return round(value, 7) if math.isfinite(value) else None
 
 
@@ -309,41 +326,46 @@ def _plain(value: float) -> float | None:
 
 
 def _picture(judging: Judging, number: int, name: str) -> Path | None:
-    """Where the picture of a scene goes; None where none is wanted, or it is there."""
+    """Where the picture of a scene goes; None where none is wanted."""
     if judging.pictures is None or number >= PICTURED:
         return None
     safe = re.sub(r"[^\w.-]+", "-", name)
-    path = judging.pictures / f"{safe}.png"
-    return None if path.is_file() else path
+    return judging.pictures / f"{safe}.png"
 
 
 def _record(folder: Path, key: str) -> Path:
     return folder / f"{key}.json"
 
 
-def _kept(folder: Path | None, key: str) -> SceneScores | None:
-    """Figures that an earlier run left; a file that cannot be read is told, and computed again."""
+def kept(folder: Path | None, key: str, kind: type[K]) -> K | None:
+    """What an earlier run left under a key; a file that cannot be read is told, and made again."""
     if folder is None or not _record(folder, key).exists():
         return None
     try:
-        record = SceneRecord.read(_record(folder, key))
+        record = kind.read(_record(folder, key))
     except AnalysisError as error:
-        warnings.warn(f"{error} It is computed again.", AnalysisWarning, stacklevel=4)
+        warnings.warn(f"{error} It is computed again.", AnalysisWarning, stacklevel=5)
         return None
-    return record.scores if record.key == key else None
+    return record if record.key == key else None
 
 
-def _keep(folder: Path | None, key: str, scores: SceneScores) -> None:
-    if folder is None:
-        return
-    text = SceneRecord(key=key, scores=scores).to_json()
-    write_atomically(_record(folder, key), lambda path: path.write_text(text, encoding="utf-8"))
+def keep(folder: Path | None, record: KeptRecord) -> None:
+    """Write what was found, whole or not at all."""
+    if folder is not None:
+        text = record.to_json()
+        write_atomically(_record(folder, record.key), lambda path: path.write_text(text, encoding="utf-8"))
 
 
 # What is asked for
 
 
-def _scenes(scenes: Scene | Sequence[Scene], check: bool) -> list[Scene]:
+def checked_scenes(scenes: Scene | Sequence[Scene], check: bool) -> list[Scene]:
+    """One scene or several as several, each with what judging needs.
+
+    Raises:
+        AnalysisError: none.
+        SceneError: one lacks depth, intrinsics or poses, or (``check``) they contradict each other.
+    """
     places = [scenes] if isinstance(scenes, Scene) else list(scenes)
     if not places:
         raise AnalysisError("There is no scene to judge on. Give at least one with depth, intrinsics and poses.")
@@ -368,7 +390,8 @@ def _contexts(prior: AnyPrior, wanted: Sequence[str] | None, protocol: Protocol)
     return known[:1] if wanted is None and protocol.name == "released" else known
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def checked_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; CUDA where there is any, by default. Raises :class:`PriorError` where there is none."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return usable(str(device))

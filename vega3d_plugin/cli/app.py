@@ -10,6 +10,7 @@ import typer
 from ..plugins import plugin_manager
 from ..record import library_version
 from .ablate import ablate
+from .analyse import analyse
 from .convert import convert
 from .demo import demo
 from .doctor import doctor
@@ -88,6 +89,7 @@ app.command()(convert)
 app.command()(ablate)
 app.command()(train)
 app.command(context_settings=RUN)(run)
+app.add_typer(analyse, name="analyse")
 app.add_typer(prior, name="prior")
 app.add_typer(scene, name="scene")
 app.add_typer(recipes, name="recipes")

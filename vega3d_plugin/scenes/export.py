@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from ..errors import SceneError, UnknownNameError
 from ..files import write_atomically
 from ..warnings import Vega3dWarning
 from .questions import Question
-from .readers.posed_images import ALIGNMENT
+from .readers.posed_images import ALIGNMENT, OBJECTS
 from .readers.posing import MILLIMETRES
 from .scene import Scene, View
 
@@ -39,8 +40,8 @@ def export_folder(scene: Scene, folder: Path) -> None:
     """Write a scene in the layout of ``posed_images``, which :func:`open_scene` reads.
 
     ``00000.jpg`` (quality 95), ``00000.png`` (depth, uint16 millimetres), ``00000.txt`` (camera-to-world),
-    ``intrinsic.txt``, ``depth_intrinsic.txt`` and ``axis_align_matrix.txt``, each where the scene knows it. The folder
-    appears whole, or not at all.
+    ``intrinsic.txt``, ``depth_intrinsic.txt``, ``axis_align_matrix.txt`` and ``objects.json`` (the last two are ours),
+    each where the scene knows it. The folder appears whole, or not at all. Instances of pixels are not kept.
 
     Args:
         scene: one camera for all views.
@@ -51,7 +52,7 @@ def export_folder(scene: Scene, folder: Path) -> None:
             is beyond 65.5 m.
 
     Warns:
-        ExportWarning: lengths are not metres, or objects are known: the layout has no place for either.
+        ExportWarning: lengths are not metres, for which the layout has no sign.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise SceneError(f"{folder} cannot be written: it holds something. Name a new folder.")
@@ -71,6 +72,9 @@ def export_folder(scene: Scene, folder: Path) -> None:
                 _write_matrix(target / "depth_intrinsic.txt", own)
         if scene.alignment is not None:
             _write_matrix(target / ALIGNMENT, scene.alignment)
+        if scene.objects:
+            listed = [asdict(thing) for thing in scene.objects]
+            (target / OBJECTS).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
 
     _write_whole(folder, write)
 

@@ -49,11 +49,11 @@ def missing(path: Path) -> str:
     return f"{path} does not exist.{hint or ' Check the path.'}"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+def read_json(path: Path, kind: type = dict) -> Any:
+    """A JSON file that holds an object (``dict``) or a ``list``.
 
     Raises:
-        SceneError: it cannot be read, is no JSON (with line and column), nested too deep, or no object.
+        SceneError: it cannot be read, is no JSON (with line and column), nested too deep, or holds something else.
     """
     text = read_text(path)
     try:
@@ -64,8 +64,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise SceneError(f"{path} is nested too deep to be read.") from None
     except ValueError as error:  # an integer of thousands of digits
         raise SceneError(f"{path} is no JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise SceneError(f"{path} must hold a JSON object, found {type(value).__name__}.")
+    if not isinstance(value, kind):
+        wanted = "object" if kind is dict else "list"
+        raise SceneError(f"{path} must hold a JSON {wanted}, found {type(value).__name__}.")
     return value
 
 
@@ -127,6 +128,18 @@ def as_number(value: Any, where: str) -> float:
     if not math.isfinite(number):
         raise SceneError(f"{where}: {number} is no finite number.")
     return number
+
+
+def as_triple(value: Any, where: str) -> tuple[float, float, float]:
+    """Three finite numbers from JSON.
+
+    Raises:
+        SceneError: anything else.
+    """
+    if not isinstance(value, list) or len(value) != 3:
+        raise SceneError(f"{where}: expected 3 numbers, found {brief(value)}.")
+    x, y, z = (as_number(each, where) for each in value)
+    return x, y, z
 
 
 def _number(value: Any) -> float:

@@ -154,7 +154,7 @@ def expand(address: str | Path) -> list[str]:
 
 def _parts(address: str) -> tuple[str, str | None, dict[str, str]]:
     """Path, name of a scene in it, and options. A file whose own name has these signs is found all the same."""
-    if Path(address).expanduser().exists():
+    if _exists(Path(address)):
         return address, None, {}
     path, asked, query = address.rpartition("?")
     if not asked:
@@ -167,6 +167,14 @@ def _parts(address: str) -> tuple[str, str | None, dict[str, str]]:
     return path, name if sign else None, options
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.expanduser().exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, an unknown user
+        said = str(error).partition(": ")[0]
+        raise SceneError(f"{str(path)[:100]!r} is no usable path ({said}).") from None
+
+
 def _recognised(path: Path) -> Layout | None:
     return next((layout for layout in LAYOUTS.values() if layout.matches(path)), None)
 
@@ -176,11 +184,7 @@ def _layout(path: Path, wanted: str | None) -> Layout:
         if wanted not in LAYOUTS:
             raise UnknownNameError("layout", wanted, LAYOUTS)
         return LAYOUTS[wanted]
-    try:
-        exists = path.exists()
-    except (OSError, ValueError) as error:
-        raise SceneError(f"{str(path)[:200]!r} is no usable path: {error}.") from None
-    if not exists:
+    if not _exists(path):
         raise SceneError(missing(path))
     found = _recognised(path)
     if found is None:

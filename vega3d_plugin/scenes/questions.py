@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import SceneError
-from .files import brief, read_text
+from .files import brief, read_json
 from .scene import Scene, SceneObject
 
 #: The share of a picture that a thing must fill to be asked about, and that of the nearest views that must show it.
@@ -36,14 +35,8 @@ def read_questions(path: Path) -> list[Question]:
     Raises:
         SceneError: it cannot be read, or an entry is no question.
     """
-    try:
-        entries = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise SceneError(f"{path} is no JSON: {error}.") from None
-    if not isinstance(entries, list):
-        raise SceneError(f"{path} must hold a list of questions, found {brief(entries)}.")
     questions = []
-    for number, entry in enumerate(entries):
+    for number, entry in enumerate(read_json(path, list)):
         texts = [entry.get(key) if isinstance(entry, dict) else None for key in ("question", "answer")]
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise SceneError(f"{path}, entry {number}: `question` and `answer` must be texts, found {brief(entry)}.")

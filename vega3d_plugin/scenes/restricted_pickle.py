@@ -105,6 +105,11 @@ class _Call:
         return self.function(*args)
 
 
+def bytes_of_nothing() -> bytes:
+    """No bytes; a number as argument would ask for as many."""
+    return b""
+
+
 # The interpreter's own reader in Python: the one in C lets a few bytes claim gigabytes for its memo.
 class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
@@ -128,6 +133,9 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
             ("numpy", "dtype"): _Call(_Dtype),
             ("numpy", "ndarray"): _Call(lambda *_: StoredArray()),
             ("_codecs", "encode"): _Call(self._encoded),
+            # What old protocols write for no bytes at all.
+            ("builtins", "bytes"): _Call(bytes_of_nothing),
+            ("__builtin__", "bytes"): _Call(bytes_of_nothing),
         }
 
     def find_class(self, module: str, name: str) -> Any:

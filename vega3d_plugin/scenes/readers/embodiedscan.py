@@ -142,6 +142,7 @@ def _view(folder: Path, entry: Mapping[str, Any], image: Any, where: str, units:
     return file_view(
         picture.name,
         picture,
+        where,
         depth=depth if depth.is_file() and depth != picture else None,
         depth_units=units,
         intrinsics=colour,

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from ...errors import SceneError
 from ..cameras import rescaled_intrinsics
-from ..files import as_number, numbers, read_matrix, read_text
+from ..files import as_number, as_triple, brief, numbers, read_json, read_matrix, read_text
 from ..pixels import picture_size
-from ..scene import Scene
+from ..scene import Scene, SceneObject
 from .posing import MILLIMETRES, ViewsLeftOutWarning, check_counts, check_units, file_view
 
 PICTURES = (".jpg", ".jpeg")
-ALIGNMENT = "axis_align_matrix.txt"
+#: Written by :func:`~vega3d_plugin.scenes.export.export_folder`; the public export has neither.
+ALIGNMENT, OBJECTS = "axis_align_matrix.txt", "objects.json"
 
 
 @dataclass
@@ -88,7 +89,7 @@ def read(path: Path, *, depth_units: float | None = None) -> Scene:
         )
         for name in names
     )
-    return Scene(path.resolve().name, str(path), views, find_alignment(path))
+    return Scene(path.resolve().name, str(path), views, find_alignment(path), _objects(path / OBJECTS))
 
 
 def find_alignment(path: Path) -> Tensor | None:
@@ -170,3 +171,18 @@ def _poses(files: _Files) -> tuple[dict[str, Tensor], list[str]]:
         else:
             poses[name] = pose
     return poses, lost
+
+
+def _objects(file: Path) -> tuple[SceneObject, ...]:
+    if not file.is_file():
+        return ()
+    found = []
+    for number, entry in enumerate(read_json(file, list)):
+        where = f"{file}, entry {number}"
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            raise SceneError(f"{where}: expected an object with a name, found {brief(entry)}.")
+        centre, size = (as_triple(entry.get(key), f"{where}, {key}") for key in ("centre", "size"))
+        angles = entry.get("angles")
+        turned = None if angles is None else as_triple(angles, f"{where}, angles")
+        found.append(SceneObject(entry["name"], centre, size, turned))
+    return tuple(found)

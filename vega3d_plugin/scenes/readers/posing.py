@@ -25,6 +25,7 @@ class ViewsLeftOutWarning(Vega3dWarning):
 def file_view(
     name: str,
     picture: Path,
+    where: str = "",
     *,
     depth: Path | None = None,
     depth_units: float = MILLIMETRES,
@@ -37,6 +38,7 @@ def file_view(
     Args:
         name: of the view.
         picture: its header is read for the size.
+        where: what names it, for messages; the picture itself by default.
         depth: a 16-bit picture or an array.
         depth_units: how many units of the depth map are one metre.
         intrinsics: for the picture's pixels.
@@ -59,7 +61,9 @@ def file_view(
             content=FileContent(files, f"{depth_units:g}"),
         )
     except SceneError as error:
-        raise error if str(picture) in str(error) else SceneError(f"{picture}: {error}") from None
+        if not where and str(picture) in str(error):
+            raise
+        raise SceneError(f"{where or picture}: {error}") from None
 
 
 def check_units(depth_units: float | None, default: float) -> float:

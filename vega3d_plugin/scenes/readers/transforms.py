@@ -132,6 +132,7 @@ def _view(
     return file_view(
         name,
         picture,
+        where,
         depth=depth_file,
         depth_units=check_units(units, 1.0 if floats else MILLIMETRES),
         intrinsics=_intrinsics({**meta, **frame}, size, where, ignore),

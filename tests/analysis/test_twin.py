@@ -1,0 +1,87 @@
+"""The untrained twin of every kind of prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from small_wan import apart, frames
+from torch import nn
+from toys import Toy, all_toys
+
+import vega3d
+from vega3d_plugin.analysis.twin import untrained_twin
+from vega3d_plugin.errors import AnalysisError
+
+# One size of each architecture is enough.
+TOYS = [toy for toy in all_toys() if not toy.prior.endswith(("14b", "a14b", "5b")) or toy.prior == "wan2.2-ti2v-5b"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Toy], Path]:
+    @cache
+    def written(write: Callable[[Path], None]) -> Path:
+        folder = tmp_path_factory.mktemp("toy")
+        write(folder)
+        return folder
+
+    return lambda toy: written(toy.write)
+
+
+@pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.id or toy.prior)
+def test_the_twin_of_every_prior(toy: Toy, folders: Callable[[Toy], Path]) -> None:
+    prior, clip = toy.load(folders(toy)), frames(3)
+    before = prior(clip)
+    twin = untrained_twin(prior)
+    features = twin(clip)
+    assert features.shape == before.shape
+    assert bool(features.isfinite().all())
+    assert isinstance(twin, type(prior))
+    assert twin.fingerprint != prior.fingerprint
+    # The prior goes on as it was, and what it kept of its weights is not in the twin: a plain prior's twin is the same.
+    assert torch.equal(prior(clip), before)
+    plain = untrained_twin(toy.load(folders(toy), fast=False))
+    assert plain.fingerprint == twin.fingerprint
+    assert float((plain(clip) - features).abs().max() / features.abs().max()) < 1e-4
+    # The seed matters, and the clip.
+    other = untrained_twin(prior, seed=1)
+    assert other.fingerprint != twin.fingerprint
+    assert apart(other(clip), features) > 0.1
+    assert apart(twin(1 - clip), features) > 1e-2
+
+
+def test_latents_of_the_twin_have_unit_variance() -> None:
+    twin = untrained_twin(vega3d.load_prior("tiny-wan", size=(32, 48)))
+    latents = twin.encode(frames(4))
+    torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(latents.var(dim=(0, 2, 3)), torch.ones(16), atol=1e-4, rtol=0)
+
+
+def test_every_parameter_is_drawn_anew() -> None:
+    prior = vega3d.load_prior("tiny-wan", size=(32, 48))
+    with torch.no_grad():
+        for model in prior.models.values():
+            for parameter in model.parameters():
+                parameter.fill_(7.0)
+    for name, model in untrained_twin(prior).models.items():
+        for path, parameter in model.named_parameters():
+            assert not bool((parameter == 7.0).any()), f"{name}.{path}"
+
+
+def test_a_module_of_the_users_own() -> None:
+    module = nn.Conv2d(3, 6, 8, stride=8)
+    prior = vega3d.CallablePrior(module, 6)
+    twin = untrained_twin(prior)
+    assert twin(frames(2)).shape == prior(frames(2)).shape
+    assert twin.fingerprint != prior.fingerprint
+    assert apart(twin(frames(2)), prior(frames(2))) > 0.1
+    assert twin.module is not module
+
+
+def test_a_function_has_no_weights() -> None:
+    prior = vega3d.CallablePrior(lambda frames: frames[:, :, ::8, ::8], 3, fingerprint="thin")
+    with pytest.raises(AnalysisError, match=r"CallablePrior holds no modules.*vega3d\.CallablePrior"):
+        untrained_twin(prior)
