@@ -271,7 +271,7 @@ def test_features_come_from_the_store(tmp_path: Path) -> None:
 def test_pictures_of_the_first_scenes(tmp_path: Path) -> None:
     correspondence(Counting(), [picked(room(0)), picked(room(1)), picked(room(2))], pictures=tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["room_0000_Counting_clip.png", "room_0001_Counting_clip.png"]
+    assert names == ["room_0000_Counting_clip_counting.png", "room_0001_Counting_clip_counting.png"]
     with Image.open(tmp_path / names[0]) as picture:
         assert picture.width > 700
 

@@ -208,7 +208,8 @@ def per_view(prior: Prior, features: Tensor, frames: int, places: Sequence[int])
             f"Prior {name_of(prior)!r} gives {steps} maps for {frames} frames, so several of the judged views have the "
             "same one. Judge it in another context."
         )
-    return features[torch.tensor(found, device=features.device)].float()
+    # In one layout whatever made them: sums round by layout.
+    return features[torch.tensor(found, device=features.device)].float().contiguous()
 
 
 def joined(prior: AnyPrior | Sequence[AnyPrior]) -> Iterator[AnyPrior]:

@@ -208,8 +208,8 @@ class Released(Protocol):
         """See :class:`Protocol`."""
         if not scene.metric:
             raise AnalysisError(
-                f"Scene {scene.name!r} ({scene.source}) is known up to its scale only, and protocol 'released' measures "
-                "voxels in metres. Use protocol 'visible'."
+                f"Scene {scene.name!r} ({scene.source}) is known up to its scale only, and protocol 'released' has "
+                "voxels of so many metres. Use protocol 'visible'."
             )
         places = point_maps(scene)
         framing = prior.framing((places.valid.shape[1], places.valid.shape[2]))

@@ -194,7 +194,8 @@ def judge(
             record = SceneRecord(key=key, scores=judge_scene(prior, features, twin, views, judging))
             keep(judging.records, record)
         scores.append(record.scores)
-        picture = _picture(judging, number, f"{scene.name}_{name_of(prior)}_{context}")
+        # Of other settings there are other pictures.
+        picture = _picture(judging, number, f"{scene.name}_{name_of(prior)}_{context}_{prior.fingerprint[:8]}")
         # One that is there shows what an earlier run found, so it may stay where nothing was computed.
         if picture is not None and (features is not None or not picture.is_file()):
             title = f"{name_of(prior)} ({context}) on {scene.name}"

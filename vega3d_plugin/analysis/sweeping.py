@@ -278,9 +278,8 @@ def sweep(
         device=checked_device(device),
     )
     work = _Work(swept, places, judging, readout, most_bytes)
-    cells = work.cells(progress or (lambda what, done, total: None))
     settings = swept.prior.settings
-    assert settings is not None
+    cells = work.cells(progress or (lambda what, done, total: None))
     made = SweepResult(
         prior=settings.name,
         context=settings.context,

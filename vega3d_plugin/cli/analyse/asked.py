@@ -60,9 +60,8 @@ def asked_priors(written: Sequence[str], change: Sequence[str] | None) -> list[t
         name, _, own = text.partition("?")
         plugin_manager().priors.get(name)
         changes = [*(part for part in own.split("&") if part), *(change or [])]
-        settings = resolve(
-            PriorSettings.parse({**parse_changes(changes), "name": name}, where=f"the settings of {text}")
-        )
+        values = {**parse_changes(changes), "name": name}
+        settings = resolve(PriorSettings.parse(values, where=f"the settings of {text}"))
         asked.append((safe_name("_".join([name, *changes])), settings))
     return asked
 

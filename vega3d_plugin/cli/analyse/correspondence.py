@@ -97,7 +97,8 @@ def correspondence(
             )
     files = []
     for (name, _), result in zip(asked, results, strict=True):
-        files += write_result(folder / f"{name}_{rule.name}", result, result.plot)
+        stem = "_".join([name, *(contexts or []), rule.name])
+        files += write_result(folder / stem, result, result.plot)
     together = results[0].model_copy(update={"priors": tuple(each for result in results for each in result.priors)})
     assert isinstance(together, CorrespondenceResult)
     if as_json:
