@@ -250,7 +250,7 @@ def test_a_scene_whose_depth_is_mostly_missing() -> None:
     depth[:2] = 2
     holes = Scene.from_arrays(source.frames(), depth, source.views[0].intrinsics, source.poses, name="holes")
     with pytest.raises(AnalysisError, match=r"'holes'.*2 of its 6 views have depth"):
-        call([*read_scenes.rooms(4), holes])
+        call([*read_scenes.rooms(4), holes], check=False)
 
 
 def test_depth_in_another_unit() -> None:
@@ -258,7 +258,20 @@ def test_depth_in_another_unit() -> None:
     depth = torch.stack([view.depth() for view in source.views]) * 1e-4  # type: ignore[operator]
     tiny = Scene.from_arrays(source.frames(), depth, source.views[0].intrinsics, source.poses, name="tiny")
     with pytest.raises(AnalysisError, match="unit of the depth"):
-        call([*read_scenes.rooms(4), tiny], training=replace(SHORT, steps=40))
+        call([*read_scenes.rooms(4), tiny], training=replace(SHORT, steps=40), check=False)
+    with pytest.raises(SceneError, match="divided by 1000"):
+        call([*read_scenes.rooms(4), tiny])
+
+
+def test_scenes_without_metres_have_no_linear_head() -> None:
+    scenes = [*read_scenes.rooms(5), replace(read_scenes.room(5), metric=False)]
+    found = call(scenes)
+    assert found.priors[0].figure("points").value > 0
+    assert np.isnan(found.priors[0].figure("d1").value)
+    assert "room_0005" in found.findings()[0]
+    assert "up to their scale only" in found.table()
+    with pytest.raises(AnalysisError, match="no examples"):
+        found.plot()
 
 
 def test_unknown_names() -> None:

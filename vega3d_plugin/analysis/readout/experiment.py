@@ -14,19 +14,17 @@ import torch
 from torch import Tensor
 
 from ...errors import AnalysisError, UnknownNameError
-from ...files import write_atomically
 from ...priors.base import Prior
-from ...priors.devices import usable
 from ...priors.frames import resize_framed
 from ...record import library_version
 from ...scenes.scene import Scene
 from ..contexts import AnyPrior, contexts_of, in_context, joined
 from ..controls import Absent
-from ..results import ITSELF, Result
-from ..scoring import AnalysisWarning, Progress
+from ..results import ITSELF
+from ..scoring import AnalysisWarning, KeptRecord, Progress, checked_device, checked_scenes, keep, kept
 from ..twin import name_of
 from .heads import SIZES, Size
-from .judging import CLIPS, FIGURES, HIGHER, judge_depth, judge_head, predicted_depth
+from .judging import CLIPS, FIGURES, HIGHER, judge_depth, judge_head, predicted_depth, read_depth
 from .pictures import encode_depth, encode_frame
 from .results import CONTROLS, FEW, FORMAT, DepthExample, PriorReadout, ReadoutResult, SceneFigures
 from .sampling import VIEWS as CLIP_VIEWS
@@ -45,17 +43,15 @@ FULL_SIDE = 518
 EXAMPLES = 6
 
 
-class ControlFigures(Result):
+class ControlFigures(KeptRecord):
     """The file that one control's figures are kept in, and found again when a run is resumed.
 
     Attributes:
-        key: names everything that they depend on.
         grid: (h, w) of the map that was read out.
         scenes: by the scene's fingerprint.
         predicted: depth maps of the examples, as :class:`~.results.DepthExample` has them.
     """
 
-    key: str
     grid: tuple[int, int]
     scenes: dict[str, dict[str, float]]
     predicted: tuple[str, ...]
@@ -114,6 +110,7 @@ def readout(
     device: str | torch.device | None = None,
     store: str | Path | None = None,
     records: str | Path | None = None,
+    check: bool = True,
     progress: Progress | None = None,
 ) -> ReadoutResult:
     """Train shallow heads on frozen features, and judge them on scenes that they were not trained on.
@@ -136,18 +133,19 @@ def readout(
         device: where priors and heads run; default: CUDA where there is any.
         store: folder for features, one store in it for each prior and its settings.
         records: folder for figures: what is there is not trained again.
+        check: compare depth between views first, see ``scenes.check_geometry``.
         progress: told what is done.
 
     Raises:
         AnalysisError: too few scenes or views, one scene twice, features or losses that are not finite.
-        SceneError: a scene lacks depth, intrinsics or poses.
+        SceneError: a scene lacks depth, intrinsics or poses, or they contradict each other.
         PriorError: a context that a prior has not, or one that cannot be loaded.
         UnknownNameError: an unknown control, size or prior.
 
     Warns:
         AnalysisWarning: few scenes are held out, so that intervals say little.
     """
-    places = [scenes] if isinstance(scenes, Scene) else list(scenes)
+    places = checked_scenes(scenes, check)
     experiment = Experiment(
         training or training_settings(size, steps, seed),
         views,
@@ -155,7 +153,7 @@ def readout(
         _controls(controls),
         records=None if records is None else Path(records),
         store=None if store is None else Path(store),
-        device=_device(device),
+        device=checked_device(device),
         tell=progress or (lambda what, done, total: None),
     )
     _check_scenes(places, views)
@@ -171,7 +169,12 @@ def readout(
             stacklevel=2,
         )
     return ReadoutResult(
-        options=experiment.options, figures=dict(FIGURES), higher=HIGHER, library=library_version(), priors=found
+        options=experiment.options,
+        figures=dict(FIGURES),
+        higher=HIGHER,
+        library=library_version(),
+        priors=found,
+        notes=_notes(places),
     )
 
 
@@ -210,14 +213,14 @@ def read_prior(
     absent: dict[str, str] = {}
     for control in (ITSELF, *experiment.controls):
         key = _key(shown, context, control, experiment)
-        figures = _kept(experiment.records, key)
+        figures = kept(experiment.records, key, ControlFigures)
         if figures is None:
             maps = shown.features(control)
             if isinstance(maps, Absent):
                 absent[control] = maps.reason
                 continue
             figures = _read_control(f"{label}, {control}", key, maps, truths, split, experiment)
-            _keep(experiment.records, figures)
+            keep(experiment.records, figures)
         found[control] = figures
     first = shown.views(0).scene
     return PriorReadout(
@@ -240,6 +243,7 @@ class _Truths:
 
     def __init__(self, shown: ShownScenes, experiment: Experiment) -> None:
         self.shown, self.is_small = shown, experiment.is_small
+        self.metric = all(scene.metric for scene in shown.scenes)
         self._known: dict[tuple[int, tuple[int, int]], SceneTruth] = {}
 
     def on(self, index: int, grid: tuple[int, int]) -> SceneTruth:
@@ -282,17 +286,18 @@ def _read_control(
 
     seen = [scenes[i] for i in split.training]
     head = train_head(seen, training, device, tick("4 views", training.steps))
-    linear = train_depth_head(seen, training, device, tick("depth", training.depth_steps))
+    linear = None
+    if truths.metric:
+        linear = train_depth_head(seen, training, device, tick("depth", training.depth_steps))
     figures, predicted = {}, []
     for index, scene in enumerate(scenes):
-        depth, true = predicted_depth(linear, scene, device)
-        values = {**judge_head(head, scene, training, device, experiment.clips), **judge_depth(depth, true)}
+        values = judge_head(head, scene, training, device, experiment.clips)
+        if linear is not None:
+            values |= judge_depth(*predicted_depth(linear, scene, device))
         figures[scene.truth.fingerprint] = {name: round(value, 6) for name, value in values.items()}
-        if index in split.held_out[:EXAMPLES]:
-            middle = scene.truth.usable[len(scene.truth.usable) // 2]
-            with torch.no_grad():
-                one = linear([scene.features[middle : middle + 1].to(device)])[0, 0].float().cpu()
-            predicted.append(encode_depth(one))
+        if linear is not None and index in split.held_out[:EXAMPLES]:
+            middle = [_middle(scene.truth)]
+            predicted.append(encode_depth(read_depth(linear, scene, middle, device)[0]))
     grid = (maps[0].shape[-2], maps[0].shape[-1])
     return ControlFigures(key=key, grid=grid, scenes=figures, predicted=tuple(predicted))
 
@@ -300,11 +305,12 @@ def _read_control(
 def _examples(truths: _Truths, grid: tuple[int, int], found: dict[str, ControlFigures]) -> tuple[DepthExample, ...]:
     """One view of each of the first held-out scenes."""
     shown, fine = truths.shown, _finer(grid)
+    if not truths.metric:
+        return ()
     examples = []
     for number, index in enumerate(shown.split.held_out[:EXAMPLES]):
         truth, views = truths.on(index, fine), shown.views(index)
-        usable = truths.on(index, truths.predicted_size(index, grid)).usable
-        middle = usable[len(usable) // 2]
+        middle = _middle(truths.on(index, truths.predicted_size(index, grid)))
         view = views.scene.views[middle]
         frame = resize_framed(views.clip[views.places[middle]][None], shown.prior.framing(view.size))[0]
         examples.append(
@@ -320,6 +326,11 @@ def _examples(truths: _Truths, grid: tuple[int, int], found: dict[str, ControlFi
     return tuple(examples)
 
 
+def _middle(truth: SceneTruth) -> int:
+    """The view that is shown of a scene."""
+    return truth.usable[len(truth.usable) // 2]
+
+
 def _scene_figures(scene: Scene, found: dict[str, ControlFigures]) -> SceneFigures:
     values = {control: figures.scenes[scene.fingerprint] for control, figures in found.items()}
     return SceneFigures(scene=scene.name, source=scene.source, fingerprint=scene.fingerprint, values=values)
@@ -330,33 +341,23 @@ def _finer(grid: tuple[int, int]) -> tuple[int, int]:
     return 4 * grid[0], 4 * grid[1]
 
 
-# Records
+def _notes(scenes: Sequence[Scene]) -> tuple[str, ...]:
+    vague = [scene.name for scene in scenes if not scene.metric]
+    if not vague:
+        return ()
+    names = f"{', '.join(vague[:3])}{', ...' if len(vague) > 3 else ''}"
+    return (
+        f"{len(vague)} scenes ({names}) are known up to their scale only: the linear head, which reads metres, was not "
+        "trained.",
+    )
 
 
 def _key(shown: ShownScenes, context: str, control: str, experiment: Experiment) -> str:
-    contents = [shown.views(i).scene.fingerprint for i in range(len(shown.scenes))]
+    contents = [shown.views(i).key for i in range(len(shown.scenes))]
     options = {name: value for name, value in experiment.options.items() if name != "controls"}
     parts = [FORMAT, shown.prior.fingerprint, context, control, contents, options]
     parts.append(str(shown.prior.dtype_on(experiment.device)))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _kept(folder: Path | None, key: str) -> ControlFigures | None:
-    """Figures that an earlier run left; a file that cannot be read is told, and computed again."""
-    if folder is None or not (folder / f"{key}.json").exists():
-        return None
-    try:
-        figures = ControlFigures.read(folder / f"{key}.json")
-    except AnalysisError as error:
-        warnings.warn(f"{error} It is computed again.", AnalysisWarning, stacklevel=5)
-        return None
-    return figures if figures.key == key else None
-
-
-def _keep(folder: Path | None, figures: ControlFigures) -> None:
-    if folder is not None:
-        text = figures.to_json()
-        write_atomically(folder / f"{figures.key}.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 # What is asked for
@@ -364,7 +365,6 @@ def _keep(folder: Path | None, figures: ControlFigures) -> None:
 
 def _check_scenes(scenes: Sequence[Scene], views: int) -> None:
     for scene in scenes:
-        scene.require("depth", "pose", "intrinsics")
         if min(views, len(scene)) < CLIP_VIEWS:
             raise AnalysisError(
                 f"Scene {scene.name!r} ({scene.source}): {min(views, len(scene))} views would be shown, and a read-out "
@@ -380,9 +380,3 @@ def _controls(controls: bool | Sequence[str]) -> tuple[str, ...]:
         if control not in CONTROLS:
             raise UnknownNameError("control of a read-out", control, CONTROLS)
     return tuple(name for name in CONTROLS if name in controls)
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return usable(str(device))

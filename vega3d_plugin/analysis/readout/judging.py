@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -61,7 +61,6 @@ def judge_head(
     return {"points": float(np.mean(points)), "depth": float(np.mean(depths)), **areas}
 
 
-@torch.no_grad()
 def predicted_depth(head: DepthHead, scene: FeatureScene, device: torch.device) -> tuple[Tensor, Tensor]:
     """What the linear head sees in the usable views of a scene, and the truth, both ``[V, H, W]`` metres.
 
@@ -70,9 +69,15 @@ def predicted_depth(head: DepthHead, scene: FeatureScene, device: torch.device) 
     views = list(scene.truth.usable)
     true = scene.fine.depth[views].float()
     true = torch.where(true > FURTHEST, 0, true)
-    predicted = head([scene.features[views].to(device)])[:, 0].float().cpu()
+    predicted = read_depth(head, scene, views, device)
     seen = (true > 0).flatten(1).any(dim=1)
     return predicted[seen], true[seen]
+
+
+@torch.no_grad()
+def read_depth(head: DepthHead, scene: FeatureScene, views: Sequence[int], device: torch.device) -> Tensor:
+    """What the linear head sees in some views, ``[V, H, W]`` metres."""
+    return head([scene.features[list(views)].to(device)])[:, 0].float().cpu()
 
 
 def judge_depth(predicted: Tensor, true: Tensor) -> dict[str, float]:

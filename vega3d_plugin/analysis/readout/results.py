@@ -128,6 +128,7 @@ class ReadoutResult(Result):
         higher: figures of which more is better.
         library: version that wrote it.
         priors: each prior in each context.
+        notes: what was left out.
     """
 
     kind: Literal["readout"] = "readout"
@@ -137,6 +138,7 @@ class ReadoutResult(Result):
     higher: tuple[str, ...]
     library: str
     priors: Annotated[tuple[PriorReadout, ...], Field(min_length=1)]
+    notes: tuple[str, ...] = ()
 
     def of(self, prior: str, context: str | None = None) -> PriorReadout:
         """One prior's read-outs.

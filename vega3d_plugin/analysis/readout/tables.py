@@ -35,7 +35,7 @@ def readout_table(result: ReadoutResult) -> str:
 
 def readout_findings(result: ReadoutResult) -> list[str]:
     """See :meth:`ReadoutResult.findings`."""
-    found = []
+    found = list(result.notes)
     for readout in result.priors:
         if len(readout.held_out) < FEW:
             found.append(
