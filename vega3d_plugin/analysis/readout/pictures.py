@@ -6,7 +6,6 @@ import base64
 import binascii
 from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,11 +16,11 @@ from torch import Tensor
 
 from ...demo.pictures import heat_colours
 from ...errors import AnalysisError
-from ..charts import FAINT, Canvas, save, wrapped
+from ..charts import FAINT, Canvas, DotRow, dot_chart, stacked, wrapped
 from ..results import ITSELF
 
 if TYPE_CHECKING:
-    from .results import DepthExample, ReadoutResult
+    from .results import DepthExample, PriorReadout, ReadoutResult
 
 #: Sides beyond which nothing that a result holds is decoded.
 _LARGEST = 4096
@@ -113,15 +112,27 @@ def depth_colours(maps: dict[str, NDArray[np.float32]]) -> tuple[dict[str, Image
     return pictures, low, high
 
 
-def depth_sheet(result: ReadoutResult, path: str | Path | None = None) -> Image.Image:
-    """What each prior saw, the true depth and what was read out, of all examples; written to ``path`` if given.
+def readout_picture(result: ReadoutResult) -> Image.Image:
+    """The main figures with their intervals beside their controls, and below predicted beside true depth.
 
     Raises:
-        AnalysisError: no examples, or ones that cannot be read.
+        AnalysisError: an example that cannot be read.
     """
-    rows = [(readout, example) for readout in result.priors for example in readout.examples]
-    if not rows:
-        raise AnalysisError("This result holds no examples to draw.")
+    rows = []
+    for readout, control, figures in result.rows():
+        if control == ITSELF:
+            rows.append(DotRow(readout.label, heading=True))
+        rows.append(DotRow(f"  {control}", [figures[name] for name in result.headlines], strong=control == ITSELF))
+    notes = [f"{name}: {result.figures[name]}." for name in result.headlines]
+    held_out = len(result.priors[0].held_out)
+    notes.append(f"Bars are 95% intervals by bootstrap over {held_out} held-out scenes.")
+    chart = dot_chart("Read-outs", result.headlines, rows, notes)
+    examples = [(readout, example) for readout in result.priors for example in readout.examples]
+    return stacked([chart, _depth_sheet(examples)]) if examples else chart
+
+
+def _depth_sheet(rows: Sequence[tuple[PriorReadout, DepthExample]]) -> Image.Image:
+    """What each prior saw, the true depth and what was read out."""
     controls = [ITSELF, *(c for c in SHOWN if any(c in example.predicted for _, example in rows))]
     names = ["what the prior sees", "true depth", *("read out" if c == ITSELF else c for c in controls)]
     width = 2 * _PAD + len(names) * (_WIDTH + _GAP) - _GAP
@@ -147,5 +158,4 @@ def depth_sheet(result: ReadoutResult, path: str | Path | None = None) -> Image.
         top += height + 26
     for number, line in enumerate(notes):
         canvas.text(_PAD, top + 12 + 18 * number, line, FAINT, 12)
-    picture = canvas.picture()
-    return picture if path is None else save(picture, path)
+    return canvas.picture()

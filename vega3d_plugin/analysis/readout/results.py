@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 #: Held-out scenes below which nothing is said of a difference.
 FEW = 5
+#: The figures that sentences and pictures are made of, where there are so many.
+HEADLINES = ("points", "depth", "auc@30", "d1")
 #: Controls of a read-out, in the order of tables, and what each shows.
 CONTROLS: dict[str, str] = {
     "untrained twin": "the same class and size with random weights: what is left was not learned",
@@ -140,6 +142,11 @@ class ReadoutResult(Result):
     priors: Annotated[tuple[PriorReadout, ...], Field(min_length=1)]
     notes: tuple[str, ...] = ()
 
+    @property
+    def headlines(self) -> list[str]:
+        """The figures that sentences and pictures are made of."""
+        return [name for name in HEADLINES if name in self.figures]
+
     def of(self, prior: str, context: str | None = None) -> PriorReadout:
         """One prior's read-outs.
 
@@ -180,7 +187,13 @@ class ReadoutResult(Result):
         return readout_findings(self)
 
     def plot(self, path: str | Path | None = None) -> Image:
-        """Predicted beside true depth of held-out views, as a picture; written to ``path`` (PNG) if given."""
-        from .pictures import depth_sheet
+        """The main figures beside their controls, and predicted beside true depth; written to ``path`` (PNG) if given.
 
-        return depth_sheet(self, path)
+        Raises:
+            AnalysisError: a picture in the result cannot be read.
+        """
+        from ..charts import save
+        from .pictures import readout_picture
+
+        picture = readout_picture(self)
+        return picture if path is None else save(picture, path)

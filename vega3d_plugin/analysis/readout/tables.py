@@ -10,8 +10,6 @@ from .results import CONTROLS, FEW, PriorReadout, ReadoutResult
 
 #: Controls that features with anything learned of space should beat.
 _RIVALS = ("untrained twin", "VAE alone", "pixels", "position only", "random")
-#: The figures that sentences are made of.
-_HEADLINES = ("points", "depth", "auc@30", "d1")
 
 
 def readout_table(result: ReadoutResult) -> str:
@@ -42,7 +40,7 @@ def readout_findings(result: ReadoutResult) -> list[str]:
                 f"{readout.label}: {len(readout.held_out)} scenes are held out, too few to tell it from its controls."
             )
         else:
-            found += [line for name in _HEADLINES if name in result.figures for line in _against(result, readout, name)]
+            found += [line for name in result.headlines for line in _against(result, readout, name)]
         found += _by_heart(result, readout)
         missing = [control for control in CONTROLS if control not in readout.controls]
         if missing:
