@@ -1,6 +1,6 @@
 """The public API: ``import vega3d`` gives the same names."""
 
-from . import errors
+from . import analysis, errors
 from .alignment import align
 from .branch import GenerativeBranch
 from .clips import Clip, PixelStatistics, TokenGrid, clip_key
@@ -46,6 +46,7 @@ __all__ = [
     "Vega3dWarning",
     "__version__",
     "align",
+    "analysis",
     "build_fuser",
     "build_projector",
     "clip_key",
