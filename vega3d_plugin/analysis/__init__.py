@@ -14,8 +14,8 @@ _WHERE = {
     "compare": "comparing",
     "Comparison": "comparing",
     "untrained_twin": "twin",
-    "readout": "readout.experiment",
-    "ReadoutResult": "readout.results",
+    "readout": "readouts.experiment",
+    "ReadoutResult": "readouts.results",
 }
 
 __all__ = [

@@ -9,7 +9,7 @@ from pathlib import Path
 from ...environment import package_versions
 from ..comparing import Comparison
 from ..intervals import Interval
-from ..readout.results import ReadoutResult
+from ..readouts.results import ReadoutResult
 from ..results import ITSELF, CorrespondenceResult
 from ..sweeping import SweepResult
 from .blocks import Card, Cards, Commands, Finding, Findings, Tone

@@ -63,7 +63,7 @@ def render(page: Page) -> str:
         twice = next(anchor for i, anchor in enumerate(anchors) if anchor in anchors[:i])
         raise ReportError(f"Two sections of the report are called {twice!r}. Give them different titles.")
     text: str = _template().render(page=page, policy=POLICY, version=library_version(), style=_read("style.css"))
-    return text
+    return text.lstrip()
 
 
 def write_page(page: Page, path: str | Path) -> Path:
@@ -85,11 +85,20 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters["figure"] = _figure
+    environment.filters["prose"] = _prose
     return environment.get_template("page.html")
 
 
 def _figure(value: float, digits: int = 3) -> str:
     return "none" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _prose(text: str) -> Any:
+    """Escaped, with what stands between backticks as code."""
+    from markupsafe import Markup, escape
+
+    parts = re.split(r"`([^`]+)`", text)
+    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
 
 
 def _read(name: str) -> str:

@@ -12,10 +12,11 @@ from typing import TypeVar
 
 from ...errors import AnalysisError, ReportError
 from ..comparing import Comparison
-from ..readout.results import ReadoutResult
+from ..readouts.results import ReadoutResult
 from ..results import CorrespondenceResult, Result
 from ..scoring import AnalysisWarning
 from ..sweeping import SweepResult
+from .scene_sheets import FOLDER
 
 _KINDS: dict[str, type[Result]] = {
     "correspondence": CorrespondenceResult,
@@ -58,7 +59,7 @@ class FoundResults:
 
     def scene_sheets(self) -> list[Path]:
         """Contact sheets of scenes."""
-        return self._pictures("scenes", "*")
+        return self._pictures(FOLDER, "*")
 
     def pictures_of(self, fingerprint: str) -> list[Path]:
         """Pictures of what a prior sees, by the prior's fingerprint: scores, matches and features over frames."""

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import ReportError
+from ...errors import AnalysisError, ReportError
 from ..comparing import Comparison
 from ..intervals import Interval
-from ..readout.pictures import SHOWN, decode_frame, depth_colours, depth_maps
-from ..readout.results import PriorReadout, ReadoutResult
+from ..readouts.pictures import SHOWN, decode_frame, depth_colours, depth_maps
+from ..readouts.results import PriorReadout, ReadoutResult
 from ..results import ITSELF, CorrespondenceResult, PriorScores, bins
 from ..sweeping import SweepResult
 from .blocks import (
@@ -41,35 +41,34 @@ _MAIN = (ITSELF, "untrained twin", "VAE alone", "pixels", "position only")
 
 def scenes_section(results: FoundResults, sheets: Sequence[Picture]) -> Section:
     """Contact sheets, and what each scene was used for."""
-    seen: dict[str, dict[str, Any]] = {}
+    uses: dict[tuple[str, str], dict[str, list[str]]] = {}
 
-    def note(scene: Any, views: str, use: str) -> None:
-        row = seen.setdefault(scene.fingerprint, {"scene": scene, "views": "", "uses": []})
-        row["views"] = row["views"] or views
-        if use not in row["uses"]:
-            row["uses"].append(use)
+    def note(scene: Any, views: object, use: str) -> None:
+        # Verbs may choose other views of one scene, so that it has several fingerprints.
+        row = uses.setdefault((scene.scene, scene.source), {"views": [], "uses": [], "fingerprints": []})
+        for name, value in (("views", str(views)), ("uses", use), ("fingerprints", scene.fingerprint[:12])):
+            row[name] += [value] if value not in row[name] else []
 
     for _, result in results.of(CorrespondenceResult):
         for scores in result.priors:
             for scene in scores.scenes:
-                note(scene, str(len(scene.views)), f"correspondence ({result.protocol})")
+                note(scene, len(scene.views), f"correspondence ({result.protocol})")
     for _, sweep in results.of(SweepResult):
         for scene in sweep.scenes:
-            note(scene, str(len(scene.views)), "sweep")
+            note(scene, len(scene.views), "sweep")
     for _, found in results.of(ReadoutResult):
         for readout in found.priors:
             for use, group in (("read-out, held out", readout.held_out), ("read-out, training", readout.training)):
                 for each in group:
-                    note(each, str(found.options.get("views", "")), use)
+                    note(each, found.options.get("views", ""), use)
     rows = [
-        [row["scene"].scene, row["scene"].source, row["views"], ", ".join(row["uses"]), fingerprint[:12]]
-        for fingerprint, row in sorted(seen.items(), key=lambda item: item[1]["scene"].scene)
+        [name, source, ", ".join(row["views"]), ", ".join(row["uses"]), ", ".join(row["fingerprints"])]
+        for (name, source), row in sorted(uses.items())
     ]
-    table = Table(["scene", "source", "views", "used for", "fingerprint"], rows, numeric=False)
-    names = len({row[0] for row in rows})
+    table = Table(["scene", "source", "views", "used for", "fingerprint of the views"], rows, numeric=False)
     blocks: list[Block] = [Gallery(sheets, wide=True)] if sheets else []
-    blocks.append(Details(f"All {len(rows)} sets of views, of {names} scenes", [table], open=not sheets))
-    lead = "The views that were judged, the way of the camera from above, and what each scene was used for."
+    blocks.append(Details(f"All {len(rows)} scenes", [table], open=not sheets))
+    lead = "Views of the first scenes, the way of the camera from above, and what each scene was used for."
     return Section("Scenes", blocks, lead if sheets else "What each scene was used for.")
 
 
@@ -135,7 +134,7 @@ def readout_section(results: FoundResults) -> Section:
             ),
             findings(result.findings()),
             Dots([_panel(result.figures, name, result.priors) for name in result.headlines]),
-            *(block for readout in result.priors for block in depth_rows(readout)),
+            *(block for readout in result.priors for block in depth_rows(readout, path)),
             Details("All figures", [_all_figures(result)]),
             Details("On the scenes of the training: what was learned by heart", [_all_figures(result, training=True)]),
         ]
@@ -232,10 +231,23 @@ def read_picture(path: Path, alt: str) -> Picture:
         raise ReportError(f"{path}: {error} Delete it, or run again what wrote it.") from None
 
 
-def depth_rows(readout: PriorReadout) -> list[Block]:
-    """What a prior saw, the true depth and what was read out, of its examples."""
-    if not readout.examples:
-        return []
+def depth_rows(readout: PriorReadout, path: Path) -> list[Block]:
+    """What a prior saw, the true depth and what was read out, of its examples.
+
+    Args:
+        readout: of the prior.
+        path: of the result, for messages.
+
+    Raises:
+        AnalysisError: a picture in the result cannot be read.
+    """
+    try:
+        return _depth_rows(readout) if readout.examples else []
+    except AnalysisError as error:
+        raise AnalysisError(f"{path}: {error} Run `vega3d analyse readout` again.") from None
+
+
+def _depth_rows(readout: PriorReadout) -> list[Block]:
     controls = [ITSELF, *(c for c in SHOWN if any(c in example.predicted for example in readout.examples))]
     rows = []
     for example in readout.examples:

@@ -76,6 +76,7 @@ def readout(
     """
     from ...analysis import ReadoutResult
     from ...analysis import readout as run
+    from ...analysis.report.scene_sheets import write_scene_sheets
 
     asked = asked_priors(priors, change)
     check_folder(folder)
@@ -101,6 +102,7 @@ def readout(
                     progress=told,
                 )
             )
+    write_scene_sheets(folder, places)
     files = []
     for (name, _), result in zip(asked, results, strict=True):
         files += write_result(folder / f"{name}_readout", result, result.plot)

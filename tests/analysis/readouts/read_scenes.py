@@ -8,8 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vega3d_plugin.analysis.readout.sampling import clip_truth
-from vega3d_plugin.analysis.readout.truth import SceneTruth, scene_truth
+from vega3d_plugin.analysis.readouts.sampling import clip_truth
+from vega3d_plugin.analysis.readouts.truth import SceneTruth, scene_truth
 from vega3d_plugin.clips import clip_key
 from vega3d_plugin.priors.framing import Framing
 from vega3d_plugin.priors.function import CallablePrior

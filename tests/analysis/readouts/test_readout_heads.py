@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vega3d_plugin.analysis.readout.depth_heads import DepthHead
-from vega3d_plugin.analysis.readout.heads import FullReadout, SmallReadout, build_head
+from vega3d_plugin.analysis.readouts.depth_heads import DepthHead
+from vega3d_plugin.analysis.readouts.heads import FullReadout, SmallReadout, build_head
 from vega3d_plugin.errors import AnalysisError
 
 

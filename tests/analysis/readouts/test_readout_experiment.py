@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 import vega3d
-from vega3d_plugin.analysis.readout import ReadoutResult, TrainingSettings, readout
-from vega3d_plugin.analysis.readout.pictures import decode_depth, decode_frame, depth_maps, encode_depth
-from vega3d_plugin.analysis.readout.results import CONTROLS
-from vega3d_plugin.analysis.readout.sources import capped
+from vega3d_plugin.analysis.readouts import ReadoutResult, TrainingSettings, readout
+from vega3d_plugin.analysis.readouts.pictures import decode_depth, decode_frame, depth_maps, encode_depth
+from vega3d_plugin.analysis.readouts.results import CONTROLS
+from vega3d_plugin.analysis.readouts.sources import capped
 from vega3d_plugin.analysis.results import ITSELF
 from vega3d_plugin.analysis.scoring import AnalysisWarning
 from vega3d_plugin.errors import AnalysisError, PriorError, SceneError, UnknownNameError
@@ -145,7 +145,7 @@ def test_a_resumed_run_trains_nothing_again(tmp_path: Path, monkeypatch: pytest.
         return readout(answers(), read_scenes.rooms(6), **options)
 
     first = run()
-    import vega3d_plugin.analysis.readout.experiment as experiment
+    import vega3d_plugin.analysis.readouts.experiment as experiment
 
     monkeypatch.setattr(experiment, "train_head", lambda *a: pytest.fail("trained again"))
     assert run() == first
@@ -185,7 +185,7 @@ def test_progress_is_told() -> None:
 
 
 def test_the_full_head_reads_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    import vega3d_plugin.analysis.readout.heads as heads
+    import vega3d_plugin.analysis.readouts.heads as heads
 
     class Narrow(heads.FullReadout):
         def __init__(self, channels: int) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vega3d_plugin.analysis.controls import position_only
-from vega3d_plugin.analysis.readout.judging import judge_depth, judge_head, predicted_depth
-from vega3d_plugin.analysis.readout.training import (
+from vega3d_plugin.analysis.readouts.judging import judge_depth, judge_head, predicted_depth
+from vega3d_plugin.analysis.readouts.training import (
     FeatureScene,
     Standard,
     TrainingSettings,

@@ -127,7 +127,7 @@ def readout(
         steps: of both trainings; default 600 for 4 views and 300 for the linear head.
         views: of each scene that the prior is shown, spread evenly.
         held_out: share of the scenes to judge on; at least two are.
-        controls: all of them, none, or some by name (:data:`~vega3d_plugin.analysis.readout.results.CONTROLS`).
+        controls: all of them, none, or some by name (:data:`~vega3d_plugin.analysis.readouts.results.CONTROLS`).
         seed: of the split, the heads' weights, the clips, the twin's weights and the noise.
         training: all settings of the training, in place of ``size``, ``steps`` and ``seed``.
         device: where priors and heads run; default: CUDA where there is any.

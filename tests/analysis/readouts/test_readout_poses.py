@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vega3d_plugin.analysis.readout.poses import (
+from vega3d_plugin.analysis.readouts.poses import (
     decode_extrinsics,
     encode_cameras,
     matrix_to_quaternion,

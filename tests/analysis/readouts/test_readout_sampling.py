@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from vega3d_plugin.analysis.readout.sampling import clip_truth, sample_views, split_scenes
-from vega3d_plugin.analysis.readout.truth import check_distinct, scene_truth
+from vega3d_plugin.analysis.readouts.sampling import clip_truth, sample_views, split_scenes
+from vega3d_plugin.analysis.readouts.truth import check_distinct, scene_truth
 from vega3d_plugin.errors import AnalysisError, SceneError
 from vega3d_plugin.priors.framing import Framing
 from vega3d_plugin.scenes.scene import Scene

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vega3d_plugin.analysis.readout.losses import camera_loss, dense_loss, depth_loss, log_gradient_loss
-from vega3d_plugin.analysis.readout.metrics import (
+from vega3d_plugin.analysis.readouts.losses import camera_loss, dense_loss, depth_loss, log_gradient_loss
+from vega3d_plugin.analysis.readouts.metrics import (
     align_points,
     depth_metrics,
     fit_scale_and_shift,

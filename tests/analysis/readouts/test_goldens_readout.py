@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vega3d_plugin.analysis.readout.depth_heads import DepthHead, depth_from_bins, depth_from_sigmoid
-from vega3d_plugin.analysis.readout.losses import (
+from vega3d_plugin.analysis.readouts.depth_heads import DepthHead, depth_from_bins, depth_from_sigmoid
+from vega3d_plugin.analysis.readouts.losses import (
     camera_loss,
     dense_loss,
     depth_loss,
@@ -18,15 +18,15 @@ from vega3d_plugin.analysis.readout.losses import (
     log_variance_loss,
     log_variance_loss_per_image,
 )
-from vega3d_plugin.analysis.readout.metrics import align_points, depth_metrics, fit_scale_and_shift, point_error
-from vega3d_plugin.analysis.readout.poses import (
+from vega3d_plugin.analysis.readouts.metrics import align_points, depth_metrics, fit_scale_and_shift, point_error
+from vega3d_plugin.analysis.readouts.poses import (
     decode_extrinsics,
     encode_cameras,
     pose_auc,
     rebase,
     relative_pose_errors,
 )
-from vega3d_plugin.analysis.readout.training import warmup_cosine
+from vega3d_plugin.analysis.readouts.training import warmup_cosine
 
 TOLERANCE = 2e-5
 
