@@ -51,14 +51,14 @@ def asked_priors(written: Sequence[str], change: Sequence[str] | None) -> list[t
         UnknownNameError, SettingsError, BadParameter: a name, setting or value that cannot be.
     """
     from ...contracts.settings import PriorSettings
-    from ...plugins import plugin_manager
+    from ...contracts.tables import PRIORS
     from ...priors.load import resolve
     from ..prior.features import parse_changes
 
     asked = []
     for text in written:
         name, _, own = text.partition("?")
-        plugin_manager().priors.get(name)
+        PRIORS.get(name)
         changes = [*(part for part in own.split("&") if part), *(change or [])]
         values = {**parse_changes(changes), "name": name}
         settings = resolve(PriorSettings.parse(values, where=f"the settings of {text}"))

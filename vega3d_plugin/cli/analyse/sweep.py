@@ -60,6 +60,7 @@ def sweep(
                            --timesteps 100,300,500 --taps 10..28..2
     """
     from ...analysis import sweep as run
+    from ...analysis.report.scene_sheets import write_scene_sheets
 
     steps = None if timesteps is None else numbers(timesteps, "--timesteps")
     blocks = None if taps is None else numbers(taps, "--taps")
@@ -82,6 +83,7 @@ def sweep(
             check=False,
             progress=told,
         )
+    write_scene_sheets(folder, places)
     files = write_result(folder / f"{name}_{result.context}_sweep", result, result.plot)
     if as_json:
         print_json(result.model_dump(mode="json"))
