@@ -10,7 +10,7 @@ from PIL import Image
 from test_intervals import CORRESPONDENCE, DOWNSTREAM
 
 from vega3d_plugin.analysis import Comparison, CorrespondenceResult, compare
-from vega3d_plugin.analysis.results import PriorScores, SceneScores
+from vega3d_plugin.analysis.records import PriorScores, SceneScores
 from vega3d_plugin.contracts.errors import AnalysisError
 
 NAMES = ["vace", "t2v", "vae", "vggt", "seva", "vjepa2", "vmem", "dinov3", "sd2.1", "svd"]

@@ -20,7 +20,7 @@ from vega3d_plugin.analysis.contexts import judged_views
 from vega3d_plugin.analysis.controls import CONTROLS, position_only
 from vega3d_plugin.analysis.partners import shared_views, token_places
 from vega3d_plugin.analysis.protocols import Probe3d, Protocol, Released, Visible
-from vega3d_plugin.analysis.results import ITSELF
+from vega3d_plugin.analysis.records import ITSELF
 from vega3d_plugin.analysis.scoring import AnalysisWarning
 from vega3d_plugin.contracts.errors import AnalysisError, PriorError, SceneError, UnknownNameError
 from vega3d_plugin.contracts.framing import Framing

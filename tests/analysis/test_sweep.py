@@ -13,7 +13,7 @@ from support.toys import all_toys
 
 import vega3d
 from vega3d_plugin.analysis import SweepResult, correspondence, sweep
-from vega3d_plugin.analysis.results import ITSELF
+from vega3d_plugin.analysis.records import ITSELF
 from vega3d_plugin.analysis.scoring import AnalysisWarning
 from vega3d_plugin.contracts.errors import AnalysisError, PriorError
 from vega3d_plugin.priors.wan.prior import WanPrior

@@ -7,13 +7,15 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, Any
 
 from ..contracts.errors import AnalysisError, near_misses
+from .charts import save
+from .comparison_records import ComparisonScores, Correlation
 from .intervals import Interval, correlation_interval, pearson, spearman
-from .results import FORMAT, CorrespondenceResult, PriorScores, Record, Result
+from .records import PriorScores
+from .results import CorrespondenceResult
+from .tables import comparison_chart, comparison_table
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,22 +26,7 @@ _LARGEST = 1 << 22  # bytes of a CSV file
 _FEWEST = 3  # priors that a correlation needs
 
 
-class Correlation(Record):
-    """How a figure goes with the downstream score. Attributes: ``value`` and the ends of its 95% interval over priors;
-    None where it is not defined."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def interval(self) -> Interval:
-        """As an interval."""
-        value, low, high = (math.nan if v is None else v for v in (self.value, self.low, self.high))
-        return Interval(value, low, high)
-
-
-class Comparison(Result):
+class Comparison(ComparisonScores):
     """What :func:`vega3d.analysis.compare` found.
 
     Attributes:
@@ -52,33 +39,15 @@ class Comparison(Result):
         notes: what was left out.
     """
 
-    kind: Literal["comparison"] = "comparison"
-    format: Literal[1] = FORMAT
     result: CorrespondenceResult
-    labels: tuple[str, ...]
-    downstream_name: str = ""
-    downstream: tuple[float | None, ...] = ()
-    pearson: dict[str, Correlation] = Field(default_factory=dict)
-    spearman: dict[str, Correlation] = Field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _fits(self) -> Comparison:
-        count = len(self.result.priors)
-        if len(self.labels) != count or (self.downstream and len(self.downstream) != count):
-            raise ValueError("labels or downstream scores are not one for each prior")
-        return self
 
     def table(self) -> str:
         """All priors, the best first, with their twins and downstream scores, then the correlations, as text."""
-        from .tables import comparison_table
 
         return comparison_table(self)
 
     def plot(self, path: str | Path | None = None) -> Image:
         """The scatter plot, or without downstream scores the priors' figures; written to ``path`` (PNG) if given."""
-        from .charts import save
-        from .tables import comparison_chart
 
         picture = comparison_chart(self)
         return picture if path is None else save(picture, path)

@@ -26,7 +26,8 @@ from .contexts import AnyPrior, Extractor, JudgedViews, contexts_of, in_context,
 from .controls import CONTROLS, Absent, another_view, feature_controls
 from .partners import shared_views
 from .protocols import Pairs, Protocol, protocol_of
-from .results import FORMAT, ITSELF, CorrespondenceResult, PriorScores, Result, SceneScores
+from .records import FORMAT, ITSELF, PriorScores, Result, SceneScores
+from .results import CorrespondenceResult
 from .twin import name_of, untrained_twin
 
 #: Told (what, done, total) as the work goes on.

@@ -8,11 +8,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..contracts.errors import AnalysisError
@@ -24,6 +22,7 @@ from ..priors.load import load_prior
 from ..scenes.scene import Scene
 from ..storage.record import library_version
 from .adjacent import check_finite
+from .charts import save
 from .contexts import (
     AnyPrior,
     JudgedViews,
@@ -34,9 +33,8 @@ from .contexts import (
     settings_of,
     with_changes,
 )
-from .intervals import Interval, mean_interval
 from .protocols import Pairs, Protocol, protocol_of
-from .results import FORMAT, ITSELF, Record, Result, SceneScores
+from .records import FORMAT, ITSELF, SceneScores
 from .scoring import (
     VIEWS,
     Judging,
@@ -51,6 +49,8 @@ from .scoring import (
     plain,
     scene_scores,
 )
+from .sweep_records import Cell, SweepScores
+from .tables import sweep_chart, sweep_findings, sweep_table
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,23 +64,7 @@ MOST_BYTES = 2 << 30
 CONTROLS = ("views shuffled", "same position", "untrained twin", "VAE alone", "pixels", "position only", "random")
 
 
-class Cell(Record):
-    """One timestep and tap.
-
-    Attributes:
-        timestep: None for a prior without any.
-        tap: the block.
-        values: by scene and figure, a value for each pair of views, None where there is none.
-        readout: figures of the read-out, by name; empty where none was asked for.
-    """
-
-    timestep: int | None
-    tap: int
-    values: tuple[dict[str, tuple[float | None, ...]], ...]
-    readout: dict[str, float] = Field(default_factory=dict)
-
-
-class SweepResult(Result):
+class SweepResult(SweepScores):
     """What :func:`vega3d.analysis.sweep` found.
 
     Attributes:
@@ -94,127 +78,18 @@ class SweepResult(Result):
         forwards: how often the prior was run on each scene, for each timestep.
     """
 
-    kind: Literal["sweep"] = "sweep"
-    format: Literal[1] = FORMAT
-    prior: str
-    context: str
-    settings: dict[str, Any]
-    protocol: str
-    options: dict[str, Any]
-    figures: dict[str, str]
-    headline: str
-    library: str
-    timesteps: Annotated[tuple[int | None, ...], Field(min_length=1)]
-    taps: Annotated[tuple[int, ...], Field(min_length=1)]
-    cells: tuple[Cell, ...]
-    scenes: Annotated[tuple[SceneScores, ...], Field(min_length=1)]
-    forwards: int = 1
-
-    @model_validator(mode="after")
-    def _fits(self) -> SweepResult:
-        wanted = {(timestep, tap) for timestep in self.timesteps for tap in self.taps}
-        if {(cell.timestep, cell.tap) for cell in self.cells} != wanted or len(self.cells) != len(wanted):
-            raise ValueError("cells are not those of the grid")
-        if self.headline not in self.figures:
-            raise ValueError("the headline is none of the figures")
-        for cell in self.cells:
-            lengths = [len(values) for by in cell.values for values in by.values()]
-            expected = [len(scene.pairs) for scene in self.scenes for _ in self.figures]
-            if len(cell.values) != len(self.scenes) or lengths != expected:
-                raise ValueError(f"values of timestep {cell.timestep}, tap {cell.tap} do not fit the scenes' pairs")
-        return self
-
-    def cell(self, timestep: int | None, tap: int) -> Cell:
-        """One cell of the grid.
-
-        Raises:
-            AnalysisError: it is not in the grid.
-        """
-        for cell in self.cells:
-            if (cell.timestep, cell.tap) == (timestep, tap):
-                return cell
-        raise AnalysisError(
-            f"The sweep has no timestep {timestep}, tap {tap}. It has timesteps {list(self.timesteps)} and taps "
-            f"{list(self.taps)}."
-        )
-
-    def units(self, cell: Cell, figure: str) -> list[float]:
-        """What intervals are drawn over: scenes, or the pairs of views of one scene."""
-        numbers = [[math.nan if v is None else v for v in by[figure]] for by in cell.values]
-        return numbers[0] if len(numbers) == 1 else [_mean(values) for values in numbers]
-
-    def figure(self, cell: Cell, figure: str) -> Interval:
-        """A figure of a cell with its interval."""
-        return mean_interval(self.units(cell, figure))
-
-    def best(self, figure: str | None = None) -> Cell:
-        """The cell with the highest figure, by default the headline."""
-        known = [(self.figure(cell, figure or self.headline).value, -k) for k, cell in enumerate(self.cells)]
-        return self.cells[-max(known, key=lambda each: (-math.inf if math.isnan(each[0]) else each[0], each[1]))[1]]
-
-    def behind(self, cell: Cell, figure: str | None = None) -> Interval:
-        """How far a cell is behind the best one, paired over the units, with its interval."""
-        name = figure or self.headline
-        return mean_interval(np.asarray(self.units(self.best(name), name)) - np.asarray(self.units(cell, name)))
-
-    def within_noise(self, figure: str | None = None) -> list[Cell]:
-        """Cells that are not clearly behind the best one: the interval of their difference to it includes 0.
-
-        The best cell was chosen on the same scenes, so even a clear lead is somewhat flattered.
-        """
-        best = self.best(figure)
-        return [cell for cell in self.cells if cell is not best and not self.behind(cell, figure).low > 0]
-
-    def grid(self, figure: str) -> list[list[float]]:
-        """Means ``[tap][timestep]`` of a figure, or of a figure of the read-out."""
-        if figure in self.figures:
-            return [[self.figure(self.cell(t, tap), figure).value for t in self.timesteps] for tap in self.taps]
-        return [[self.cell(t, tap).readout.get(figure, math.nan) for t in self.timesteps] for tap in self.taps]
-
-    @property
-    def over(self) -> str:
-        """What intervals are drawn over."""
-        return f"{len(self.scenes)} scenes" if len(self.scenes) > 1 else "the pairs of one scene"
-
-    @property
-    def controls(self) -> list[str]:
-        """Itself at the best timestep and tap, then the controls there."""
-        return [ITSELF, *(name for name in CONTROLS if any(name in scene.values for scene in self.scenes))]
-
-    def control(self, control: str, figure: str) -> Interval:
-        """A control's figure, beside the best timestep and tap."""
-        return mean_interval(self._control_units(control, figure))
-
-    def ahead(self, control: str, figure: str) -> Interval:
-        """How far the best timestep and tap is above a control, paired, with its interval."""
-        own, other = (self._control_units(name, figure) for name in (ITSELF, control))
-        return mean_interval(np.asarray(own) - np.asarray(other))
-
-    def _control_units(self, control: str, figure: str) -> list[float]:
-        numbers = [scene.numbers(control, figure) for scene in self.scenes]
-        return numbers[0] if len(numbers) == 1 else [_mean(values) for values in numbers]
-
-    @property
-    def readouts(self) -> list[str]:
-        """Names of the read-out's figures."""
-        return list(dict.fromkeys(name for cell in self.cells for name in cell.readout))
-
     def table(self) -> str:
         """Every figure as a grid of taps and timesteps, then what may be said of it, as plain text."""
-        from .tables import sweep_table
 
         return sweep_table(self)
 
     def findings(self) -> list[str]:
         """What may be said of it, one sentence each."""
-        from .tables import sweep_findings
 
         return sweep_findings(self)
 
     def plot(self, path: str | Path | None = None) -> Image:
         """Heat maps of all figures as a picture; written to ``path`` (PNG) if given."""
-        from .charts import save
-        from .tables import sweep_chart
 
         picture = sweep_chart(self)
         return picture if path is None else save(picture, path)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from .charts import DotRow, HeatMap, Point, Series, dot_chart, heat_chart, line_chart, scatter_chart, stacked
 from .controls import CONTROLS
 from .intervals import Interval
-from .results import ITSELF, CorrespondenceResult, PriorScores, bins
+from .records import ITSELF, CorrespondenceScores, PriorScores, bins
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from .comparing import Comparison
-    from .sweeping import Cell, SweepResult
+    from .comparison_records import ComparisonScores
+    from .sweep_records import Cell, SweepScores
 
 PAPER = (
     "For comparison: the paper's own sweeps of Wan 2.1 (ScanRefer, Acc@0.5, one run each) lie between 54.3 and 56.2 "
@@ -28,7 +28,7 @@ _ENOUGH = 8
 _IN_CHART = (ITSELF, "untrained twin", "VAE alone", "pixels", "same position", "random")
 
 
-def correspondence_table(result: CorrespondenceResult) -> str:
+def correspondence_table(result: CorrespondenceScores) -> str:
     """See :meth:`CorrespondenceResult.table`."""
     lines = [f"Correspondence, protocol {result.protocol}. 95% intervals by bootstrap over {_over(result)}."]
     rows = []
@@ -50,7 +50,7 @@ def correspondence_table(result: CorrespondenceResult) -> str:
     return "\n".join([*lines, "", *correspondence_findings(result)])
 
 
-def correspondence_findings(result: CorrespondenceResult) -> list[str]:
+def correspondence_findings(result: CorrespondenceScores) -> list[str]:
     """See :meth:`CorrespondenceResult.findings`."""
     found = []
     for scores in result.priors:
@@ -72,7 +72,7 @@ def correspondence_findings(result: CorrespondenceResult) -> list[str]:
     return found
 
 
-def correspondence_chart(result: CorrespondenceResult) -> Image:
+def correspondence_chart(result: CorrespondenceScores) -> Image:
     """See :meth:`CorrespondenceResult.plot`."""
     rows = []
     for scores, control, figures in result.rows():
@@ -108,7 +108,7 @@ def few_scenes(count: int) -> list[str]:
     return []
 
 
-def sweep_table(result: SweepResult) -> str:
+def sweep_table(result: SweepScores) -> str:
     """See :meth:`SweepResult.table`."""
     lines = [
         f"Sweep of {result.prior} ({result.context}), protocol {result.protocol}. Means over {result.over}; rows are "
@@ -127,7 +127,7 @@ def sweep_table(result: SweepResult) -> str:
     return "\n".join([*lines, "", *sweep_findings(result)])
 
 
-def sweep_findings(result: SweepResult) -> list[str]:
+def sweep_findings(result: SweepScores) -> list[str]:
     """See :meth:`SweepResult.findings`."""
     name, best = result.headline, result.best()
     place = f"tap {best.tap}" if best.timestep is None else f"timestep {best.timestep}, tap {best.tap}"
@@ -149,7 +149,7 @@ def sweep_findings(result: SweepResult) -> list[str]:
     return [*found, *few_scenes(len(result.scenes)), PAPER]
 
 
-def sweep_chart(result: SweepResult) -> Image:
+def sweep_chart(result: SweepScores) -> Image:
     """See :meth:`SweepResult.plot`."""
     maps = []
     for name in [*result.figures, *result.readouts]:
@@ -175,7 +175,7 @@ def sweep_chart(result: SweepResult) -> Image:
     )
 
 
-def comparison_table(comparison: Comparison) -> str:
+def comparison_table(comparison: ComparisonScores) -> str:
     """See :meth:`Comparison.table`."""
     result, name = comparison.result, comparison.result.headline
     others = [figure for figure in result.figures if figure != name]
@@ -203,7 +203,7 @@ def comparison_table(comparison: Comparison) -> str:
     return "\n".join([*lines, "", *comparison.notes, *few_scenes(min(len(s.scenes) for s in result.priors))]).rstrip()
 
 
-def comparison_chart(comparison: Comparison) -> Image:
+def comparison_chart(comparison: ComparisonScores) -> Image:
     """See :meth:`Comparison.plot`."""
     result = comparison.result
     if not comparison.pearson:
@@ -230,13 +230,13 @@ def comparison_chart(comparison: Comparison) -> Image:
     return stacked(pictures)
 
 
-def _ranked(result: CorrespondenceResult) -> list[int]:
+def _ranked(result: CorrespondenceScores) -> list[int]:
     """Indices of the priors, that with the highest headline first."""
     values = [scores.figure(result.headline).value for scores in result.priors]
     return sorted(range(len(values)), key=lambda k: (math.isnan(values[k]), -values[k]))
 
 
-def _cell(result: SweepResult, name: str, timestep: int | None, tap: int) -> str:
+def _cell(result: SweepScores, name: str, timestep: int | None, tap: int) -> str:
     cell = result.cell(timestep, tap)
     if name not in result.figures:
         return f"{cell.readout[name]:.3f}" if name in cell.readout else "-"
@@ -249,7 +249,7 @@ def _timestep(timestep: int | None) -> str:
     return "no noise" if timestep is None else str(timestep)
 
 
-def _where(result: SweepResult, cell: Cell) -> tuple[int, int]:
+def _where(result: SweepScores, cell: Cell) -> tuple[int, int]:
     return result.taps.index(cell.tap), result.timesteps.index(cell.timestep)
 
 
@@ -259,7 +259,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _over(result: CorrespondenceResult) -> str:
+def _over(result: CorrespondenceScores) -> str:
     kinds = list(dict.fromkeys(scores.over for scores in result.priors))
     return " or ".join(kinds)
 
@@ -269,7 +269,7 @@ def _pairs(scores: PriorScores, angles: tuple[float, float]) -> int:
     return sum(low <= angle < high or (high == 180 and angle == high) for s in scores.scenes for angle in s.angles)
 
 
-def _offset(result: CorrespondenceResult, scores: PriorScores) -> list[str]:
+def _offset(result: CorrespondenceScores, scores: PriorScores) -> list[str]:
     """What of the uncentred cosine is offset."""
     raw = next((name for name in ("cosine", "score") if name in result.figures), None)
     if raw is None or "centred" not in result.figures:
@@ -283,7 +283,7 @@ def _offset(result: CorrespondenceResult, scores: PriorScores) -> list[str]:
     return [text]
 
 
-def _against(result: CorrespondenceResult, scores: PriorScores) -> list[str]:
+def _against(result: CorrespondenceScores, scores: PriorScores) -> list[str]:
     """Whether the headline is above its controls."""
     name = result.headline
     rivals = [control for control in _RIVALS if control in scores.controls]

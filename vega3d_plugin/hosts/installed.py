@@ -5,14 +5,14 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from typing import Any
 
 from ..contracts.registry import Registry
 from ..contracts.seams import seen_with
 from ..plugins import plugin_manager
+from ..storage.record import DISTRIBUTION, package_version
 
-DISTRIBUTION = "vega3d-plugin"
 PACKAGES = ("torch", "transformers", "diffusers", "peft", "accelerate", "huggingface_hub")
 
 
@@ -77,9 +77,9 @@ def platform_versions() -> dict[str, str]:
 def package_versions(names: Iterable[str] = PACKAGES) -> list[Package]:
     """This library and what it stands on."""
     needs = _requirements()
-    found = [Package(DISTRIBUTION, _version(DISTRIBUTION), "", _version(DISTRIBUTION) is not None)]
+    found = [Package(DISTRIBUTION, package_version(DISTRIBUTION), "", package_version(DISTRIBUTION) is not None)]
     for name in names:
-        installed, needed = _version(name), needs.get(name, "")
+        installed, needed = package_version(name), needs.get(name, "")
         found.append(Package(name, installed, needed, installed is not None and _fits(installed, needed)))
     return found
 
@@ -120,13 +120,6 @@ def host_classes() -> list[HostClasses]:
         )
         for adapter in plugin_manager().hosts
     ]
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _requirements() -> dict[str, str]:

@@ -28,6 +28,7 @@ OTHER_FILES = ("adapter_model*.safetensors", "model*.safetensors", "adapter_mode
 MARK = ".vega3d."
 
 
+DISTRIBUTION = "vega3d-plugin"
 FORMAT = 1
 #: Fixed, so that a checkpoint written by one version loads into a model patched by another.
 RECORD_BYTES = 8192
@@ -35,10 +36,15 @@ RECORD_BYTES = 8192
 
 def library_version() -> str:
     """Version of the installed package, or ``0+unknown`` when run from a source tree that is not installed."""
+    return package_version(DISTRIBUTION) or "0+unknown"
+
+
+def package_version(name: str) -> str | None:
+    """Version of an installed package, read without importing it; None when it is not installed."""
     try:
-        return version("vega3d-plugin")
+        return version(name)
     except PackageNotFoundError:
-        return "0+unknown"
+        return None
 
 
 def make_record(

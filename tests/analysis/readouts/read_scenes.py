@@ -7,11 +7,11 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from vega3d_plugin.priors.framing import Framing
 
 from vega3d_plugin.analysis.readouts.sampling import clip_truth
 from vega3d_plugin.analysis.readouts.truth import SceneTruth, scene_truth
 from vega3d_plugin.contracts.clips import clip_key
+from vega3d_plugin.contracts.framing import Framing
 from vega3d_plugin.priors.yours.function import CallablePrior
 from vega3d_plugin.scenes.scene import Scene
 from vega3d_plugin.scenes.worlds import rendered_scene

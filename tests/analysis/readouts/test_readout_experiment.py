@@ -17,9 +17,9 @@ from PIL import Image
 import vega3d
 from vega3d_plugin.analysis.readouts import ReadoutResult, TrainingSettings, readout
 from vega3d_plugin.analysis.readouts.pictures import decode_depth, decode_frame, depth_maps, encode_depth
-from vega3d_plugin.analysis.readouts.results import CONTROLS
+from vega3d_plugin.analysis.readouts.records import CONTROLS
 from vega3d_plugin.analysis.readouts.sources import capped
-from vega3d_plugin.analysis.results import ITSELF
+from vega3d_plugin.analysis.records import ITSELF
 from vega3d_plugin.analysis.scoring import AnalysisWarning
 from vega3d_plugin.contracts.errors import AnalysisError, PriorError, SceneError, UnknownNameError, Vega3dWarning
 from vega3d_plugin.scenes.scene import Scene

@@ -7,11 +7,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from vega3d_plugin.priors.framing import Framing
 
 from vega3d_plugin.analysis.readouts.sampling import clip_truth, sample_views, split_scenes
 from vega3d_plugin.analysis.readouts.truth import check_distinct, scene_truth
 from vega3d_plugin.contracts.errors import AnalysisError, SceneError
+from vega3d_plugin.contracts.framing import Framing
 from vega3d_plugin.scenes.scene import Scene
 from vega3d_plugin.scenes.worlds import rendered_scene
 

@@ -12,8 +12,10 @@ from vega3d_plugin.analysis.comparing import compare
 from vega3d_plugin.analysis.protocols import Visible
 from vega3d_plugin.analysis.readouts.judging import FIGURES, HIGHER
 from vega3d_plugin.analysis.readouts.pictures import encode_depth, encode_frame
-from vega3d_plugin.analysis.readouts.results import CONTROLS, DepthExample, PriorReadout, ReadoutResult, SceneFigures
-from vega3d_plugin.analysis.results import ITSELF, CorrespondenceResult, PriorScores, SceneScores
+from vega3d_plugin.analysis.readouts.records import CONTROLS, DepthExample, PriorReadout, SceneFigures
+from vega3d_plugin.analysis.readouts.results import ReadoutResult
+from vega3d_plugin.analysis.records import ITSELF, PriorScores, SceneScores
+from vega3d_plugin.analysis.results import CorrespondenceResult
 from vega3d_plugin.analysis.sweeping import Cell, SweepResult
 
 NAMES = tuple(f"room_{i:04d}" for i in range(8))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .experiment import readout, training_settings
-from .results import DepthExample, PriorReadout, ReadoutResult, SceneFigures
+from .records import DepthExample, PriorReadout, SceneFigures
+from .results import ReadoutResult
 from .training import TrainingSettings
 
 __all__ = [

@@ -20,13 +20,14 @@ from ...scenes.scene import Scene
 from ...storage.record import library_version
 from ..contexts import AnyPrior, contexts_of, in_context, joined
 from ..controls import Absent
-from ..results import ITSELF
+from ..records import ITSELF
 from ..scoring import AnalysisWarning, KeptRecord, Progress, checked_device, checked_scenes, keep, kept
 from ..twin import name_of
 from .heads import SIZES, Size
 from .judging import CLIPS, FIGURES, HIGHER, judge_depth, judge_head, predicted_depth, read_depth
 from .pictures import encode_depth, encode_frame
-from .results import CONTROLS, FEW, FORMAT, DepthExample, PriorReadout, ReadoutResult, SceneFigures
+from .records import CONTROLS, FEW, FORMAT, DepthExample, PriorReadout, SceneFigures
+from .results import ReadoutResult
 from .sampling import VIEWS as CLIP_VIEWS
 from .sampling import Split, split_scenes
 from .sources import Sampling, ShownScenes

@@ -17,10 +17,10 @@ from torch import Tensor
 from ...contracts.errors import AnalysisError
 from ..charts import FAINT, Canvas, DotRow, dot_chart, stacked, wrapped
 from ..pictures import heat_colours
-from ..results import ITSELF
+from ..records import ITSELF
 
 if TYPE_CHECKING:
-    from .results import DepthExample, PriorReadout, ReadoutResult
+    from .records import DepthExample, PriorReadout, ReadoutScores
 
 #: Sides beyond which nothing that a result holds is decoded.
 _LARGEST = 4096
@@ -112,7 +112,7 @@ def depth_colours(maps: dict[str, NDArray[np.float32]]) -> tuple[dict[str, Image
     return pictures, low, high
 
 
-def readout_picture(result: ReadoutResult) -> Image.Image:
+def readout_picture(result: ReadoutScores) -> Image.Image:
     """The main figures with their intervals beside their controls, and below predicted beside true depth.
 
     Raises:

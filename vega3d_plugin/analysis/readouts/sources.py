@@ -16,7 +16,7 @@ from ...contracts.priors import Prior
 from ...scenes.scene import Scene
 from ..contexts import Extractor, JudgedViews, judged_views
 from ..controls import Absent, feature_controls
-from ..results import ITSELF
+from ..records import ITSELF
 from ..twin import untrained_twin
 from .sampling import Split
 

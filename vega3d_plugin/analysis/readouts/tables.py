@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..results import ITSELF
+from ..records import ITSELF
 from ..tables import aligned
-from .results import CONTROLS, FEW, PriorReadout, ReadoutResult
+from .records import CONTROLS, FEW, PriorReadout, ReadoutScores
 
 #: Controls that features with anything learned of space should beat.
 _RIVALS = ("untrained twin", "VAE alone", "pixels", "position only", "random")
 
 
-def readout_table(result: ReadoutResult) -> str:
+def readout_table(result: ReadoutScores) -> str:
     """See :meth:`ReadoutResult.table`."""
     first = result.priors[0]
     lines = [
@@ -31,7 +31,7 @@ def readout_table(result: ReadoutResult) -> str:
     return "\n".join([*lines, "", *readout_findings(result)])
 
 
-def readout_findings(result: ReadoutResult) -> list[str]:
+def readout_findings(result: ReadoutScores) -> list[str]:
     """See :meth:`ReadoutResult.findings`."""
     found = list(result.notes)
     for readout in result.priors:
@@ -52,7 +52,7 @@ def readout_findings(result: ReadoutResult) -> list[str]:
     return found
 
 
-def _against(result: ReadoutResult, readout: PriorReadout, figure: str) -> list[str]:
+def _against(result: ReadoutScores, readout: PriorReadout, figure: str) -> list[str]:
     """Whether a figure is better than its controls."""
     rivals = [control for control in _RIVALS if control in readout.controls]
     verdicts = {c: result.better(figure, readout.difference(figure, c)) for c in rivals}
@@ -69,7 +69,7 @@ def _against(result: ReadoutResult, readout: PriorReadout, figure: str) -> list[
     return [f"{readout.label}: {figure} {readout.figure(figure)} is {', '.join(parts)}."] if parts else []
 
 
-def _by_heart(result: ReadoutResult, readout: PriorReadout) -> list[str]:
+def _by_heart(result: ReadoutScores, readout: PriorReadout) -> list[str]:
     """How much better the read-out is on the scenes that it was trained on."""
     own, known = readout.figure("points"), readout.figure("points", training=True)
     if not (own.units and known.units) or own.value < 1.25 * known.value:

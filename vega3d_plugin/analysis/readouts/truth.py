@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...contracts.errors import AnalysisError
-from ...priors.framing import Framing
+from ...contracts.framing import Framing
 from ...scenes.scene import Scene, View
 from ..partners import token_places
 from .poses import encode_cameras

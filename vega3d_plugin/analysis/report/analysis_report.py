@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...hosts.installed import package_versions
+from ...storage.record import DISTRIBUTION, package_version
 from ..comparing import Comparison
 from ..intervals import Interval
 from ..readouts.results import ReadoutResult
-from ..results import ITSELF, CorrespondenceResult
+from ..records import ITSELF
+from ..results import CorrespondenceResult
 from ..sweeping import SweepResult
 from .blocks import Card, Cards, Commands, Finding, Findings, Tone
 from .page import Page, Section, write_page
@@ -166,4 +167,4 @@ def _conclusions(evidence: Sequence[tuple[str, Evidence]]) -> Section:
 
 
 def _versions() -> list[tuple[str, str]]:
-    return [(f"{each.name}, here", each.version or "not installed") for each in package_versions(_KNOWN_PACKAGES)]
+    return [(f"{name}, here", package_version(name) or "not installed") for name in (DISTRIBUTION, *_KNOWN_PACKAGES)]

@@ -13,7 +13,8 @@ from typing import TypeVar
 from ...contracts.errors import AnalysisError, ReportError
 from ..comparing import Comparison
 from ..readouts.results import ReadoutResult
-from ..results import CorrespondenceResult, Result
+from ..records import Result
+from ..results import CorrespondenceResult
 from ..scoring import AnalysisWarning
 from ..sweeping import SweepResult
 from .scene_sheets import FOLDER

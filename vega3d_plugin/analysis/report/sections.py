@@ -11,8 +11,10 @@ from ...contracts.errors import AnalysisError, ReportError
 from ..comparing import Comparison
 from ..intervals import Interval
 from ..readouts.pictures import SHOWN, decode_frame, depth_colours, depth_maps
-from ..readouts.results import PriorReadout, ReadoutResult
-from ..results import ITSELF, CorrespondenceResult, PriorScores, bins
+from ..readouts.records import PriorReadout
+from ..readouts.results import ReadoutResult
+from ..records import ITSELF, PriorScores, bins
+from ..results import CorrespondenceResult
 from ..sweeping import SweepResult
 from .blocks import (
     Block,
