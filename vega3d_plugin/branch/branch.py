@@ -48,7 +48,9 @@ class GenerativeBranch(nn.Module):
         self, settings: BranchSettings, prior: Prior, seam: Seam, host: str, store: FeatureStore | None = None
     ) -> None:
         super().__init__()
-        _keep_out_of_graphs()
+        # Tracing a frozen model in every host's graph takes minutes; and what is asked of a branch from outside must be
+        # looked at in every call. Not done at import, where it would load dynamo, which takes a second.
+        keep_out_of_graphs(GenerativeBranch, "features", "switches", "_recorders")
         fusion = settings.fusion
         self.settings, self.prior, self.seam, self.host, self.store = settings, prior, seam, host, store
         self.projector = build_projector(
@@ -258,17 +260,12 @@ def _channels_last(features: Tensor) -> Tensor:
     return features.contiguous(memory_format=torch.channels_last)
 
 
-#: What ``torch.compile`` runs as it is: tracing a frozen model in every host's graph takes minutes, and what is asked
-#: of a branch from outside must be looked at in every call.
-_UNTRACED = ("features", "switches", "_recorders")
-
-
-def _keep_out_of_graphs() -> None:
-    """Done when the first branch is built, because at import it would load dynamo, which takes a second."""
-    for name in _UNTRACED:
-        method = getattr(GenerativeBranch, name)
-        if not hasattr(method, "_torchdynamo_orig_callable"):
-            setattr(GenerativeBranch, name, torch.compiler.disable(method))
+def keep_out_of_graphs(owner: Any, *names: str) -> None:
+    """Have ``torch.compile`` run these methods of a class, or functions of a module, as they are."""
+    for name in names:
+        function = getattr(owner, name)
+        if not hasattr(function, "_torchdynamo_orig_callable"):
+            setattr(owner, name, torch.compiler.disable(function))
 
 
 def active_branch(child: nn.Module) -> GenerativeBranch:

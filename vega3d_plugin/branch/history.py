@@ -56,11 +56,6 @@ class Episode:
         with self._lock:
             self._past = []
 
-    @property
-    def is_empty(self) -> bool:
-        """True before the first observation and after a reset."""
-        return not self._past
-
     def belongs_to(self, history: History) -> bool:
         """True for the branch that made it, false for that of a copied model."""
         return self._history() is history
@@ -114,9 +109,9 @@ class History:
         if begun is not None:
             return begun
         with self._lock:
-            elsewhere = any(not episode.is_empty for episode in self._of_threads.values())
+            warn = len(self._of_threads) > 0 and not self._has_warned
+            self._has_warned = self._has_warned or warn
             own = self._of_threads[threading.current_thread()] = Episode(self)
-            warn, self._has_warned = elsewhere and not self._has_warned, self._has_warned or elsewhere
         if warn:
             warnings.warn(
                 f"history={self.length}: this policy acts in a second thread, which begins an episode of its own and "

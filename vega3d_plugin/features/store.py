@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class FeatureStore:
     """Feature maps by clip key: in memory, and on disk when it has a folder.
 
     One store holds the features of one prior with one set of settings; ``store.json`` says which. Copies of a model
-    share the store; a pickle carries the folder only.
+    share the store; a pickle carries the folder only. Any number of threads may use one store.
 
     Args:
         folder: where files go; None keeps features in memory only.
@@ -36,6 +37,8 @@ class FeatureStore:
         self._recent: OrderedDict[str, Tensor] = OrderedDict()
         self._held = 0
         self._owner: dict[str, Any] | None = None
+        # Held for bookkeeping alone, never while a prior works or an entry is read or written.
+        self._lock = threading.Lock()
 
     def bind(self, prior: Prior) -> None:
         """Make sure that the store holds this prior's features, or claim an empty one for it.
@@ -49,6 +52,10 @@ class FeatureStore:
             "feature_dim": prior.feature_dim,
             "fingerprint": prior.fingerprint,
         }
+        with self._lock:
+            self._bind(owner)
+
+    def _bind(self, owner: dict[str, Any]) -> None:
         found = self._owner or self._read_owner()
         if found is not None and found != owner:
             lines = [
@@ -67,9 +74,9 @@ class FeatureStore:
 
     def get(self, key: str) -> Tensor | None:
         """The feature map ``[T', C, h, w]`` of a clip, on the CPU, or None."""
-        if key in self._recent:
-            self._recent.move_to_end(key)
-            return self._recent[key]
+        recent = self._recall(key)
+        if recent is not None:
+            return recent
         path = self._path(key)
         if path is None or not path.is_file():
             return None
@@ -117,14 +124,21 @@ class FeatureStore:
             raise StoreError(f"{path} holds a {type(owner).__name__}, expected the owner of the store.")
         return owner
 
+    def _recall(self, key: str) -> Tensor | None:
+        with self._lock:
+            if key in self._recent:
+                self._recent.move_to_end(key)
+            return self._recent.get(key)
+
     def _remember(self, key: str, features: Tensor) -> None:
-        if key in self._recent:
-            self._held -= self._recent.pop(key).nbytes
-        self._held += features.nbytes
-        self._recent[key] = features
-        while self._held > self.memory_bytes and len(self._recent) > 1:
-            _, old = self._recent.popitem(last=False)
-            self._held -= old.nbytes
+        with self._lock:
+            if key in self._recent:
+                self._held -= self._recent.pop(key).nbytes
+            self._held += features.nbytes
+            self._recent[key] = features
+            while self._held > self.memory_bytes and len(self._recent) > 1:
+                _, old = self._recent.popitem(last=False)
+                self._held -= old.nbytes
 
 
 def dtype_key(key: str, dtype: torch.dtype | None) -> str:

@@ -19,6 +19,7 @@ from .hooks import (
     MethodReplacement,
     NoteForward,
     NoteMethod,
+    keep_hooks_out_of_graphs,
 )
 from .peft import forget_module, is_peft_model, save_with_adapter
 
@@ -35,6 +36,7 @@ def placement(module: nn.Module) -> dict[str, Any]:
 
 def attach(model: nn.Module, base: nn.Module, branch: GenerativeBranch) -> None:
     """Put the branch in its home, and hooks or replacements at the points of the seam."""
+    keep_hooks_out_of_graphs()
     seam = branch.seam
     module, entry = base.get_submodule(seam.path), base.get_submodule(seam.entry)
     module.add_module(CHILD, branch)

@@ -8,6 +8,7 @@ lies in the call (:mod:`~vega3d_plugin.branch.calls`), never on a module: the ne
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..branch import calls
-from ..branch.branch import GenerativeBranch, active_branch
+from ..branch.branch import GenerativeBranch, active_branch, keep_out_of_graphs
 from ..branch.calls import HostCall
 from ..branch.handle import CHILD
 from ..contracts.errors import HostError, SeamMissedWarning
@@ -119,45 +120,56 @@ def _fuse(
     method: str = "",
 ) -> Any:
     branch = active_branch(child)
+    found = _read(branch, module, args, kwargs, output, method)
+    if found is None:
+        return output
+    # Through the child, not the branch, so that PEFT's and FSDP's own wrappers take part.
+    fused = child(found.tokens, found.clips, acting=found.acting)
+    return branch.seam.reader.write(output, fused) if found.put_back is None else found.put_back(fused)
+
+
+def _read(
+    branch: GenerativeBranch,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    output: Any,
+    method: str,
+) -> SeamInput | None:
     call = calls.current(branch.key)
     reader = branch.seam.reader
     if call.is_replay and isinstance(reader, NotingReader) and call.notes is None:
-        raise HostError(
-            f"Host {branch.host!r}: {_fusing(branch)} was computed again in the backward pass (gradient checkpointing), "
-            "without the pixels, which were noted outside of the part that is checkpointed. Checkpoint the layers of "
-            "the vision tower and of the language model, and not this module."
-        )
+        raise _not_the_same(branch, "the pixels, which were noted outside of the checkpointed part, are not there")
     scenes = branch.settings.images == "scene"
     found = reader.read(SeamCall(module, args, kwargs, output, call.samples, scenes, method, call.notes))
     if found is None:
-        return output
+        return None
     if not call.notes_last:
         # Pixels are not kept longer than they are needed.
         call.notes = None
     call.fired += 1
     call.joined = call.joined or (call.samples is None and any(clip.kind == "scene" for clip in found.clips))
     if branch.training:
-        _heed_checkpointing(branch, call, found)
-    # Through the child, not the branch, so that PEFT's and FSDP's own wrappers take part.
-    fused = child(found.tokens, found.clips, acting=found.acting)
-    return reader.write(output, fused) if found.put_back is None else found.put_back(fused)
+        _heed_checkpointing(branch, call)
+    return found
 
 
-def _heed_checkpointing(branch: GenerativeBranch, call: HostCall, found: SeamInput) -> None:
-    """Refuse to compute again in the backward pass, maybe in a thread of autograd's, what would not be the same."""
+def _heed_checkpointing(branch: GenerativeBranch, call: HostCall) -> None:
+    """Refuse to compute again, in the backward pass and maybe in another thread, what would not be the same."""
     if not call.is_replay:
         branch.key.trained_with.add(branch.switches())
         return
-    problem = ""
     if call.joined:
-        problem = "images='scene' does not know there which images belong to which sample"
-    elif branch.key.trained_with != {branch.switches()}:
-        problem = "it is not known there whether that was inside a block of vega3d.disabled or vega3d.zeroed"
-    if problem:
-        raise HostError(
-            f"Host {branch.host!r}: {_fusing(branch)} was computed again in the backward pass (gradient checkpointing), "
-            f"and {problem}. Checkpoint the layers of the vision tower and of the language model, and not this module."
-        )
+        raise _not_the_same(branch, "images='scene' cannot tell which images belong to which sample")
+    if branch.key.trained_with != {branch.switches()}:
+        raise _not_the_same(branch, "it is not known whether that was inside vega3d.disabled or vega3d.zeroed")
+
+
+def _not_the_same(branch: GenerativeBranch, why: str) -> HostError:
+    return HostError(
+        f"Host {branch.host!r}: gradient checkpointing computed {_fusing(branch)} again in the backward pass, where "
+        f"{why}. Checkpoint the layers of the vision tower and of the language model, but not this module."
+    )
 
 
 def _note(
@@ -225,6 +237,17 @@ class AfterForward(BranchHook):
         if module.training and torch.is_grad_enabled() and "disabled" not in branch.switches():
             return _keep_in_graph(output, child(None))
         return None
+
+
+def keep_hooks_out_of_graphs() -> None:
+    """Have ``torch.compile`` run the hooks as they are, since what they find differs from call to call.
+
+    The branch itself may be traced. Done when the first branch is attached: at import it would load dynamo.
+    """
+    for owner in (NoteForward, BeforeForward, AfterForward):
+        keep_out_of_graphs(owner, "__call__")
+    keep_out_of_graphs(sys.modules[__name__], "_read", "_note")
+    keep_out_of_graphs(calls, "current")
 
 
 def _warn(message: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,15 +12,17 @@ from pathlib import Path
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it over ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    # As readable as its neighbours. What the umask leaves can be seen on a new file; to read the umask itself one must
+    # change it, for all threads.
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)
     os.close(handle)
-    temporary = Path(name)
-    # mkstemp makes private files; a checkpoint should be as readable as its neighbours.
-    umask = os.umask(0)
-    os.umask(umask)
     try:
         write(temporary)
-        temporary.chmod(0o666 & ~umask)
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:
+            # Some writers make a file of their own, which is private.
+            temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
