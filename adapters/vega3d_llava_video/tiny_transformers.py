@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+from vega3d_plugin.contracts.seeded import seeded
 
 #: Family, as ``config.model_type`` says it, to the prefix of its classes.
 CLASSES = {
@@ -91,8 +91,7 @@ def tiny_model(family: str = "llava_onevision", *, hidden_size: int = 64, layers
     if family == "vipllava":
         values["vision_feature_layers"] = [-2, 1]
     config = config_class(**values)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = getattr(transformers, f"{CLASSES[family]}ForConditionalGeneration")(config)
     model.generation_config.eos_token_id = ids["</s>"]
     model.generation_config.pad_token_id = ids["<pad>"]

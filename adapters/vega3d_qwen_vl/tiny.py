@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
+from vega3d_plugin.contracts.seeded import seeded
 
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
@@ -102,8 +102,7 @@ def tiny_model(family: str = "qwen2_5_vl", *, hidden_size: int = 64, layers: int
     # Before transformers 4.52 the text settings lay flat in the config.
     nested = "text_config" in getattr(config_class, "sub_configs", {})
     config = config_class(text_config=text, **common) if nested else config_class(**{**text, **common})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config)
     model.generation_config.eos_token_id = ids["<|im_end|>"]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from vega3d_plugin.contracts.seeded import seeded
+
 PATCH = 14
 SIDE = 8 * PATCH
 HIDDEN = 32
@@ -377,8 +379,7 @@ def tiny_model(family: str, *, seed: int = 0, vocabulary: int = VOCABULARY, imag
     config = getattr(transformers, f"{wanted.prefix}Config")(
         **{name: value for name, value in parts.items() if value}, **own, tie_word_embeddings=False
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = getattr(transformers, f"{wanted.prefix}ForConditionalGeneration")(config)
         for parameter in model.parameters():
             # Gemma 3 makes its projection of zeros, to be loaded.

@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.checkpoints import copy_of
 from support.small_wan import apart, frames
+from support.together import together
 from support.toys import Toy, all_toys
 from torch import Tensor
 
@@ -87,6 +88,17 @@ def test_one_clip_has_one_feature_map(toy: Toy, load: Load) -> None:
         torch.randn(10)
         assert torch.equal(prior(frames(3)), first)
         assert torch.equal(load(context=context)(frames(3)), first)
+
+
+def test_two_threads_get_what_each_gets_alone(toy: Toy, load: Load) -> None:
+    """Also while the models are put in place, which the first call does."""
+    context = contexts(toy)[-1]
+    given = [frames(3), 1 - frames(3)]
+    expected = [load(context=context)(clip) for clip in given]
+    prior = load(context=context)
+    found = together(*(lambda clip=clip: [prior(clip) for _ in range(3)] for clip in given))
+    for each, alone in zip(found, expected, strict=True):
+        assert all(torch.equal(features, alone) for features in each)
 
 
 def test_the_clip_matters(toy: Toy, load: Load) -> None:

@@ -96,10 +96,10 @@ def same_weights(prior: Prior, other: Prior) -> Prior:
     """
     if isinstance(prior, FrozenPrior) and isinstance(other, FrozenPrior):
         changed, other.settings = other.settings, prior.settings
-        other.__dict__.pop("fingerprint", None)
+        other._fingerprint = None
         found = other.fingerprint
         other.settings = changed
-        other.__dict__.pop("fingerprint", None)
+        other._fingerprint = None
         if found != prior.fingerprint:
             raise PriorError(
                 f"Prior {prior.settings.name!r} was changed since it was loaded: its settings lead to other weights "

@@ -108,7 +108,7 @@ def _twin_of(prior: FrozenPrior, seed: int) -> FrozenPrior:
     kind = _twin_class(type(prior))
     twin = kind.__new__(kind)
     # A prior's own deepcopy gives the prior itself.
-    twin.__dict__.update({key: value for key, value in prior.__dict__.items() if key not in ("fingerprint", "models")})
+    twin.__dict__.update({key: value for key, value in prior.__dict__.items() if key != "models"})
     twin.__dict__.update(
         models={key: copy.deepcopy(model) for key, model in prior.models.items()},
         tensors=dict(prior.tensors),
@@ -116,6 +116,7 @@ def _twin_of(prior: FrozenPrior, seed: int) -> FrozenPrior:
         # Nothing that was computed from the trained weights stays: the fast path is put in place anew.
         _ready=None,
         _busy=False,
+        _fingerprint=None,
         _reload=None,
         progress=None,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +11,21 @@ from torch import Tensor, nn
 
 from ..contracts.clips import Clip, TokenGrid
 from ..contracts.errors import AlignmentError, FramesError, FrozenBranchError, PriorError
+from ..contracts.fusers import collecting_gates
 from ..contracts.pixel_statistics import out_of_range
-from ..contracts.priors import Prior
+from ..contracts.priors import Prior, turn
 from ..contracts.settings import BranchSettings
 from ..features.store import FeatureStore, dtype_key
 from ..storage.record import RECORD_BYTES, encode_record, make_record
+from . import calls
 from .alignment import align
+from .blocks import Recorder, open_blocks, switches
 from .fusers.build import build_fuser
 from .history import History
 from .projectors import build_projector, parameter_dtype, project
 
 if TYPE_CHECKING:
-    from ..contracts.seams import ImageSamples, Seam
+    from ..contracts.seams import Seam
 
 
 class GenerativeBranch(nn.Module):
@@ -46,7 +48,9 @@ class GenerativeBranch(nn.Module):
         self, settings: BranchSettings, prior: Prior, seam: Seam, host: str, store: FeatureStore | None = None
     ) -> None:
         super().__init__()
-        _keep_out_of_graphs()
+        # Tracing a frozen model in every host's graph takes minutes; and what is asked of a branch from outside must be
+        # looked at in every call. Not done at import, where it would load dynamo, which takes a second.
+        keep_out_of_graphs(GenerativeBranch, "features", "switches", "_recorders")
         fusion = settings.fusion
         self.settings, self.prior, self.seam, self.host, self.store = settings, prior, seam, host, store
         self.projector = build_projector(
@@ -60,27 +64,28 @@ class GenerativeBranch(nn.Module):
         if fusion.init == "identity" and self.fuser.identity == "zero_generative":
             self.projector.zero_output()
         self.register_buffer("record", torch.zeros(RECORD_BYTES, dtype=torch.uint8))
-        #: Off: tokens pass unchanged. Zeroed: the generative tokens are zero. The two controls of an ablation.
+        #: Off: tokens pass unchanged. Zeroed: the generative tokens are zero. For all threads, until they are set
+        #: back; ``vega3d.disabled`` and ``vega3d.zeroed`` are for the calls inside a block.
         self.enabled = True
         self.zeroed = False
         #: False after ``handle.freeze()``: then a frozen branch in training is no mistake.
         self.trainable = True
-        #: Calls of the seam since the host's forward last ended.
-        self.fired = 0
-        self.samples: ImageSamples | None = None
-        #: What the reader noted of a call on its way to the seam, and whether it outlasts the next fusion.
-        self.notes: Any = None
-        self.notes_last = False
-        #: Which noted pixels no point has fused, to be said when the host's forward ends.
-        self.left_out = ""
         #: Earlier observations of a policy, see :mod:`~vega3d_plugin.branch.history`.
         self.history = History(settings.history)
-        #: False for rows that are no step of an episode.
-        self.acting = True
-        #: Receives one gate map per clip while ``vega3d.record_gates`` is open.
-        self.gates: list[Tensor] | None = None
+        #: Under which the state of calls and open blocks are found; the branch itself has none.
+        self.key = calls.BranchKey()
 
-    def forward(self, tokens: Tensor | None, clips: Sequence[Clip] = ()) -> Tensor:
+    @property
+    def fired(self) -> int:
+        """How often the seam has fused tokens in this thread since the host's forward last returned."""
+        return calls.fired(self.key)
+
+    def switches(self) -> frozenset[str]:
+        """Those of ``disabled`` and ``zeroed`` that are on for a call in this thread."""
+        everywhere = {"disabled": not self.enabled, "zeroed": self.zeroed}
+        return switches(self.key) | {name for name, on in everywhere.items() if on}
+
+    def forward(self, tokens: Tensor | None, clips: Sequence[Clip] = (), *, acting: bool = True) -> Tensor:
         """Fuse the prior's features into a host's visual tokens.
 
         Args:
@@ -88,6 +93,7 @@ class GenerativeBranch(nn.Module):
                 without any, which gives a scalar zero that depends on every parameter (DDP waits for their
                 gradients).
             clips: the clips of these tokens.
+            acting: False for rows that are no step of an episode, so that no history is kept.
 
         Returns:
             ``[L, D]`` in the dtype of ``tokens``.
@@ -99,12 +105,11 @@ class GenerativeBranch(nn.Module):
         """
         if tokens is None:
             return self._touch(self.parameters())
-        self.fired += 1
-        if not self.enabled or not clips:
+        if not clips or "disabled" in self.switches():
             return tokens
         self._check_tokens(tokens, clips)
         self._check_trainable()
-        clips = self.history.extend(clips, keep=self.acting and not (self.training or torch.is_grad_enabled()))
+        clips = self.history.extend(clips, keep=acting and not (self.training or torch.is_grad_enabled()))
         dtype = parameter_dtype(self) or tokens.dtype
         fused = []
         start = 0
@@ -115,8 +120,7 @@ class GenerativeBranch(nn.Module):
             count = rows * size[0] * size[1]
             semantic = tokens[start : start + count].to(dtype).reshape(rows, *size, -1)
             generative = self.generative_tokens(members, tokens.device, dtype)
-            with self._recording(members):
-                fused.append(self.fuser(semantic, generative).reshape(count, -1))
+            fused.append(self._fused(semantic, generative, members).reshape(count, -1))
             start += count
         idle = list(self.fuser.idle_parameters(None))
         out = torch.cat(fused) if len(fused) > 1 else fused[0]
@@ -134,7 +138,7 @@ class GenerativeBranch(nn.Module):
             spans = self.prior.spans(clip.frames.shape[0], features.shape[0])
             maps.append(align(features, patches, space=self.settings.space, spans=spans)[clip.past :])
         generative = project(self.projector, torch.cat(maps).to(dtype))
-        return generative * 0 if self.zeroed else generative
+        return generative * 0 if "zeroed" in self.switches() else generative
 
     def features(self, clip: Clip) -> Tensor:
         """The prior's feature map ``[T', C, h, w]`` of a clip, from the store when it has it."""
@@ -142,29 +146,38 @@ class GenerativeBranch(nn.Module):
         # must not change them.
         device = clip.frames.device.type
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-            if self.store is None:
-                return _channels_last(self._extract(clip))
-            key = dtype_key(clip.key, self.prior.dtype_on(clip.frames.device))
-            features = self.store.get(key)
+            key = "" if self.store is None else dtype_key(clip.key, self.prior.dtype_on(clip.frames.device))
+            features = None if self.store is None else self.store.get(key)
             if features is None:
-                features = _channels_last(self._extract(clip))
-                self.store.put(key, features)
+                with turn(self.prior):
+                    features = self._computed(clip, key)
             return _channels_last(features)
 
-    @contextmanager
-    def _recording(self, clips: Sequence[Clip]) -> Iterator[None]:
-        """Collect the fuser's gates ``[sum of t, h, w]``, and hand them out clip by clip."""
-        if self.gates is None:
-            yield
-            return
+    def _computed(self, clip: Clip, key: str) -> Tensor:
+        """From the prior, and then into the store; another thread may have been there while this one waited."""
+        if self.store is None:
+            return self._extract(clip)
+        features = self.store.get(key)
+        if features is None:
+            features = _channels_last(self._extract(clip))
+            self.store.put(key, features)
+        return features
+
+    def _fused(self, semantic: Tensor, generative: Tensor, clips: Sequence[Clip]) -> Tensor:
+        """Tokens ``[sum of t, h, w, D]`` of these clips, fused; their gates go to whoever records them."""
+        recorders = self._recorders()
+        if not recorders:
+            return self.fuser(semantic, generative)  # type: ignore[no-any-return]
         batch: list[Tensor] = []
-        self.fuser._gate_sink = batch
-        try:
-            yield
-        finally:
-            self.fuser._gate_sink = None
-        for gates in batch:
-            self.gates.extend(gates.split([clip.grid.t for clip in clips]))
+        with collecting_gates(batch):
+            fused: Tensor = self.fuser(semantic, generative)
+        maps = [gates for part in batch for gates in part.split([clip.grid.t for clip in clips])]
+        for recorder in recorders:
+            recorder(clips, maps)
+        return fused
+
+    def _recorders(self) -> list[Recorder]:
+        return [block.recorder for block in open_blocks(self.key) if block.recorder is not None]
 
     def _extract(self, clip: Clip) -> Tensor:
         # The prior checks its frames; a stub or a third party's may take what it likes.
@@ -231,7 +244,7 @@ class GenerativeBranch(nn.Module):
 
     def extra_repr(self) -> str:
         """Host, prior and state."""
-        state = "" if self.enabled else ", disabled"
+        state = "".join(f", {name}" for name in sorted(self.switches()))
         return f"host={self.host!r}, prior={self.prior!r}, space={self.settings.space!r}{state}"
 
 
@@ -244,13 +257,12 @@ def _channels_last(features: Tensor) -> Tensor:
     return features.contiguous(memory_format=torch.channels_last)
 
 
-def _keep_out_of_graphs() -> None:
-    """Have ``torch.compile`` run the prior as it is: tracing a frozen model in every host's graph takes minutes.
-
-    Done when the first branch is built, because at import it would load dynamo, which takes a second.
-    """
-    if not hasattr(GenerativeBranch.features, "_torchdynamo_orig_callable"):
-        GenerativeBranch.features = torch.compiler.disable(GenerativeBranch.features)  # type: ignore[method-assign]
+def keep_out_of_graphs(owner: Any, *names: str) -> None:
+    """Have ``torch.compile`` run these methods of a class, or functions of a module, as they are."""
+    for name in names:
+        function = getattr(owner, name)
+        if not hasattr(function, "_torchdynamo_orig_callable"):
+            setattr(owner, name, torch.compiler.disable(function))
 
 
 def active_branch(child: nn.Module) -> GenerativeBranch:

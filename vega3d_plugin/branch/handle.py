@@ -13,6 +13,7 @@ from ..contracts.priors import Prior
 from ..contracts.seams import Seam
 from ..contracts.settings import BranchSettings
 from .branch import GenerativeBranch, active_branch
+from .history import Episode
 
 CHILD = "vega3d"
 
@@ -60,8 +61,18 @@ class Handle:
         self.branch.requires_grad_(True)
 
     def reset(self) -> None:
-        """Forget earlier observations (``history``): call it when an episode starts."""
+        """Forget earlier observations (``history``): call it when an episode starts.
+
+        Those of the calling thread, or of the :meth:`episode` whose block is open.
+        """
         self.branch.history.reset()
+
+    def episode(self) -> Episode:
+        """A new episode (``history``): calls inside ``with episode:`` belong to it, whichever thread makes them.
+
+        Without one, the calls of each thread are an episode of their own.
+        """
+        return Episode(self.branch.history)
 
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.parameters())

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from ..contracts.seeded import seeded
 from ..contracts.settings import FusionSettings
 from ..contracts.tables import FUSERS
 from .fusers.build import build_fuser
@@ -52,6 +52,6 @@ def learned_scalars(tensors: Mapping[str, Tensor], fusion: FusionSettings | None
 def _start(fusion: FusionSettings, hidden_size: int) -> dict[str, float]:
     if fusion.name not in FUSERS:
         return {}
-    with torch.random.fork_rng(devices=[]):
+    with seeded(0):
         fuser = build_fuser(fusion.name, hidden_size, init=fusion.init, **fusion.options_for())
     return {name: float(p.detach()) for name, p in fuser.named_parameters() if p.numel() == 1}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import ClassVar, Literal
 
 import torch
@@ -11,6 +13,19 @@ from torch import Tensor, nn
 from .errors import FusionError
 
 GateSink = list[Tensor]
+
+# Of the call that runs in this thread: a fuser may be called from several at once.
+_SINK: ContextVar[GateSink | None] = ContextVar("vega3d_gate_sink", default=None)
+
+
+@contextmanager
+def collecting_gates(sink: GateSink) -> Iterator[None]:
+    """Within it, fusers that are called in this thread append their gates, see :meth:`Fuser.tell_gate`."""
+    token = _SINK.set(sink)
+    try:
+        yield
+    finally:
+        _SINK.reset(token)
 
 
 class Fuser(nn.Module):
@@ -37,6 +52,7 @@ class Fuser(nn.Module):
         if hidden_size < 1:
             raise FusionError(f"Fusion {self.name!r} needs hidden_size >= 1, got {hidden_size}.")
         self.hidden_size = hidden_size
+        #: Receives the gates of every call, whoever makes it; for trying a fuser by itself.
         self._gate_sink: GateSink | None = None
 
     def forward(self, semantic: Tensor, generative: Tensor, *, context: Tensor | None = None) -> Tensor:
@@ -63,6 +79,12 @@ class Fuser(nn.Module):
     def mix(self, semantic: Tensor, generative: Tensor, context: Tensor | None) -> Tensor:
         """Fuse tokens whose shapes are already checked. To be implemented by each method."""
         raise FusionError(f"{type(self).__name__} does not implement mix().")
+
+    def tell_gate(self, gate: Tensor) -> None:
+        """Hand a gate ``[..., n]`` to whoever records gates: its mean over the ``n`` values, ``[...]`` in float32."""
+        for sink in (self._gate_sink, _SINK.get()):
+            if sink is not None:
+                sink.append(gate.detach().float().mean(dim=-1))
 
     def make_identity(self) -> None:
         """Set the parameters so that the output equals ``semantic`` (with ``zero_generative``: for zero features)."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,8 +27,15 @@ class Prior(ABC):
     A prior is no ``nn.Module``, and never registered in the host: it must not enter ``state_dict``, ``parameters()``,
     ``train()``, LoRA's search or ZeRO's partitioning. It keeps its own device and dtype, runs without gradients, and
     is shared by copies of a patched model.
+
+    Several models in several threads may share one prior. Its calls then take turns (:func:`turn`), so a prior may keep
+    state on itself while it works on a clip. One whose calls may overlap, because they change nothing on it, says so
+    with :attr:`concurrent`. A prior that is called directly, not by a branch, takes turns if it does so itself, as all
+    built-in ones do.
     """
 
+    #: True where calls may overlap in several threads.
+    concurrent: ClassVar[bool] = False
     #: Channels ``C`` of the feature map.
     feature_dim: int
     #: Identifies the weights and every setting that changes a feature.
@@ -70,6 +80,23 @@ class Prior(ABC):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Prior:
         return self
+
+
+# Beside the priors, not on them: a lock cannot be pickled, and third parties' priors need not know of it.
+_locks: dict[int, threading.RLock] = {}
+_locks_lock = threading.Lock()
+
+
+def turn(prior: Prior) -> AbstractContextManager[Any]:
+    """Within it, no other thread calls this prior; the thread that has the turn may take it again."""
+    if prior.concurrent:
+        return nullcontext()
+    with _locks_lock:
+        lock = _locks.get(id(prior))
+        if lock is None:
+            lock = _locks[id(prior)] = threading.RLock()
+            weakref.finalize(prior, _locks.pop, id(prior), None).atexit = False
+    return lock
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import errno
 import json
+import threading
 import time
 import warnings
 from collections import OrderedDict
@@ -55,7 +56,7 @@ class FeatureStore:
     """Feature maps by clip key: in memory, and on disk when it has a folder.
 
     One store holds the features of one prior with one set of settings; ``store.json`` says which. Copies of a model
-    share the store; a pickle carries the folder only. Any number of processes may read and write one folder. What
+    share the store; a pickle carries the folder only. Any number of threads may use one store, and any number of processes read and write one folder. What
     cannot be written is kept in memory alone, and one warning says so.
 
     Args:
@@ -74,6 +75,8 @@ class FeatureStore:
         self._memory_only = False
         self._told: set[str] = set()
         self._swept: set[Path] = set()
+        # Held for bookkeeping alone, never while a prior works or an entry is read or written.
+        self._lock = threading.Lock()
 
     def bind(self, prior: Prior) -> None:
         """Make sure that the store holds this prior's features, or claim an empty one for it.
@@ -88,6 +91,10 @@ class FeatureStore:
             "feature_dim": prior.feature_dim,
             "fingerprint": prior.fingerprint,
         }
+        with self._lock:
+            self._bind(owner)
+
+    def _bind(self, owner: dict[str, Any]) -> None:
         if self._owner is None and self.folder is not None:
             sweep(self.folder)
         found = self._owner or self._read_owner() or self._claim(owner)
@@ -105,9 +112,9 @@ class FeatureStore:
 
     def get(self, key: str) -> Tensor | None:
         """The feature map ``[T', C, h, w]`` of a clip, on the CPU, or None: then it is to be computed."""
-        if key in self._recent:
-            self._recent.move_to_end(key)
-            return self._recent[key]
+        recent = self._recall(key)
+        if recent is not None:
+            return recent
         path = self._path(key)
         if path is None or not path.is_file():
             return None
@@ -216,14 +223,21 @@ class FeatureStore:
             self._told.add(what)
             warnings.warn(message, Vega3dWarning, stacklevel=4)
 
+    def _recall(self, key: str) -> Tensor | None:
+        with self._lock:
+            if key in self._recent:
+                self._recent.move_to_end(key)
+            return self._recent.get(key)
+
     def _remember(self, key: str, features: Tensor) -> None:
-        if key in self._recent:
-            self._held -= self._recent.pop(key).nbytes
-        self._held += features.nbytes
-        self._recent[key] = features
-        while self._held > self.memory_bytes and len(self._recent) > 1:
-            _, old = self._recent.popitem(last=False)
-            self._held -= old.nbytes
+        with self._lock:
+            if key in self._recent:
+                self._held -= self._recent.pop(key).nbytes
+            self._held += features.nbytes
+            self._recent[key] = features
+            while self._held > self.memory_bytes and len(self._recent) > 1:
+                _, old = self._recent.popitem(last=False)
+                self._held -= old.nbytes
 
 
 def dtype_key(key: str, dtype: torch.dtype | None) -> str:

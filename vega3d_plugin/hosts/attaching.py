@@ -19,6 +19,7 @@ from .hooks import (
     MethodReplacement,
     NoteForward,
     NoteMethod,
+    keep_hooks_out_of_graphs,
 )
 from .peft import forget_module, is_peft_model, save_with_adapter
 
@@ -35,6 +36,7 @@ def placement(module: nn.Module) -> dict[str, Any]:
 
 def attach(model: nn.Module, base: nn.Module, branch: GenerativeBranch) -> None:
     """Put the branch in its home, and hooks or replacements at the points of the seam."""
+    keep_hooks_out_of_graphs()
     seam = branch.seam
     module, entry = base.get_submodule(seam.path), base.get_submodule(seam.entry)
     module.add_module(CHILD, branch)
@@ -51,7 +53,7 @@ def attach(model: nn.Module, base: nn.Module, branch: GenerativeBranch) -> None:
             owner.register_forward_hook(FuseForward(path), with_kwargs=True)
         else:
             owner.register_forward_pre_hook(NoteForward(path), with_kwargs=True)
-    entry.register_forward_hook(AfterForward(_below(seam.entry, seam)), with_kwargs=True)
+    entry.register_forward_hook(AfterForward(_below(seam.entry, seam)), with_kwargs=True, always_call=True)
 
 
 def _below(path: str, seam: Seam) -> str:
@@ -63,13 +65,14 @@ def _below(path: str, seam: Seam) -> str:
 def detach(model: nn.Module, base: nn.Module) -> None:
     """Take out the branch, its hooks and its replacements; the model is as it was before."""
     for module in base.modules():
-        for table in (
-            (module._forward_hooks, module._forward_hooks_with_kwargs),
+        for hooks, *marks in (
+            (module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called),
             (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
         ):
-            for key in [k for k, hook in table[0].items() if isinstance(hook, BranchHook)]:
-                del table[0][key]
-                table[1].pop(key, None)
+            for key in [k for k, hook in hooks.items() if isinstance(hook, BranchHook)]:
+                del hooks[key]
+                for marked in marks:
+                    marked.pop(key, None)
         for name in [n for n, value in module.__dict__.items() if isinstance(value, MethodReplacement)]:
             del module.__dict__[name]
     for module in list(base.modules()):

@@ -1,24 +1,27 @@
 """The callables that ``patch`` hangs on a host's modules.
 
 All are picklable and look the branch up at call time, so copies of a model use their own. Hooks hold strings only; a
-method's replacement also holds the module it lives in, which copies along with it.
+method's replacement also holds the module it lives in, which copies along with it. What one hook has to tell another
+lies in the call (:mod:`~vega3d_plugin.branch.calls`), never on a module: the next thread's call must not see it.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..branch.branch import GenerativeBranch, active_branch
+from ..branch import calls
+from ..branch.branch import GenerativeBranch, active_branch, keep_out_of_graphs
+from ..branch.calls import HostCall
 from ..branch.handle import CHILD
 from ..contracts.errors import HostError, SeamMissedWarning
-from ..contracts.seams import CheckingReader, NotingReader, SeamCall
+from ..contracts.seams import CheckingReader, NotingReader, SeamCall, SeamInput
 
 
 class BranchHook:
@@ -50,7 +53,8 @@ class NoteForward(BranchHook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """See the class."""
         branch = active_branch(self.child(module))
-        branch.notes, branch.notes_last = _note(branch, module, args, kwargs), False
+        call = calls.current(branch.key)
+        call.notes, call.notes_last = _note(branch, call, module, args, kwargs), False
 
 
 class MethodReplacement:
@@ -96,13 +100,14 @@ class NoteMethod(MethodReplacement):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Note and call the method."""
         branch = active_branch(self.child())
-        notes = _note(branch, self.owner, args, kwargs, self.method)
-        with _noted(branch, notes):
+        call = calls.current(branch.key)
+        notes = _note(branch, call, self.owner, args, kwargs, self.method)
+        with calls.noting(call, notes):
             output = self.original(*args, **kwargs)
         reader = branch.seam.reader
         if notes is not None and isinstance(reader, CheckingReader):
             # Said when the forward ends, which `generate` calls later; a host may encode images and videos apart.
-            branch.left_out = branch.left_out or reader.missed(notes)
+            call.left_out = call.left_out or reader.missed(notes)
         return output
 
 
@@ -115,57 +120,88 @@ def _fuse(
     method: str = "",
 ) -> Any:
     branch = active_branch(child)
-    reader = branch.seam.reader
-    scenes = branch.settings.images == "scene"
-    found = reader.read(SeamCall(module, args, kwargs, output, branch.samples, scenes, method, branch.notes))
+    found = _read(branch, module, args, kwargs, output, method)
     if found is None:
         return output
-    if not branch.notes_last:
-        # Pixels of one forward must not be taken for those of the next, nor be kept in memory until then.
-        branch.notes = None
-    branch.acting = found.acting
     # Through the child, not the branch, so that PEFT's and FSDP's own wrappers take part.
-    fused = child(found.tokens, found.clips)
-    return reader.write(output, fused) if found.put_back is None else found.put_back(fused)
+    fused = child(found.tokens, found.clips, acting=found.acting)
+    return branch.seam.reader.write(output, fused) if found.put_back is None else found.put_back(fused)
+
+
+def _read(
+    branch: GenerativeBranch,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    output: Any,
+    method: str,
+) -> SeamInput | None:
+    call = calls.current(branch.key)
+    reader = branch.seam.reader
+    if call.is_replay and isinstance(reader, NotingReader) and call.notes is None:
+        raise _not_the_same(branch, "the pixels, which were noted outside of the checkpointed part, are not there")
+    scenes = branch.settings.images == "scene"
+    found = reader.read(SeamCall(module, args, kwargs, output, call.samples, scenes, method, call.notes))
+    if found is None:
+        return None
+    if not call.notes_last:
+        # Pixels are not kept longer than they are needed.
+        call.notes = None
+    call.fired += 1
+    call.joined = call.joined or (call.samples is None and any(clip.kind == "scene" for clip in found.clips))
+    if branch.training:
+        _heed_checkpointing(branch, call)
+    return found
+
+
+def _heed_checkpointing(branch: GenerativeBranch, call: HostCall) -> None:
+    """Refuse to compute again, in the backward pass and maybe in another thread, what would not be the same."""
+    if not call.is_replay:
+        branch.key.trained_with.add(branch.switches())
+        return
+    if call.joined:
+        raise _not_the_same(branch, "images='scene' cannot tell which images belong to which sample")
+    if branch.key.trained_with != {branch.switches()}:
+        raise _not_the_same(branch, "it is not known whether that was inside vega3d.disabled or vega3d.zeroed")
+
+
+def _not_the_same(branch: GenerativeBranch, why: str) -> HostError:
+    return HostError(
+        f"Host {branch.host!r}: gradient checkpointing computed {_fusing(branch)} again in the backward pass, where "
+        f"{why}. Checkpoint the layers of the vision tower and of the language model, but not this module."
+    )
 
 
 def _note(
-    branch: GenerativeBranch, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str = ""
+    branch: GenerativeBranch,
+    call: HostCall,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    method: str = "",
 ) -> Any:
     reader = branch.seam.reader
     if not isinstance(reader, NotingReader):
         raise HostError(f"Host {branch.host!r} has a point that notes, but {type(reader).__name__} has no `note`.")
     scenes = branch.settings.images == "scene"
-    return reader.note(SeamCall(module, args, kwargs, None, branch.samples, scenes, method, branch.notes))
-
-
-@contextmanager
-def _noted(branch: GenerativeBranch, notes: Any) -> Iterator[None]:
-    before = branch.notes, branch.notes_last
-    branch.notes, branch.notes_last = notes, True
-    try:
-        yield
-    finally:
-        branch.notes, branch.notes_last = before
+    return reader.note(SeamCall(module, args, kwargs, None, call.samples, scenes, method, call.notes))
 
 
 class BeforeForward(BranchHook):
-    """Forward pre-hook: forget a call that was broken off, and note which images belong to which sample."""
+    """Forward pre-hook: a call begins. Notes which images belong to which sample."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """See the class."""
         branch = active_branch(self.child(module))
         arguments = _named(args, kwargs)
-        if branch.seam.reader.visual_input(arguments) is None:
-            # Left from a forward that raised, or from images encoded on their own: taken for this call's, a batch
-            # without images would leave the branch out of the graph.
-            branch.fired, branch.notes = 0, None
+        # A batch without images does not continue what was encoded before it: taken for this call's, that would leave
+        # the branch out of the graph.
+        call = calls.begin(branch.key, encodes=branch.seam.reader.visual_input(arguments) is not None)
         if branch.settings.images != "scene":
             return
-        branch.samples = branch.seam.reader.image_samples(module, arguments)
-        if branch.fired and branch.samples is None and _distinct_prompts(arguments) > 1:
+        call.samples = branch.seam.reader.image_samples(module, arguments)
+        if call.joined and call.samples is None and _distinct_prompts(arguments) > 1:
             # `generate` encodes images before it shows the prompts, so a batch cannot be split into scenes.
-            branch.fired = 0
             raise HostError(
                 "images='scene' cannot tell which image belongs to which prompt in a batched `generate`: the host "
                 "encodes images before the prompts are seen. Generate one prompt at a time, or patch with "
@@ -174,29 +210,44 @@ class BeforeForward(BranchHook):
 
 
 class AfterForward(BranchHook):
-    """Forward hook: warn when images passed by the seam, and keep the branch in the graph when there were none."""
+    """Forward hook, also after a forward that raised: the call ends.
+
+    Warns when images passed by the seam, and keeps the branch in the graph when there were none.
+    """
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
         """See the class."""
         child = self.child(module)
         branch = active_branch(child)
-        fired, branch.fired, branch.samples, branch.notes = branch.fired, 0, None, None
-        left_out, branch.left_out = branch.left_out, ""
-        source = branch.seam.reader.visual_input(_named(args, kwargs))
-        if left_out:
-            received = f"received {source!r}" if source else "encoded images"
-            _warn(f"Host {branch.host!r} {received}, but the branch did not see {left_out}")
-        if fired:
+        call = calls.end(branch.key, raised=output is None)
+        if call is None or output is None:
             return None
-        if source is not None and not left_out:
+        source = branch.seam.reader.visual_input(_named(args, kwargs))
+        if call.left_out:
+            received = f"received {source!r}" if source else "encoded images"
+            _warn(f"Host {branch.host!r} {received}, but the branch did not see {call.left_out}")
+        if call.fired:
+            return None
+        if source is not None and not call.left_out:
             _warn(
                 f"Host {branch.host!r} received {source!r} in this call, but {_fusing(branch)} was not called, so "
                 "the branch did not see these images. If they were encoded beforehand by this patched model, they are "
                 "fused already; otherwise pass pixels."
             )
-        if module.training and torch.is_grad_enabled() and branch.enabled:
+        if module.training and torch.is_grad_enabled() and "disabled" not in branch.switches():
             return _keep_in_graph(output, child(None))
         return None
+
+
+def keep_hooks_out_of_graphs() -> None:
+    """Have ``torch.compile`` run the hooks as they are, since what they find differs from call to call.
+
+    The branch itself may be traced. Done when the first branch is attached: at import it would load dynamo.
+    """
+    for owner in (NoteForward, BeforeForward, AfterForward):
+        keep_out_of_graphs(owner, "__call__")
+    keep_out_of_graphs(sys.modules[__name__], "_read", "_note")
+    keep_out_of_graphs(calls, "current")
 
 
 def _warn(message: str) -> None:

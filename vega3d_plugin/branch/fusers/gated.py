@@ -48,8 +48,7 @@ class GatedFuser(Fuser):
         """Gate the tokens; see the class."""
         normed = self.norm1(semantic), self.norm2(generative)
         gate = torch.sigmoid(self.gate_logits(*normed, context))
-        if self._gate_sink is not None:
-            self._gate_sink.append(gate.detach().float().mean(dim=-1))
+        self.tell_gate(gate)
         return self.combine(gate, (semantic, generative), normed)
 
     def combine(self, gate: Tensor, raw: tuple[Tensor, Tensor], normed: tuple[Tensor, Tensor]) -> Tensor:

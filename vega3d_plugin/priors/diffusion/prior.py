@@ -69,7 +69,7 @@ class DiffusionPrior(FrozenPrior):
             raise
         # What the fast path keeps of the timestep is made anew.
         self._ready = None
-        self.__dict__.pop("fingerprint", None)
+        self._fingerprint = None
 
     def places(self, count: int) -> list[range]:
         """The windows that ``count`` steps are attended in, where they see each other."""

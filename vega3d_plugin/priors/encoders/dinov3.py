@@ -19,6 +19,7 @@ from ...contracts.settings import NoOptions, PriorSettings
 from ...storage.weights import TRANSFORMERS, read_json
 from ..frozen.components import load_component, locate, read_config, until
 from ..frozen.prior import Reload, resolved_tap
+from ..frozen.without_weights import without_weights
 from .encoder import IMAGENET, EncoderPrior, as_maps, from_transformers, normed_taps
 
 FILES = ["config.json", "preprocessor_config.json", "model*.safetensors*"]
@@ -150,10 +151,7 @@ def _config(folder: Path, kind: str) -> dict[str, Any]:
 
 def _load(folder: Path, build: Callable[[], Any], blocks: str, tap: int, without: str = "/") -> Any:
     """A model up to the tap: ``blocks`` is the name of its blocks; what begins with ``without`` is not read."""
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False):
-        model = build()
+    model = without_weights(build)
     # transformers 5 holds the blocks in a submodule `model`, the files do not.
     names = {_plain(name): name for name, _ in model.named_parameters()}
     before_tap = until(blocks, tap)

@@ -22,6 +22,7 @@ from ..frozen.components import assemble, locate
 from ..frozen.components import until as until_tap
 from ..frozen.prior import Reload, resolved_tap
 from ..frozen.taps import asked
+from ..frozen.without_weights import without_weights
 from .encoder import EncoderPrior, as_maps
 
 PREFIX = "aggregator."
@@ -95,14 +96,12 @@ def load_vggt(settings: PriorSettings) -> Prior:
         PriorError: the package ``vggt`` cannot be imported, or a tap or size that does not fit.
         CheckpointError: files missing or of another architecture.
     """
-    from accelerate import init_empty_weights
-
     model_class = _vggt(settings)
     # The hub repository has the same weights as model.pt once more.
     folder, _ = locate(settings, ["config.json", "model*.safetensors*"])
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    with init_empty_weights(include_buffers=False):
-        aggregator = model_class(**{key: config[key] for key in CONFIG if key in config}).aggregator
+    given = {key: config[key] for key in CONFIG if key in config}
+    aggregator = without_weights(lambda: model_class(**given).aggregator)
     tap = resolved_tap(settings.tap, len(aggregator.frame_blocks), settings.name)
     _cut(aggregator, tap)
     tensors, file = _tensors(folder, len(aggregator.frame_blocks) - 1)

@@ -14,6 +14,7 @@ from ...contracts.settings import PriorSettings
 from ...storage.folders import fetch, local_folder
 from ...storage.reading import JsonObject
 from ...storage.weights import DIFFUSERS, Tensors, listing, read_json, read_tensors, weight_files
+from .without_weights import without_weights
 
 
 def locate(settings: PriorSettings, patterns: list[str]) -> tuple[Path, bool]:
@@ -84,7 +85,7 @@ def load_component(
 
     Args:
         folder: with the weight files.
-        build: makes the model, under meta parameters; it drops what is not needed.
+        build: makes the model, its layers' weights on the meta device; it drops what is not needed.
         stem: how the names of the weight files begin (:data:`DIFFUSERS` or :data:`TRANSFORMERS`).
         wanted: which tensors to read, by their name in the files; all others are never read.
         rename: from the files' names to the model's.
@@ -115,11 +116,8 @@ def assemble(
     build: Callable[[], Any], tensors: Tensors, file: Path, optional: Callable[[str], bool] = lambda key: False
 ) -> Any:
     """The model that ``build`` makes, with these tensors as its parameters; ``file`` is for messages."""
-    from accelerate import init_empty_weights
-
     # Weights are taken over as they are read; initialising them first would cost a minute and twice the memory.
-    with init_empty_weights(include_buffers=False):
-        model: nn.Module = build()
+    model: nn.Module = without_weights(build)
     try:
         missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
         missing = [name for name in missing if not optional(name)]

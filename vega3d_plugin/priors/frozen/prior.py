@@ -7,15 +7,15 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from ...contracts.clips import check_frames
 from ...contracts.errors import PriorError
-from ...contracts.priors import Prior
+from ...contracts.priors import Prior, turn
 from ...contracts.settings import PriorSettings
 from ..fast import Reduction, chosen
 from ..fast.linears import CONVOLVED_LINEARS
@@ -33,9 +33,15 @@ _CPU_TOKENS = 2048
 
 Reload = Callable[[PriorSettings], Prior]
 
+# When the last session's work on CUDA ends. Events cannot be pickled, so they lie beside the priors.
+_ended: WeakKeyDictionary[FrozenPrior, torch.cuda.Event] = WeakKeyDictionary()
+
 
 class FrozenPrior(Prior):
     """A prior made of frozen modules.
+
+    It may be called from any number of threads. Calls take turns, because a call moves and changes the modules and some
+    of them keep what they saw of a clip.
 
     Args:
         models: modules by name; moved, cast and hashed together.
@@ -72,11 +78,13 @@ class FrozenPrior(Prior):
         self.feature_dim = feature_dim
         self.stride = stride
         self.size = checked_size(settings, stride)
-        #: Called with (stage, frames done, frames in all) while a clip is worked on; for progress bars.
+        #: Called with (stage, frames done, frames in all) while a clip is worked on, whichever thread's clip it is; for
+        #: progress bars.
         self.progress: Callable[[str, int, int], None] | None = None
         self._reload = reload
         self._ready: tuple[torch.device, torch.dtype] | None = None
         self._busy = False
+        self._fingerprint: str | None = None
         chosen(self.reductions, settings.fast, settings.name)
 
     def __call__(self, frames: Tensor) -> Tensor:
@@ -137,11 +145,16 @@ class FrozenPrior(Prior):
             maps = self(frames) if latents is None else self.features(latents)
         return dict(zip(wanted, maps.split(self.feature_dim, dim=1), strict=True))
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:  # type: ignore[override]
         """Of the weights up to the tap, the other tensors, and the settings that change a feature."""
-        values = {key: self.settings.to_dict()[key] for key in self.identity}
-        return fingerprint(self.models, self.tensors, {"family": self.family, **values, **self.more_identity()})
+        # In turn, because a first call casts the weights and replaces modules.
+        with turn(self):
+            if self._fingerprint is None:
+                values = {key: self.settings.to_dict()[key] for key in self.identity}
+                values = {"family": self.family, **values, **self.more_identity()}
+                self._fingerprint = fingerprint(self.models, self.tensors, values)
+            return self._fingerprint
 
     def more_identity(self) -> dict[str, Any]:
         """Further values that change a feature; plain ones, as JSON has them."""
@@ -182,24 +195,44 @@ class FrozenPrior(Prior):
 
     @contextmanager
     def session(self, device: torch.device) -> Iterator[None]:
-        """Models in place, gradients and autocast off; what the frames' device is called matters only by default."""
-        if self._busy:
+        """Models in place, gradients and autocast off; what the frames' device is called matters only by default.
+
+        Sessions of several threads take turns; one inside another, in the same thread, is part of it.
+        """
+        with turn(self):
+            if self._busy:
+                yield
+                return
+            device = usable(self.settings.device) if self.settings.device else device
+            # Features may be kept and used in training later, so they must not be inference tensors.
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+                self._busy = True
+                try:
+                    with explain_out_of_memory(self), self._in_order(device):
+                        self.prepare(device)
+                        yield
+                finally:
+                    self._busy = False
+                    if self.settings.offload:
+                        self._offload()
+
+    @contextmanager
+    def _in_order(self, device: torch.device) -> Iterator[None]:
+        """On CUDA, work of the last session may still be under way in another thread's stream."""
+        if device.type != "cuda":
             yield
             return
-        device = usable(self.settings.device) if self.settings.device else device
-        # Features may be kept and used in training later, so they must not be inference tensors.
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-            self._busy = True
-            try:
-                with explain_out_of_memory(self):
-                    self.prepare(device)
-                    yield
-            finally:
-                self._busy = False
-                if self.settings.offload:
-                    for reduction in chosen(self.reductions, self.settings.fast, self.settings.name):
-                        reduction.release(self)
-                    self._move(torch.device("cpu"))
+        if self in _ended:
+            torch.cuda.current_stream(device).wait_event(_ended[self])
+        try:
+            yield
+        finally:
+            _ended[self] = torch.cuda.current_stream(device).record_event()
+
+    def _offload(self) -> None:
+        for reduction in chosen(self.reductions, self.settings.fast, self.settings.name):
+            reduction.release(self)
+        self._move(torch.device("cpu"))
 
     def prepare(self, device: torch.device) -> None:
         """Move to the device, choose the compute dtype, and put the fast path in place."""

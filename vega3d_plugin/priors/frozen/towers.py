@@ -156,7 +156,7 @@ def use_tower(prior: Any, tower: Tower) -> None:
     for parameter, tensor in list(_pairs(prior, tower)):
         # A copy: the file may be replaced while the prior is used.
         parameter.data = tensor.clone()
-    prior.__dict__.pop("fingerprint", None)
+    prior._fingerprint = None
     prior.settings = prior.settings.model_copy(update={"tower": tower.source})
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...contracts.priors import turn
 from ...contracts.settings import PriorSettings
 from ..diffusion.video_transformer import VideoTransformerPrior, per_channel
 from ..fast import Reduction
@@ -82,8 +83,9 @@ class WanPrior(VideoTransformerPrior):
 
     @context.setter
     def context(self, context: Tensor) -> None:
-        self.tensors["context"] = context
-        self._ready = None
+        with turn(self):
+            self.tensors["context"] = context
+            self._ready = None
 
     def more_identity(self) -> dict[str, Any]:
         """Also the statistics of the latents."""

@@ -9,6 +9,7 @@ import torch
 
 from ...contracts.errors import Vega3dWarning
 from ...contracts.priors import Prior, PriorSpec
+from ...contracts.seeded import seeded
 from ...contracts.settings import NoOptions, PriorSettings
 from ..diffusion.prior import ALL_CONTEXTS
 from ..frozen.prior import resolved_tap
@@ -32,8 +33,7 @@ def load_tiny_wan(settings: PriorSettings) -> Prior:
         stacklevel=2,
     )
     tap = resolved_tap(settings.tap, BLOCKS, settings.name)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2603)
+    with seeded(2603):
         transformer = WanTransformer3DModel(
             num_attention_heads=4, attention_head_dim=24, ffn_dim=192, num_layers=BLOCKS, text_dim=32, freq_dim=64
         )

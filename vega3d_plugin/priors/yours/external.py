@@ -70,6 +70,8 @@ class ExternalPrior(Prior):
         CheckpointError: a folder without features, or a first file that cannot be used.
     """
 
+    #: Files are only read.
+    concurrent: ClassVar[bool] = True
     #: Settings that change a feature; the options do.
     identity: ClassVar[tuple[str, ...]] = ()
 

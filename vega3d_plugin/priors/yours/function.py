@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ...contracts.clips import check_frames
 from ...contracts.errors import PriorError, near_misses
-from ...contracts.priors import Prior, PriorSpec
+from ...contracts.priors import Prior, PriorSpec, turn
 from ...contracts.settings import Positive, PriorSettings, Settings
 from ..frozen.fingerprint import fingerprint
 from ..frozen.resizing import resize_crop, resize_stretch
@@ -100,7 +100,7 @@ class CallablePrior(Prior):
 
     It is called with a whole clip, ``[T, 3, H, W]`` in [0, 1] on the clip's device, float32 (a module: in the dtype of
     its weights), without gradients and without autocast, and returns ``[T', C, h, w]``. A module is put into eval mode,
-    frozen, and moved to the frames' device; the module itself, not a copy.
+    frozen, and moved to the frames' device; the module itself, not a copy. Calls from several threads take turns.
 
     Args:
         function: from frames to features.
@@ -179,7 +179,9 @@ class CallablePrior(Prior):
             FramesError: frames of a wrong shape, dtype or range.
             PriorError: what it returned is no feature map of ``feature_dim`` channels.
         """
-        features = self._map(check_frames(frames, f"Prior {self.settings.name!r}"))
+        frames = check_frames(frames, f"Prior {self.settings.name!r}")
+        with turn(self):
+            features = self._map(frames)
         if features.shape[1] != self.feature_dim:
             raise PriorError(
                 f"{_describe(self.function)} returned {list(features.shape)}, which has {features.shape[1]} channels; "
