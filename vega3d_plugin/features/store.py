@@ -56,8 +56,8 @@ class FeatureStore:
     """Feature maps by clip key: in memory, and on disk when it has a folder.
 
     One store holds the features of one prior with one set of settings; ``store.json`` says which. Copies of a model
-    share the store; a pickle carries the folder only. Any number of threads may use one store, and any number of processes read and write one folder. What
-    cannot be written is kept in memory alone, and one warning says so.
+    share the store; a pickle carries the folder only. Any number of threads may use one store, and any number of
+    processes read and write one folder. What cannot be written is kept in memory alone, and one warning says so.
 
     Args:
         folder: where files go; None keeps features in memory only.
