@@ -18,9 +18,12 @@ from ..contracts.settings import BranchSettings
 from ..features.store import FeatureStore, dtype_key
 from ..storage.record import RECORD_BYTES, encode_record, make_record
 from .alignment import align
+from .copies import running
 from .fusers.build import build_fuser
+from .gradients import watch_gradients
 from .history import History
 from .projectors import build_projector, parameter_dtype, project
+from .records import check_loaded
 
 if TYPE_CHECKING:
     from ..contracts.seams import ImageSamples, Seam
@@ -79,6 +82,9 @@ class GenerativeBranch(nn.Module):
         self.acting = True
         #: Receives one gate map per clip while ``vega3d.record_gates`` is open.
         self.gates: list[Tensor] | None = None
+        #: Record of a branch with another prior that was loaded on purpose (``allow_prior``).
+        self.accepts: dict[str, Any] | None = None
+        watch_gradients(self)
 
     def forward(self, tokens: Tensor | None, clips: Sequence[Clip] = ()) -> Tensor:
         """Fuse the prior's features into a host's visual tokens.
@@ -229,6 +235,15 @@ class GenerativeBranch(nn.Module):
         self.record.copy_(encode_record(self.make_record()).to(self.record.device))
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        check_loaded(self, state_dict.get(f"{prefix}record"), f"{prefix}record of the state dictionary")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Copies and unpickled branches; those of earlier versions lack what is newer.
+        super().__setstate__({"accepts": None, **state})
+        watch_gradients(self)
+
     def extra_repr(self) -> str:
         """Host, prior and state."""
         state = "" if self.enabled else ", disabled"
@@ -255,11 +270,4 @@ def _keep_out_of_graphs() -> None:
 
 def active_branch(child: nn.Module) -> GenerativeBranch:
     """The branch itself, when PEFT has wrapped it (``modules_to_save``) the copy that is active."""
-    if isinstance(child, GenerativeBranch):
-        return child
-    copies: Any = getattr(child, "modules_to_save", {})
-    names: Any = getattr(child, "active_adapters", [])
-    # PEFT's own forward runs the original while adapters are disabled.
-    if names and names[0] in copies and not getattr(child, "disable_adapters", False):
-        return active_branch(copies[names[0]])
-    return active_branch(child.original_module)  # type: ignore[arg-type]
+    return running(child)  # type: ignore[return-value]
