@@ -20,9 +20,12 @@ from ..storage.record import RECORD_BYTES, encode_record, make_record
 from . import calls
 from .alignment import align
 from .blocks import Recorder, open_blocks, switches
+from .copies import running
 from .fusers.build import build_fuser
+from .gradients import watch_gradients
 from .history import History
 from .projectors import build_projector, parameter_dtype, project
+from .records import check_loaded
 
 if TYPE_CHECKING:
     from ..contracts.seams import Seam
@@ -74,6 +77,9 @@ class GenerativeBranch(nn.Module):
         self.history = History(settings.history)
         #: Under which the state of calls and open blocks are found; the branch itself has none.
         self.key = calls.BranchKey()
+        #: Record of a branch with another prior that was loaded on purpose (``allow_prior``).
+        self.accepts: dict[str, Any] | None = None
+        watch_gradients(self)
 
     @property
     def fired(self) -> int:
@@ -242,6 +248,15 @@ class GenerativeBranch(nn.Module):
         self.record.copy_(encode_record(self.make_record()).to(self.record.device))
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        check_loaded(self, state_dict.get(f"{prefix}record"), f"{prefix}record of the state dictionary")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Copies and unpickled branches; those of earlier versions lack what is newer.
+        super().__setstate__({"accepts": None, **state})
+        watch_gradients(self)
+
     def extra_repr(self) -> str:
         """Host, prior and state."""
         state = "".join(f", {name}" for name in sorted(self.switches()))
@@ -267,11 +282,4 @@ def keep_out_of_graphs(owner: Any, *names: str) -> None:
 
 def active_branch(child: nn.Module) -> GenerativeBranch:
     """The branch itself, when PEFT has wrapped it (``modules_to_save``) the copy that is active."""
-    if isinstance(child, GenerativeBranch):
-        return child
-    copies: Any = getattr(child, "modules_to_save", {})
-    names: Any = getattr(child, "active_adapters", [])
-    # PEFT's own forward runs the original while adapters are disabled.
-    if names and names[0] in copies and not getattr(child, "disable_adapters", False):
-        return active_branch(copies[names[0]])
-    return active_branch(child.original_module)  # type: ignore[arg-type]
+    return running(child)  # type: ignore[return-value]

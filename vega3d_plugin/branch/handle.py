@@ -13,6 +13,7 @@ from ..contracts.priors import Prior
 from ..contracts.seams import Seam
 from ..contracts.settings import BranchSettings
 from .branch import GenerativeBranch, active_branch
+from .copies import running_modules
 from .history import Episode
 
 CHILD = "vega3d"
@@ -25,7 +26,8 @@ class Handle:
     Attributes:
         host: name of the adapter.
         seam: where the branch sits.
-        branch: projector, fuser and prior; with PEFT, the copy of the active adapter.
+        branch: projector, fuser and prior; with PEFT, the copy of the active adapter, also where PEFT copied a module
+            around the branch.
     """
 
     host: str
@@ -101,7 +103,7 @@ def get_handle(model: nn.Module) -> Handle:
 
 
 def _branches(model: nn.Module) -> Iterator[GenerativeBranch]:
-    for module in model.modules():
+    for module in running_modules(model):
         child = module._modules.get(CHILD)
         if child is not None and is_branch(child):
             yield active_branch(child)

@@ -154,6 +154,8 @@ def load_pretrained(
         branch = get_handle(base).branch
         _check_fingerprint(branch, record, allow_prior, saved)
         load_tensors(branch, saved)
+        # Its adapter, or a trainer's checkpoint of it, may be read afterwards.
+        branch.accepts = record if allow_prior is not None else None
     except BaseException:
         if fresh:
             unpatch(model)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..branch.branch import GenerativeBranch
+from ..branch.copies import at_path, running_modules
 from ..branch.handle import CHILD, is_branch
 from ..contracts.seams import Seam
 from .hooks import (
@@ -21,7 +23,8 @@ from .hooks import (
     NoteMethod,
     keep_hooks_out_of_graphs,
 )
-from .peft import forget_module, is_peft_model, save_with_adapter
+from .nested_copies import watch_copies
+from .peft import active_adapter, forget_module, save_with_adapter
 
 
 def placement(module: nn.Module) -> dict[str, Any]:
@@ -35,25 +38,48 @@ def placement(module: nn.Module) -> dict[str, Any]:
 
 
 def attach(model: nn.Module, base: nn.Module, branch: GenerativeBranch) -> None:
-    """Put the branch in its home, and hooks or replacements at the points of the seam."""
+    """Put the branch in its home, and hooks or replacements at the points of the seam.
+
+    Where PEFT has copied the home, or a module around it, each of the copies gets a branch: as if PEFT had come later.
+    """
     keep_hooks_out_of_graphs()
     seam = branch.seam
-    module, entry = base.get_submodule(seam.path), base.get_submodule(seam.entry)
-    module.add_module(CHILD, branch)
-    if is_peft_model(model):
-        save_with_adapter(model, module, CHILD)
+    watch_copies()
+    _place(model, base, branch)
     # First, so that a note taken of the same forward comes after the old ones are forgotten.
-    entry.register_forward_pre_hook(BeforeForward(_below(seam.entry, seam)), with_kwargs=True)
+    entries = at_path(base, seam.entry)
+    for entry in entries:
+        entry.register_forward_pre_hook(BeforeForward(_below(seam.entry, seam)), with_kwargs=True)
     for point in seam.points:
-        owner, path = base.get_submodule(point.path), _below(point.path, seam)
-        if point.method:
-            replacement = FuseMethod if point.role == "fuse" else NoteMethod
-            owner.__dict__[point.method] = replacement(owner, point.method, path)
-        elif point.role == "fuse":
-            owner.register_forward_hook(FuseForward(path), with_kwargs=True)
-        else:
-            owner.register_forward_pre_hook(NoteForward(path), with_kwargs=True)
-    entry.register_forward_hook(AfterForward(_below(seam.entry, seam)), with_kwargs=True, always_call=True)
+        path = _below(point.path, seam)
+        for owner in at_path(base, point.path):
+            if point.method:
+                replacement = FuseMethod if point.role == "fuse" else NoteMethod
+                owner.__dict__[point.method] = replacement(owner, point.method, path)
+            elif point.role == "fuse":
+                owner.register_forward_hook(FuseForward(path), with_kwargs=True)
+            else:
+                owner.register_forward_pre_hook(NoteForward(path), with_kwargs=True)
+    for entry in entries:
+        entry.register_forward_hook(AfterForward(_below(seam.entry, seam)), with_kwargs=True, always_call=True)
+
+
+def _place(model: nn.Module, base: nn.Module, branch: GenerativeBranch) -> None:
+    """Register the branch, so that it trains and is saved with the adapter where there is one."""
+    homes, adapter = at_path(base, branch.seam.path), active_adapter(model)
+    if len(homes) == 1:
+        homes[0].add_module(CHILD, branch)
+        if adapter is not None:
+            save_with_adapter(model, homes[0], CHILD)
+        return
+    runs = {id(module) for module in running_modules(base)}
+    for home in homes:
+        own = branch if id(home) in runs else copy.deepcopy(branch)
+        own.requires_grad_(id(home) in runs)
+        home.add_module(CHILD, own)
+    if adapter is not None:
+        # It is saved with the module around it.
+        forget_module(model, CHILD)
 
 
 def _below(path: str, seam: Seam) -> str:
@@ -79,5 +105,5 @@ def detach(model: nn.Module, base: nn.Module) -> None:
         child = module._modules.get(CHILD)
         if child is not None and is_branch(child):
             del module._modules[CHILD]
-            if is_peft_model(model):
+            if active_adapter(model) is not None:
                 forget_module(model, CHILD)

@@ -1,0 +1,61 @@
+"""A branch that trains gets a gradient before the first step: checked in every optimiser of torch.
+
+A branch can be outside the graph without anybody being told: a script calls the parts of a host by itself and passes
+the seam by, or the optimiser was given a copy of the branch that does not run. Optimisers skip parameters without a
+gradient. So one hook on all optimisers looks at each optimiser's first step; it costs nothing afterwards.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from ..contracts.errors import FrozenBranchError
+
+if TYPE_CHECKING:
+    from .branch import GenerativeBranch
+
+_BRANCHES: weakref.WeakSet[GenerativeBranch] = weakref.WeakSet()
+_CHECKED: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+_HOOK: list[RemovableHandle] = []
+
+
+def watch_gradients(branch: GenerativeBranch) -> None:
+    """Have the first step of every optimiser that was given this branch check that gradients have come to it."""
+    _BRANCHES.add(branch)
+    if not _HOOK:
+        _HOOK.append(register_optimizer_step_pre_hook(_before_step))
+
+
+def _before_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if optimizer in _CHECKED:
+        return
+    given = [p for group in optimizer.param_groups for p in group["params"]]
+    if all(p.grad is None for p in given):
+        # No step yet: some trainers step once to make the optimiser's state, or compute gradients in a closure.
+        return
+    _CHECKED.add(optimizer)
+    mine = {id(p) for p in given}
+    for branch in list(_BRANCHES):
+        own = [p for p in branch.parameters() if p.requires_grad and id(p) in mine]
+        if own and branch.training and branch.trainable and branch.enabled and all(p.grad is None for p in own):
+            # Checked again if the caller mends it and goes on.
+            _CHECKED.discard(optimizer)
+            raise FrozenBranchError(_message(optimizer, branch))
+
+
+def _message(optimizer: torch.optim.Optimizer, branch: GenerativeBranch) -> str:
+    seam = branch.seam
+    points = " or ".join(repr(str(point)) for point in seam.points if point.role == "fuse") or repr(seam.path)
+    return (
+        f"{type(optimizer).__name__} is about to make its first step, and other parameters have gradients, but the "
+        f"branch of host {branch.host!r} at {seam.path!r} got none, so it would not learn. Either no image or video "
+        f"passed {points}, because the script calls the host's parts by itself; or the loss does not depend on the "
+        "visual tokens; or the optimiser was given a copy of the branch that does not run (take "
+        "vega3d.get_handle(model).parameters() after the last wrapper was put on). `vega3d doctor` checks the host; "
+        "vega3d.get_handle(model).freeze() leaves the branch as it is on purpose."
+    )
