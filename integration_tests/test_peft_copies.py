@@ -95,7 +95,11 @@ def test_naming_the_branch_too_is_refused_at_once(host: Host) -> None:
     try:
         model = get_peft_model(build(host), config(name, "vega3d"))
     except CopiedBranchError as error:
-        assert "Leave 'vega3d' out of modules_to_save" in str(error)
+        refused = str(error)
+    else:
+        refused = ""
+    if refused:
+        assert "Leave 'vega3d' out of modules_to_save" in refused
         return
     # PEFT's own rule leaves a branch deeper inside alone; then it must train as with the module's name alone.
     before, after = moved(model, host.batch())
@@ -155,7 +159,7 @@ def test_two_adapters_have_a_branch_each() -> None:
 
 def test_an_adapter_around_the_branch_of_another_is_refused() -> None:
     model = get_peft_model(build(LLAVA), config("vega3d"))
-    with pytest.raises(CopiedBranchError, match="'default'.* by itself"):
+    with pytest.raises(CopiedBranchError, match=r"'default'.* by itself"):
         model.add_adapter("second", config("multi_modal_projector"))
 
 

@@ -249,7 +249,8 @@ class GenerativeBranch(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        check_loaded(self, state_dict.get(f"{prefix}record"), f"{prefix}record of the state dictionary")
+        where = f"{prefix}record of the state dictionary"
+        check_loaded(state_dict.get(f"{prefix}record"), where, self.make_record, self.accepts)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

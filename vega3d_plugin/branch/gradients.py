@@ -8,7 +8,7 @@ gradient. So one hook on all optimisers looks at each optimiser's first step; it
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -16,15 +16,13 @@ from torch.utils.hooks import RemovableHandle
 
 from ..contracts.errors import FrozenBranchError
 
-if TYPE_CHECKING:
-    from .branch import GenerativeBranch
-
-_BRANCHES: weakref.WeakSet[GenerativeBranch] = weakref.WeakSet()
+#: Branches, each a ``GenerativeBranch``.
+_BRANCHES: weakref.WeakSet[Any] = weakref.WeakSet()
 _CHECKED: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 _HOOK: list[RemovableHandle] = []
 
 
-def watch_gradients(branch: GenerativeBranch) -> None:
+def watch_gradients(branch: Any) -> None:
     """Have the first step of every optimiser that was given this branch check that gradients have come to it."""
     _BRANCHES.add(branch)
     if not _HOOK:
@@ -48,7 +46,7 @@ def _before_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs
             raise FrozenBranchError(_message(optimizer, branch))
 
 
-def _message(optimizer: torch.optim.Optimizer, branch: GenerativeBranch) -> str:
+def _message(optimizer: torch.optim.Optimizer, branch: Any) -> str:
     seam = branch.seam
     points = " or ".join(repr(str(point)) for point in seam.points if point.role == "fuse") or repr(seam.path)
     return (

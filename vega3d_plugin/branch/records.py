@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from torch import Tensor
 
 from ..contracts.errors import SavedBranchError
 from ..contracts.printable import brief
 from ..storage.record import decode_record
-
-if TYPE_CHECKING:
-    from .branch import GenerativeBranch
 
 #: Where and how a prior runs; none of it changes what the branch was trained on.
 HARMLESS = (
@@ -21,13 +18,16 @@ HARMLESS = (
 )  # fmt: skip
 
 
-def check_loaded(branch: GenerativeBranch, data: Any, where: str) -> None:
+def check_loaded(
+    data: Any, where: str, ours: Callable[[], Mapping[str, Any]], accepts: Mapping[str, Any] | None = None
+) -> None:
     """Compare the record in a state dictionary with a branch, before its tensors are copied.
 
     Args:
-        branch: that the state dictionary is loaded into.
         data: the tensor ``record`` of the state dictionary, if it has one.
         where: its name there.
+        ours: makes the record of the branch that it is loaded into.
+        accepts: record of a branch with another prior that is meant.
 
     Raises:
         SavedBranchError: the tensors were trained with another prior or other settings; the message has both sides.
@@ -36,10 +36,11 @@ def check_loaded(branch: GenerativeBranch, data: Any, where: str) -> None:
     if not isinstance(data, Tensor) or data.is_meta or not bool(data.any()):
         return
     saved = decode_record(data, where)
-    if branch.accepts is not None and _identity(saved) == _identity(branch.accepts):
+    if accepts is not None and _identity(saved) == _identity(accepts):
         return
-    found = list(_differences(_identity(saved), _identity(branch.make_record())))
-    marks = saved["prior"].get("fingerprint"), branch.prior.fingerprint
+    own = ours()
+    found = list(_differences(_identity(saved), _identity(own)))
+    marks = saved["prior"].get("fingerprint"), own["prior"]["fingerprint"]
     # Equal fingerprints are equal features; a converted checkpoint has none.
     if None not in marks and marks[0] != marks[1]:
         found.append(("prior.fingerprint", *marks))
