@@ -1,6 +1,7 @@
 # make demo   the whole job once, offline, on two CPU cores
 # make test   lint, types and all tests, in both environments
 # make bench  the benchmarks
+# make analyse  does a prior know space: table, sweep, read-outs and report on rendered rooms, offline
 PYTHON ?= python3
 MODERN := .venv
 CLASSIC := .venv-classic
@@ -11,7 +12,7 @@ export OMP_NUM_THREADS := 1
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types test-modern test-classic bench clean
+.PHONY: demo test lint types test-modern test-classic bench analyse clean
 demo: $(MODERN)/.done
 	$(MODERN)/bin/vega3d demo
 
@@ -34,6 +35,9 @@ bench: $(MODERN)/.done
 	env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/patch_overhead.py
 	env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/prior_throughput.py
 
+analyse: $(MODERN)/.done
+	env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/analyse.py
+
 $(MODERN)/.done: pyproject.toml requirements/modern.txt
 	$(PYTHON) -m venv $(MODERN)
 	$(MODERN)/bin/pip install -q -r requirements/modern.txt -e '.[dev,qwen]'
@@ -46,4 +50,4 @@ $(CLASSIC)/.done: pyproject.toml requirements/classic.txt requirements/classic-u
 	touch $@
 
 clean:
-	rm -rf $(MODERN) $(CLASSIC) demo_out build dist *.egg-info
+	rm -rf $(MODERN) $(CLASSIC) demo_out analysis_out build dist *.egg-info

@@ -266,6 +266,9 @@ def test_all_taps_of_one_run_are_those_of_priors_that_end_there(toy: Toy, load: 
         assert list(maps) == taps
         for tap in taps:
             assert torch.equal(maps[tap], load(context=context, tap=tap)(clip)), (context, tap)
+        if isinstance(prior, DiffusionPrior):
+            encoded = prior.at_taps(clip, taps, latents=prior.encode(clip))
+            assert all(torch.equal(encoded[tap], maps[tap]) for tap in taps)
         # Nobody asks any more.
         assert torch.equal(prior(clip), maps[max(taps)])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class JudgedViews:
     places: tuple[int, ...]
     repeated: int = 0
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Names their content and geometry."""
         return f"{self.scene.fingerprint}-{clip_key(self.clip)}-{self.places}"

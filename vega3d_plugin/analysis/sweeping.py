@@ -370,6 +370,7 @@ class _Work:
         self.forwards = 1
         self.outlines: list[SceneScores] = []
         self._pairs: dict[tuple[int, tuple[int, int]], Pairs] = {}
+        self._latents: dict[str, Tensor] = {}
 
     def cells(self, tell: Progress) -> tuple[Cell, ...]:
         """All figures of the grid."""
@@ -456,12 +457,23 @@ class _Work:
         """One map for each judged view, by tap."""
         assert isinstance(prior, FrozenPrior)  # as is its twin
         clip = views.clip.to(self.judging.device)
-        found = prior.at_taps(clip, taps) if prior.taps() else {taps[0]: prior(clip)}
+        if prior.taps():
+            found = prior.at_taps(clip, taps, latents=self._encoded(prior, views, clip))
+        else:
+            found = {taps[0]: prior(clip)}
         made = {}
         for tap, features in found.items():
             check_finite(features, f"prior {prior.settings.name!r}, tap {tap}, on scene {views.scene.name!r}")
             made[tap] = per_view(prior, features.to(self.judging.device), len(clip), views.places)
         return made
+
+    def _encoded(self, prior: FrozenPrior, views: JudgedViews, clip: Tensor) -> Tensor | None:
+        """A scene's latents, which no timestep changes, so that the VAE runs once."""
+        if not isinstance(prior, DiffusionPrior) or prior is not self.swept.prior:
+            return None
+        if views.key not in self._latents:
+            self._latents[views.key] = prior.encode(clip)
+        return self._latents[views.key]
 
     def _pairs_of(self, index: int, features: Tensor) -> Pairs:
         grid = (features.shape[2], features.shape[3])

@@ -100,11 +100,15 @@ class FrozenPrior(Prior):
     def extract(self, frames: Tensor) -> Tensor:
         """Checked frames ``[T, 3, H, W]`` to features ``[T', C, h, w]``, inside a :meth:`session`."""
 
+    def features(self, latents: Tensor) -> Tensor:
+        """Latents ``[T', z, h, w]`` to features ``[T', C, h, w]``, where there are any."""
+        raise PriorError(f"Prior {self.settings.name!r} has no latents: give it frames.")
+
     def taps(self) -> range:
         """Taps that :meth:`at_taps` can give in one run: those up to the prior's own; none where it has no choice."""
         return range(0)
 
-    def at_taps(self, frames: Tensor, taps: Sequence[int]) -> dict[int, Tensor]:
+    def at_taps(self, frames: Tensor, taps: Sequence[int], *, latents: Tensor | None = None) -> dict[int, Tensor]:
         """Features after several taps for the price of the last one.
 
         Bit for bit those of priors that end at each of them; memory grows with the number of taps.
@@ -112,6 +116,7 @@ class FrozenPrior(Prior):
         Args:
             frames: ``[T, 3, H, W]`` in [0, 1].
             taps: of :meth:`taps`, each once.
+            latents: of these frames, as a generator's ``encode`` gave them, so that they are not encoded again.
 
         Returns:
             ``[T', C, h, w]`` by tap, in the compute dtype.
@@ -128,7 +133,7 @@ class FrozenPrior(Prior):
         if self.settings.compile:
             raise PriorError(f"Prior {self.settings.name!r} is compiled, which hides its taps. Use compile=False.")
         with asking(self, wanted):
-            maps = self(frames)
+            maps = self(frames) if latents is None else self.features(latents)
         return dict(zip(wanted, maps.split(self.feature_dim, dim=1), strict=True))
 
     @cached_property
