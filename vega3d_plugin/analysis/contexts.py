@@ -18,7 +18,6 @@ from ..features.store import FeatureStore, dtype_key
 from ..plugins import plugin_manager
 from ..priors.base import Prior
 from ..priors.diffusion import DiffusionPrior
-from ..priors.framing import Framing
 from ..priors.frozen import FrozenPrior
 from ..priors.load import load_prior, resolve
 from ..scenes.scene import Scene
@@ -38,14 +37,12 @@ class JudgedViews:
         scene: with the judged views only, in time order.
         clip: ``[T, 3, H, W]`` in [0, 1].
         places: which frames of the clip the judged views are.
-        framing: which part of the frames the prior sees.
         repeated: frames of the clip that stand for views that the scene does not have.
     """
 
     scene: Scene
     clip: Tensor
     places: tuple[int, ...]
-    framing: Framing
     repeated: int = 0
 
     @cached_property
@@ -61,7 +58,7 @@ def contexts_of(prior: AnyPrior, wanted: Sequence[str] | None = None) -> tuple[s
         PriorError: a context that it has not.
     """
     settings = settings_of(prior)
-    known = (settings.context,) if settings else ("clip",)
+    known: tuple[str, ...] = (settings.context,) if settings else ("clip",)
     if settings is not None and settings.name in plugin_manager().priors.names() and _reloads(prior):
         known = plugin_manager().priors.get(settings.name).contexts
     if wanted is None:
@@ -135,14 +132,14 @@ def judged_views(prior: Prior, scene: Scene, views: int | Sequence[int]) -> Judg
             "Correspondence needs at least two."
         )
     judged = scene.select(chosen)
-    settings, framing = prior.settings, prior.framing(judged.views[0].size)
+    settings = prior.settings
     if settings is None or settings.context != "video":
-        return JudgedViews(judged, judged.frames(), tuple(range(len(chosen))), framing)
+        return JudgedViews(judged, judged.frames(), tuple(range(len(chosen))))
     shown, places = _as_video(prior, chosen, len(scene))
     frames = scene.select(shown).frames()
     order = {index: place for place, index in enumerate(dict.fromkeys(shown))}
     clip = frames[torch.tensor([order[index] for index in shown])]
-    return JudgedViews(judged, clip, tuple(places), framing, len(shown) - len(order))
+    return JudgedViews(judged, clip, tuple(places), len(shown) - len(order))
 
 
 def _as_video(prior: Prior, chosen: list[int], total: int) -> tuple[list[int], list[int]]:

@@ -45,9 +45,6 @@ def sweep(
     most_gb: Annotated[
         float, typer.Option("--max-gb", min=0.01, help="Of features held at once; more taps cost further forwards.")
     ] = 2.0,
-    readout: Annotated[
-        bool, typer.Option("--readout", help="Train a small read-out at every cell too; 4 scenes and 4 views at least.")
-    ] = False,
     folder: Out = OUT,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -63,9 +60,7 @@ def sweep(
                            --timesteps 100,300,500 --taps 10..28..2
     """
     from ...analysis import sweep as run
-    from ...analysis.readouts.for_sweeps import SweepReadout
     from ...analysis.report.scene_sheets import write_scene_sheets
-    from ...analysis.scoring import checked_device
 
     steps = None if timesteps is None else numbers(timesteps, "--timesteps")
     blocks = None if taps is None else numbers(taps, "--taps")
@@ -84,7 +79,6 @@ def sweep(
             seed=seed,
             device=device,
             records=folder / "records",
-            readout=SweepReadout(device=checked_device(device)) if readout else None,
             most_bytes=round(most_gb * 1e9),
             check=False,
             progress=told,
