@@ -76,7 +76,7 @@ def test_what_one_may_conclude_stands_first(text: str) -> None:
 
 def test_only_pictures_of_the_priors_that_are_shown(folder: Path, text: str) -> None:
     page = pages.check_page(text)
-    assert "Views of room_0000_00000000" in page.alts
+    assert "Views of room_0000, and the way of the camera from above" in page.alts
     assert "some-prior (frame): scores, matches and features" in page.alts
     assert "room_other_ffffffff" not in text
     # A contact sheet, a picture over frames, four of the example, a scatter plot.

@@ -21,8 +21,8 @@ FIGURES: Mapping[str, str] = {
     "points": "distance of the 3D points from the truth after a similarity was fitted, in units of the mean distance "
     "of the first view's points; lower is better",
     "depth": "difference from the true depth in the same unit, nothing fitted; lower is better",
-    "auc@5": "relative pose, area under the curve of accuracy up to 5 degrees, 0 to 1; higher is better",
-    "auc@30": "the same up to 30 degrees; higher is better",
+    "auc@5": "relative poses, area under the curve of accuracy up to 5 degrees, 0 to 1; higher is better",
+    "auc@30": "relative poses, area under the curve of accuracy up to 30 degrees, 0 to 1; higher is better",
     "d1": "linear head on single views: share of pixels within 25% of the true depth; higher is better",
     "rmse": "linear head: root of the mean squared error of depth, metres; lower is better",
     "d1 fitted": "d1 after scale and shift were fitted to each view; higher is better",

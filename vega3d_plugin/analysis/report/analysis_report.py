@@ -23,6 +23,7 @@ from .sections import (
     readout_section,
     scenes_section,
     settings_section,
+    shown_name,
     sweep_section,
 )
 
@@ -72,7 +73,10 @@ def write_report(folder: str | Path, to: str | Path | None = None, title: str | 
 def analysis_page(results: FoundResults, title: str | None = None) -> Page:
     """The page of some results."""
     evidence = evidence_of(results)
-    sheets = [read_picture(path, f"Views of {path.stem}") for path in results.scene_sheets()]
+    sheets = [
+        read_picture(path, f"Views of {shown_name(path)}, and the way of the camera from above")
+        for path in results.scene_sheets()
+    ]
     sections = [_conclusions(evidence)]
     if any(results.of(kind) for kind in (CorrespondenceResult, SweepResult, ReadoutResult)):
         sections.append(scenes_section(results, sheets))

@@ -188,6 +188,14 @@ class HeatGrid(Block):
 
 
 @dataclass(frozen=True)
+class HeatGrids(Block):
+    """Grids side by side."""
+
+    grids: Sequence[HeatGrid]
+    kind: ClassVar[str] = "heats"
+
+
+@dataclass(frozen=True)
 class Line:
     """A line of a chart. Attributes: ``label``; ``points`` (x, y), finite ones are drawn; ``dashed``."""
 

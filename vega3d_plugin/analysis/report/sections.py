@@ -27,6 +27,7 @@ from .blocks import (
     Findings,
     Gallery,
     HeatGrid,
+    HeatGrids,
     Picture,
     PictureRow,
     PictureRows,
@@ -86,14 +87,13 @@ def correspondence_section(results: FoundResults) -> Section:
             Dots([_panel(result.figures, name, result.priors) for name in result.figures]),
             Details("By rotation between the two views", [_by_rotation(result)]),
         ]
-        for scores in result.priors:
-            pictures = [
-                read_picture(p, f"{scores.label}: scores, matches and features")
-                for p in results.pictures_of(scores.fingerprint)
-            ]
-            if pictures:
-                title = f"{scores.label} over the frames: scores, matches, features"
-                blocks.append(Details(title, [Gallery(pictures, wide=True)], open=scores is result.priors[0]))
+        for number, scores in enumerate(result.priors):
+            alt = f"{scores.label}: scores, matches and features"
+            pictures = [(path, read_picture(path, alt)) for path in results.pictures_of(scores.fingerprint)]
+            for place, (path, picture) in enumerate(pictures):
+                scene = shown_name(path).removesuffix(f"_{scores.prior}_{scores.context}")
+                title = f"{scores.label} over the frames of {scene}: scores, matches, features"
+                blocks.append(Details(title, [Gallery([picture], wide=True)], open=number == place == 0))
     lead = "Do features of one place agree between views? Tokens correspond where depth and poses say so; a shared "
     return Section("Correspondence", blocks, lead + "offset raises the plain cosine, so the centred one counts.")
 
@@ -104,15 +104,18 @@ def sweep_section(results: FoundResults) -> Section:
     for path, result in results.of(SweepResult):
         blocks += [Prose([f"{result.prior} ({result.context}), protocol {result.protocol}, {path.name}."])]
         blocks.append(findings(result.findings()))
+        grids = []
         for name in [*result.figures, *result.readouts]:
-            about = result.figures.get(name, "the read-out")
+            about = result.figures.get(name, "a small head trained on these maps, judged on held-out scenes")
             best, close = None, []
             if name in result.figures:
                 best = _cell(result, result.best(name))
                 close = [_cell(result, cell) for cell in result.within_noise(name)]
             columns = ["no noise" if t is None else str(t) for t in result.timesteps]
             rows = [str(tap) for tap in result.taps]
-            blocks.append(HeatGrid(name, columns, rows, result.grid(name), "tap \\ timestep", f"{about}.", best, close))
+            grid = result.grid(name)
+            grids.append(HeatGrid(name, columns, rows, grid, "tap \\ timestep", f"{about}.", best, close))
+        blocks.append(HeatGrids(grids))
         panel_rows = [
             DotRow("best cell" if c == ITSELF else c, *_three(result.control(c, result.headline)), strong=c == ITSELF)
             for c in result.controls
@@ -217,6 +220,11 @@ def two_lines(value: Interval) -> str | tuple[str, str]:
     return (main, f"{value.low:.3f} to {value.high:.3f}") if value.is_known else main
 
 
+def shown_name(path: Path) -> str:
+    """What a picture beside the results is of: its name without the fingerprint at the end."""
+    return path.stem.rpartition("_")[0] or path.stem
+
+
 def read_picture(path: Path, alt: str) -> Picture:
     """A picture beside the results.
 
@@ -228,7 +236,7 @@ def read_picture(path: Path, alt: str) -> Picture:
     except OSError as error:
         raise ReportError(f"{path} cannot be read: {error.strerror or error}.") from None
     try:
-        return Picture(data, alt, path.stem)
+        return Picture(data, alt)
     except ReportError as error:
         raise ReportError(f"{path}: {error} Delete it, or run again what wrote it.") from None
 
