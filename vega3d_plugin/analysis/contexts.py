@@ -58,7 +58,7 @@ def contexts_of(prior: AnyPrior, wanted: Sequence[str] | None = None) -> tuple[s
         PriorError: a context that it has not.
     """
     settings = settings_of(prior)
-    known = (settings.context,) if settings else ("clip",)
+    known: tuple[str, ...] = (settings.context,) if settings else ("clip",)
     if settings is not None and settings.name in plugin_manager().priors.names() and _reloads(prior):
         known = plugin_manager().priors.get(settings.name).contexts
     if wanted is None:

@@ -95,7 +95,7 @@ class SweepResult(Result):
     """
 
     kind: Literal["sweep"] = "sweep"
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     prior: str
     context: str
     settings: dict[str, Any]

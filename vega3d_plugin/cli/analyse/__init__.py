@@ -7,6 +7,7 @@ import typer
 from .compare import compare
 from .correspondence import correspondence
 from .sweep import sweep
+from .triview import triview
 
 HELP = """Does a prior know space? Judged on scenes, without a language model.
 
@@ -19,6 +20,7 @@ position only, ...) and a 95% interval.
   vega3d analyse correspondence wan2.1-t2v-1.3b dinov3-vitl --scenes scans/
   vega3d analyse sweep wan2.1-t2v-1.3b --scenes scans/ --timesteps 0..1000..100
   vega3d analyse compare analysis_out/*.json --downstream scores.csv
+  vega3d analyse triview agent.mp4 wrist.mp4 --prior wan2.1-t2v-1.3b
 """
 
 analyse = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="rich")
@@ -26,3 +28,4 @@ analyse = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="rich")
 analyse.command("correspondence")(correspondence)
 analyse.command("sweep")(sweep)
 analyse.command("compare")(compare)
+analyse.command("triview")(triview)
