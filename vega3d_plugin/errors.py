@@ -76,6 +76,10 @@ class AnalysisError(Vega3dError, ValueError):
     """A prior cannot be judged on these scenes, or a result of it cannot be read."""
 
 
+class ReportError(Vega3dError):
+    """A report has nothing to show, or something that it cannot show."""
+
+
 class SceneError(Vega3dError, ValueError):
     """A scene cannot be read, lacks what was asked of it, or its geometry cannot be true."""
 

@@ -14,14 +14,18 @@ _WHERE = {
     "compare": "comparing",
     "Comparison": "comparing",
     "untrained_twin": "twin",
+    "readout": "readouts.experiment",
+    "ReadoutResult": "readouts.results",
 }
 
 __all__ = [
     "Comparison",
     "CorrespondenceResult",
+    "ReadoutResult",
     "SweepResult",
     "compare",
     "correspondence",
+    "readout",
     "sweep",
     "untrained_twin",
 ]

@@ -117,7 +117,7 @@ def _same(pose: Tensor) -> Tensor:
 
 
 def _inverted(pose: Tensor) -> Tensor:
-    return torch.linalg.inv(pose)
+    return torch.inverse(pose)
 
 
 def _flipped(pose: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def _flipped(pose: Tensor) -> Tensor:
 
 
 def _inverted_flipped(pose: Tensor) -> Tensor:
-    return torch.linalg.inv(pose) @ _FLIP
+    return torch.inverse(pose) @ _FLIP
 
 
 _GIVEN = _Hypothesis("", "", _same)

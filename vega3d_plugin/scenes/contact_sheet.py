@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..files import write_atomically
-from .export import pixels
+from .export import pixels, write_file
 from .floor_plan import ACCENT, FAINT, INK, PAPER, floor_plan
 from .scene import Scene
 from .views import ViewChoice
@@ -33,10 +32,10 @@ def contact_sheet(scene: Scene, choice: ViewChoice, path: Path) -> None:
         path: ending in ``.png``.
 
     Raises:
-        SceneError: a picture or depth map cannot be read.
+        SceneError: a picture or depth map cannot be read, or the file cannot be written.
     """
     sheet = draw_contact_sheet(scene, choice)
-    write_atomically(path, lambda temporary: sheet.save(temporary, format="PNG"))
+    write_file(path, lambda temporary: sheet.save(temporary, format="PNG"))
 
 
 def draw_contact_sheet(scene: Scene, choice: ViewChoice) -> Image.Image:

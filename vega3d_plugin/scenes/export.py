@@ -100,7 +100,7 @@ def export_video(scene: Scene, path: Path, fps: int = 8) -> None:
     height, width = (side - side % 2 for side in frames.shape[1:3])
     if (height, width) != frames.shape[1:3]:
         _warn(f"{path}: videos have even sides, so {frames.shape[2]}x{frames.shape[1]} is cut to {width}x{height}.")
-    write_atomically(
+    write_file(
         path, lambda temporary: _renamed(temporary, lambda mp4: write_video(mp4, frames[:, :height, :width], fps))
     )
 
@@ -156,13 +156,25 @@ def export_rows(scene: Scene, path: Path, questions: Sequence[Question], style: 
         for number, question in enumerate(questions)
     ]
     text = json.dumps(rows, indent=1, ensure_ascii=False)
-    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    write_file(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
     return len(rows)
 
 
 def pictures(scene: Scene) -> NDArray[np.uint8]:
     """uint8 ``[T, H, W, 3]`` RGB. Raises :class:`SceneError` where views differ in size."""
     return pixels(scene.frames()).copy()
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file, whole or not at all.
+
+    Raises:
+        SceneError: it cannot be written.
+    """
+    try:
+        write_atomically(path, write)
+    except OSError as error:
+        raise SceneError(f"{path} cannot be written: {error}.") from error
 
 
 def pixels(frames: Tensor) -> NDArray[np.uint8]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -165,14 +166,25 @@ def below(root: Path, name: Any, where: str) -> Path:
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise SceneError(f"{where}: expected the name of a file, found {brief(name)}.")
     path = root / name
-    fence = root.resolve().parent
-    try:
-        inside = path.resolve().is_relative_to(fence)
-    except (OSError, RuntimeError) as error:
-        raise SceneError(f"{where}: {brief(name)} is no usable path ({error}).") from None
-    if not inside:
+    # By the letter: a link that leads elsewhere was set by whoever owns the folder.
+    fence = os.path.dirname(os.path.abspath(root))
+    if os.path.commonpath([fence, os.path.abspath(path)]) != fence:
         raise SceneError(f"{where}: {brief(name)} leads out of {fence}. Give paths relative to {root}.")
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # too long, not allowed, a circle of links
+        raise SceneError(f"{where}: {brief(name)} is no usable path ({str(error).partition(':')[0]}).") from None
     return path
+
+
+def is_there(path: Path) -> bool:
+    """Whether it is a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def brief(value: Any) -> str:

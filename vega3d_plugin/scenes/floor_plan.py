@@ -81,7 +81,7 @@ class _Flat:
     @property
     def looks(self) -> Floats:
         forward = (self.poses[:, :3, 2].numpy() @ self.axes.T)[:, :2]
-        return forward / np.maximum(np.linalg.norm(forward, axis=1, keepdims=True), 1e-9)
+        return np.asarray(forward / np.maximum(np.linalg.norm(forward, axis=1, keepdims=True), 1e-9))
 
     @property
     def highest(self) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..errors import SceneError
 from .files import brief, read_json
@@ -125,7 +126,7 @@ def _nearer(scene: Scene, single: list[int]) -> Iterator[Question]:
         yield Question(text, near, "nearer")
 
 
-def corners(thing: SceneObject) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def corners(thing: SceneObject) -> NDArray[np.float64]:
     """The corners of the box around an object, ``[8, 3]`` metres.
 
     Angles turn about z, x and y in this order (``EulerAnglesToMatrix`` with ``ZXY``, as EmbodiedScan's boxes do).
@@ -138,4 +139,4 @@ def corners(thing: SceneObject) -> np.ndarray[tuple[int, int], np.dtype[np.float
         i, j = [(1, 2), (2, 0), (0, 1)][axis]
         turn[i, i], turn[i, j], turn[j, i], turn[j, j] = c, -s, s, c
         points = turn @ points
-    return (points + np.array(thing.centre)[:, None]).T
+    return np.asarray((points + np.array(thing.centre)[:, None]).T)

@@ -111,8 +111,9 @@ def bytes_of_nothing() -> bytes:
 
 
 # The interpreter's own reader in Python: the one in C lets a few bytes claim gigabytes for its memo.
-class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
-    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+class _Reader(pickle._Unpickler):
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
 
     def __init__(self, data: bytes, where: str) -> None:
         super().__init__(BytesIO(data))

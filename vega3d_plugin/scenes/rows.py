@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from pydantic import Field, StrictFloat, StrictInt, StrictStr
 
-from ..errors import SceneError
+from ..config import Settings
+from .coordinates import Preset
 from .export import pixels
-from .files import brief
 from .opening import open_scene
 from .pixels import PictureFile
 from .readers.image_folder import UprightPicture
 from .scene import Scene
-from .views import RELEASED_VIEWS, choose_views
+from .views import RELEASED_VIEWS, VOXEL, How, choose_views
 
-#: What a row may say beside the address, as in ``{"path": ..., "views": 16, "how": "coverage"}``.
-KEYS = ("path", "views", "how", "step", "given", "voxel", "ratio", "preset")
+
+class SceneRow(Settings):
+    """What a row says about its scene; all but ``path`` is as for :func:`~vega3d_plugin.scenes.views.choose_views`.
+
+    Attributes:
+        path: an address for :func:`~vega3d_plugin.scenes.opening.open_scene`.
+        views: how many, for ``uniform`` and ``coverage``; None: what the experiment gives the host.
+    """
+
+    path: StrictStr = Field(min_length=1)
+    views: StrictInt | None = Field(None, ge=1)
+    how: How = "uniform"
+    step: StrictInt = Field(1, ge=1)
+    given: tuple[StrictInt | StrictStr, ...] = ()
+    voxel: StrictFloat = VOXEL
+    ratio: StrictFloat = 1.0
+    preset: Preset | None = None
 
 
 def scene_frames(value: Any, root: Path | None = None, count: int = RELEASED_VIEWS) -> list[Path | Image.Image]:
     """The pictures of the chosen views of a scene that a row names, in time order.
 
     Args:
-        value: an address for :func:`~vega3d_plugin.scenes.opening.open_scene`, or an object with :data:`KEYS`;
-            everything but ``path`` and ``views`` is as for :func:`~vega3d_plugin.scenes.views.choose_views`.
+        value: an address, or an object with the keys of :class:`SceneRow`.
         root: folder that relative paths start from.
         count: views, where the row does not say; uniform in time, as the released code shows them.
 
@@ -36,25 +50,14 @@ def scene_frames(value: Any, root: Path | None = None, count: int = RELEASED_VIE
         A scene with fewer views gives each once.
 
     Raises:
-        SceneError: no such scene, or something else than an address.
-        SettingsError: values that cannot be.
+        SettingsError: no address, unknown keys, or values that cannot be.
+        SceneError: no such scene, or one whose geometry does not allow the choice.
         Vega3dError: whatever reading it raises.
     """
-    given = dict(value) if isinstance(value, Mapping) else {"path": value}
-    unknown = sorted(set(map(str, given)) - set(KEYS))
-    address = given.pop("path", None)
-    if unknown or not isinstance(address, str | Path) or not str(address):
-        what = f"unknown keys {', '.join(unknown)}" if unknown else f"found {brief(address)}"
-        raise SceneError(f"`scene` must be an address, or an object with {', '.join(KEYS)}: {what}.")
-    asked = {"how": "uniform", "count": given.pop("views", count), **given}
-    asked["given"] = tuple(asked["given"]) if isinstance(asked.get("given"), Sequence) else ()
-    for key, kinds in (("count", int), ("step", int), ("voxel", float | int), ("ratio", float | int)):
-        if key in asked and (not isinstance(asked[key], kinds) or isinstance(asked[key], bool)):
-            name = "views" if key == "count" else key
-            raise SceneError(f"`scene`, {name}: expected a number, found {brief(asked[key])}.")
-    scene = _open(_rooted(str(address), root))
-    chosen = _chosen(scene, tuple(sorted(asked.items())))
-    return [_picture(scene, index) for index in chosen]
+    asked = SceneRow.parse({"path": value} if isinstance(value, str) else value, "scene")
+    asked = asked if asked.views is not None else asked.model_copy(update={"views": count})
+    scene = _open(_rooted(asked.path, root))
+    return [_picture(scene, index) for index in _chosen(scene, asked)]
 
 
 @lru_cache(maxsize=32)
@@ -64,8 +67,18 @@ def _open(address: str) -> Scene:
 
 
 @lru_cache(maxsize=256)
-def _chosen(scene: Scene, asked: tuple[tuple[str, Any], ...]) -> tuple[int, ...]:
-    choice = choose_views(scene, gains=False, **dict(asked))
+def _chosen(scene: Scene, asked: SceneRow) -> tuple[int, ...]:
+    choice = choose_views(
+        scene,
+        asked.how,
+        asked.views or RELEASED_VIEWS,
+        step=asked.step,
+        given=asked.given,
+        voxel=asked.voxel,
+        ratio=asked.ratio,
+        preset=asked.preset,
+        gains=False,
+    )
     return tuple(dict.fromkeys(choice.indices))
 
 
@@ -87,4 +100,4 @@ def _picture(scene: Scene, index: int) -> Path | Image.Image:
 @lru_cache(maxsize=65536)
 def _turned(path: Path) -> bool:
     with Image.open(path) as image:
-        return image.getexif().get(274, 1) != 1
+        return bool(image.getexif().get(274, 1) != 1)

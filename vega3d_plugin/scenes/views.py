@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from ..errors import SceneError, SettingsError, UnknownNameError, near_misses
 from .coordinates import Preset, point_map
@@ -20,6 +21,8 @@ How = Literal["uniform", "coverage", "every", "given"]
 #: What the released code shows of a scene, and the most that its coverage lists hold.
 RELEASED_VIEWS = 32
 VOXEL = 0.1
+# Scenes of more views get a progress bar while their depth is read.
+QUIET_VIEWS = 64
 _BITS = 20  # an axis of 2 ** 21 voxels: 200 km at 0.1 m
 
 
@@ -169,7 +172,10 @@ class _Voxels:
     def __init__(
         self, scene: Scene, candidates: Sequence[int], voxel: float, scan: Tensor | None, preset: Preset | None
     ) -> None:
-        keys = {index: _keys(scene, index, voxel, preset) for index in candidates}
+        bar = tqdm(
+            candidates, f"Depth of {scene.name}", leave=False, unit="view", disable=len(candidates) < QUIET_VIEWS
+        )
+        keys = {index: _keys(scene, index, voxel, preset) for index in bar}
         every = np.unique(np.concatenate(list(keys.values()))) if keys else np.empty(0, np.int64)
         self.of = {index: np.searchsorted(every, key) for index, key in keys.items()}
         # Voxels outside the scan are used up as the others are, but count nothing.
@@ -179,7 +185,9 @@ class _Voxels:
     def greedy(self, count: int) -> tuple[list[int], list[int]]:
         """Up to ``count`` candidates in the order of choice, and what each adds."""
         fresh = self.counts.copy()
-        left, order, gains = list(self.of), [], []
+        left = list(self.of)
+        order: list[int] = []
+        gains: list[int] = []
         while left and len(order) < count:
             new = [int(fresh[self.of[index]].sum()) for index in left]
             best = int(np.argmax(new))  # the first of equals

@@ -67,6 +67,7 @@ def correspondence(
     from ...analysis import CorrespondenceResult
     from ...analysis import correspondence as run
     from ...analysis.protocols import protocol_of
+    from ...analysis.report.scene_sheets import write_scene_sheets
 
     rule = protocol_of(protocol)
     asked = asked_priors(priors, change)
@@ -95,6 +96,7 @@ def correspondence(
                     progress=tell,
                 )
             )
+    write_scene_sheets(folder, places)
     files = []
     for (name, _), result in zip(asked, results, strict=True):
         stem = "_".join([name, *(contexts or []), rule.name])

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...cli.frames import in_order
 from ...errors import SceneError
 from ..cameras import check_pose
-from ..files import FileContent, below, missing
+from ..files import FileContent, below, is_there, missing
 from ..pixels import PictureFile, picture_size
 from ..scene import Scene, View
 from .colmap_model import Camera, Image, Model, read_model
@@ -126,7 +126,7 @@ def _view(
     depth: DenseDepth | SparseDepth | None = None
     files = [picture]
     found = next(
-        (f for kind in ("geometric", "photometric") if (f := dense / f"{image.name}.{kind}.bin").is_file()), None
+        (f for kind in ("geometric", "photometric") if is_there(f := dense / f"{image.name}.{kind}.bin")), None
     )
     if found is not None:
         depth = DenseDepth(found)

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import SceneError, near_misses
-from ..files import as_matrix, as_number, below, brief, missing
+from ..files import as_matrix, as_number, below, brief, is_there, missing
 from ..restricted_pickle import StoredArray, read_pickle
 from ..scene import Scene, SceneObject, View
 from .posing import MILLIMETRES, check_depth_of_all, check_units, file_view
@@ -116,7 +116,7 @@ def _root(path: Path, image: Any, where: str) -> Path:
         raise SceneError(f"{where}, image 0: `img_path` is {brief(name)}, the name of a file is expected.")
     above = path.resolve().parents
     for folder in (*above[:3], *(each / "data" for each in above[:3])):
-        if (folder / name).is_file():
+        if is_there(folder / name):
             return folder
     raise SceneError(
         f"{where}: its first picture {name} lies in none of the folders above {path.name}. "
@@ -143,7 +143,7 @@ def _view(folder: Path, entry: Mapping[str, Any], image: Any, where: str, units:
         picture.name,
         picture,
         where,
-        depth=depth if depth.is_file() and depth != picture else None,
+        depth=depth if is_there(depth) and depth != picture else None,
         depth_units=units,
         intrinsics=colour,
         depth_intrinsics=own,

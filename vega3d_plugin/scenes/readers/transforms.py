@@ -17,7 +17,7 @@ import torch
 
 from ...cli.frames import in_order
 from ...errors import SceneError
-from ..files import as_matrix, as_number, below, brief, missing, read_json
+from ..files import as_matrix, as_number, below, brief, is_there, missing, read_json
 from ..pixels import picture_size
 from ..scene import Scene, View
 from .lens import BROWN, for_picture, pinhole
@@ -142,10 +142,10 @@ def _view(
 
 def _picture(file: Path, name: Any, where: str) -> Path:
     path = below(file.parent, name, f"{where}, file_path")
-    tried = [path, *(file.parent.parent / folder / name for folder in BESIDE)]
+    tried: list[Path] = [path, *(file.parent.parent / folder / name for folder in BESIDE)]
     if not path.suffix:  # the synthetic scenes of NeRF leave it out
         tried.append(path.with_suffix(".png"))
-    found = next((each for each in tried if each.is_file()), None)
+    found = next((each for each in tried if is_there(each)), None)
     if found is None:
         raise SceneError(f"{where}, file_path: {missing(path)}")
     return found

@@ -182,7 +182,7 @@ def _shade(cast: _Cast) -> Floats:
     lamp[_shadowed(cast.room, points, normals, away)] = 0
     # Sides that meet at an edge differ in the light of the sky, so that the edge shows in the shadow too.
     sky = _AMBIENT * (1 + 0.12 * normals[0] + 0.2 * normals[2] - 0.06 * normals[1] ** 2)
-    return (colours * (sky + _LAMP * lamp)).reshape(cast.points.shape)
+    return np.asarray((colours * (sky + _LAMP * lamp)).reshape(cast.points.shape))
 
 
 def _surfaces(cast: _Cast, points: Floats) -> Iterator[tuple[Ints, Floats, Floats, Any, Floats]]:

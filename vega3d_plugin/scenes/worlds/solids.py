@@ -44,7 +44,7 @@ class Solid:
     def corners(self) -> Floats:
         """Of its bounding box, ``[8, 3]``."""
         signs = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, 8)
-        return (self.outward(signs * np.array(self.half)[:, None]) + np.array(self.centre)[:, None]).T
+        return np.asarray((self.outward(signs * np.array(self.half)[:, None]) + np.array(self.centre)[:, None]).T)
 
     def inward(self, vectors: Floats) -> Floats:
         """Vectors ``[3, ...]`` of the room in the solid's axes."""
@@ -94,7 +94,7 @@ class Solid:
 
 
 def _unit(vectors: Floats) -> Floats:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=0), _TINY)
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=0), _TINY))
 
 
 def _slabs(start: Floats, along: Floats, half: Floats) -> tuple[Floats, Floats]:

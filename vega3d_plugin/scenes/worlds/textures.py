@@ -78,11 +78,11 @@ def _clouds(points: Floats, seed: int) -> Floats:
 
 
 def _checker(u: Floats, v: Floats, seed: int) -> Floats:
-    return np.mod(np.floor(u) + np.floor(v), 2) * (0.8 + 0.2 * _hash(u, v, seed))
+    return np.asarray(np.mod(np.floor(u) + np.floor(v), 2) * (0.8 + 0.2 * _hash(u, v, seed)))
 
 
 def _stripes(u: Floats, v: Floats, seed: int) -> Floats:
-    return np.mod(np.floor(u), 2) * (0.75 + 0.25 * _hash(u, 0 * v, seed))
+    return np.asarray(np.mod(np.floor(u), 2) * (0.75 + 0.25 * _hash(u, 0 * v, seed)))
 
 
 def _bricks(u: Floats, v: Floats, seed: int) -> Floats:
@@ -106,7 +106,7 @@ def _dots(u: Floats, v: Floats, seed: int) -> Floats:
 
 
 def _diamonds(u: Floats, v: Floats, seed: int) -> Floats:
-    return np.mod(np.floor(u + v) + np.floor(u - v), 2) * (0.7 + 0.3 * _hash(u + v, u - v, seed))
+    return np.asarray(np.mod(np.floor(u + v) + np.floor(u - v), 2) * (0.7 + 0.3 * _hash(u + v, u - v, seed)))
 
 
 def _patches(u: Floats, v: Floats, seed: int) -> Floats:
