@@ -82,7 +82,7 @@ def compare(
     chosen, more = _chosen(merged.priors, scores, context)
     notes += more
     known = [k for k, value in enumerate(chosen) if value is not None]
-    correlations: dict[str, dict[str, Correlation]] = {"pearson": {}, "spearman": {}}
+    found: dict[str, dict[str, Correlation]] = {"pearson": {}, "spearman": {}}
     if len(known) < _FEWEST:
         notes.append(f"{len(known)} priors have a downstream score; a correlation needs {_FEWEST}.")
     else:
@@ -90,9 +90,15 @@ def compare(
         for figure in merged.figures:
             x = [merged.priors[k].figure(figure).value for k in known]
             for kind, of in (("pearson", pearson), ("spearman", spearman)):
-                correlations[kind][figure] = _correlation(correlation_interval(x, y, of))
+                found[kind][figure] = _correlation(correlation_interval(x, y, of))
     return Comparison(
-        result=merged, labels=labels, downstream_name=name, downstream=tuple(chosen), notes=tuple(notes), **correlations
+        result=merged,
+        labels=labels,
+        downstream_name=name,
+        downstream=tuple(chosen),
+        pearson=found["pearson"],
+        spearman=found["spearman"],
+        notes=tuple(notes),
     )
 
 

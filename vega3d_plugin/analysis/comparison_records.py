@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from .intervals import Interval
-from .records import FORMAT, CorrespondenceScores, Record, Result
+from .records import CorrespondenceScores, Record, Result
 
 
 class Correlation(Record):
@@ -40,7 +40,7 @@ class ComparisonScores(Result):
     """
 
     kind: Literal["comparison"] = "comparison"
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     result: CorrespondenceScores
     labels: tuple[str, ...]
     downstream_name: str = ""

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from ..contracts.errors import AnalysisError
 from .controls import CONTROLS
 from .intervals import Interval, mean_interval
-from .records import FORMAT, ITSELF, Record, Result, SceneScores
+from .records import ITSELF, Record, Result, SceneScores
 
 
 class Cell(Record):
@@ -46,7 +46,7 @@ class SweepScores(Result):
     """
 
     kind: Literal["sweep"] = "sweep"
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     prior: str
     context: str
     settings: dict[str, Any]
@@ -59,6 +59,7 @@ class SweepScores(Result):
     taps: Annotated[tuple[int, ...], Field(min_length=1)]
     cells: tuple[Cell, ...]
     scenes: Annotated[tuple[SceneScores, ...], Field(min_length=1)]
+    readouts: dict[str, str] = Field(default_factory=dict)
     forwards: int = 1
 
     @model_validator(mode="after")
@@ -68,6 +69,8 @@ class SweepScores(Result):
             raise ValueError("cells are not those of the grid")
         if self.headline not in self.figures:
             raise ValueError("the headline is none of the figures")
+        if any(set(cell.readout) != set(self.readouts) for cell in self.cells):
+            raise ValueError("a cell's read-out has other figures than those that are told")
         for cell in self.cells:
             lengths = [len(values) for by in cell.values for values in by.values()]
             expected = [len(scene.pairs) for scene in self.scenes for _ in self.figures]
@@ -144,11 +147,6 @@ class SweepScores(Result):
     def _control_units(self, control: str, figure: str) -> list[float]:
         numbers = [scene.numbers(control, figure) for scene in self.scenes]
         return numbers[0] if len(numbers) == 1 else [_mean(values) for values in numbers]
-
-    @property
-    def readouts(self) -> list[str]:
-        """Names of the read-out's figures."""
-        return list(dict.fromkeys(name for cell in self.cells for name in cell.readout))
 
 
 def _mean(values: Sequence[float]) -> float:

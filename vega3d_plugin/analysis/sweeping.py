@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from typing import Protocol as TypingProtocol
 
 import torch
 from torch import Tensor
@@ -55,8 +56,18 @@ from .tables import sweep_chart, sweep_findings, sweep_table
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: Figures of a read-out by name, of the maps of all scenes at one timestep and tap.
-Readout = Callable[[Sequence[Tensor], Sequence[JudgedViews]], Mapping[str, float]]
+
+class Readout(TypingProtocol):
+    """What else is measured at each timestep and tap, such as :class:`~.readouts.in_sweep.DepthReadout`."""
+
+    @property
+    def figures(self) -> Mapping[str, str]:
+        """What each of its figures is, by name; of all of them more is better."""
+
+    def __call__(self, maps: Sequence[Tensor], views: Sequence[JudgedViews], prior: Prior) -> Mapping[str, float]:
+        """Figures by name, of the maps ``[V, C, h, w]`` of the judged views of all scenes; the prior says what it
+        sees of them."""
+
 
 #: Bytes of features that are held at once.
 MOST_BYTES = 2 << 30
@@ -75,6 +86,7 @@ class SweepResult(SweepScores):
         timesteps, taps: the grid.
         cells: every timestep and tap.
         scenes: the pairs of views that were judged, and controls at the best timestep and tap.
+        readouts: what each figure of the read-out is; empty where none was asked for.
         forwards: how often the prior was run on each scene, for each timestep.
     """
 
@@ -134,7 +146,8 @@ def sweep(
         context: ``frame``, ``views`` or ``video``; default: the settings' own.
         protocol, views, seed, device, check, progress: as for :func:`~.scoring.correspondence`.
         records: folder for each timestep's and scene's figures: what is there is not computed again.
-        readout: called with the maps ``[V, C, h, w]`` of all scenes at each timestep and tap; gives figures by name.
+        readout: what else to measure of each timestep and tap; then features are made anew even where figures are
+            kept.
         most_bytes: of features that are held at once; more taps than fit into it cost further forwards.
 
     Raises:
@@ -168,6 +181,7 @@ def sweep(
         taps=swept.taps,
         cells=cells,
         scenes=tuple(work.outlines),
+        readouts={} if readout is None else dict(readout.figures),
         forwards=work.forwards,
     )
     return made.model_copy(update={"scenes": work.controls(made.best())})
@@ -259,7 +273,7 @@ class _Work:
                 records.append(self._scene(index, timestep, maps))
             self.outlines = [record.outline for record in records]
             for tap in self.swept.taps:
-                read = {} if self.readout is None else dict(self.readout(maps[tap], self.views))
+                read = {} if self.readout is None else dict(self.readout(maps[tap], self.views, self.swept.prior))
                 values = tuple(record.values[tap] for record in records)
                 cells.append(Cell(timestep=timestep, tap=tap, values=values, readout=read))
         tell(name, total, total)

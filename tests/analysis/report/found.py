@@ -16,7 +16,8 @@ from vega3d_plugin.analysis.readouts.records import CONTROLS, DepthExample, Prio
 from vega3d_plugin.analysis.readouts.results import ReadoutResult
 from vega3d_plugin.analysis.records import ITSELF, PriorScores, SceneScores
 from vega3d_plugin.analysis.results import CorrespondenceResult
-from vega3d_plugin.analysis.sweeping import Cell, SweepResult
+from vega3d_plugin.analysis.sweep_records import Cell
+from vega3d_plugin.analysis.sweeping import SweepResult
 
 NAMES = tuple(f"room_{i:04d}" for i in range(8))
 FINGERPRINT = "0123456789abcdef" * 4
