@@ -235,8 +235,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_reason(
 
 
 def test_files_that_trainer_writes_beside_are_looked_at_too(out: Path) -> None:
-    (out / "checkpoint-4" / "chat_template.jinja").write_text("cut")
-    assert "chat_template.jinja has 3 bytes, it was written with" in newest_whole(out)[1][0]
+    (out / "checkpoint-4" / "tokenizer_config.json").write_text("cut")
+    assert "tokenizer_config.json has 3 bytes, it was written with" in newest_whole(out)[1][0]
     # Somebody's own file does no harm.
     shutil.rmtree(out / "checkpoint-4")
     (out / "checkpoint-2" / "notes.txt").write_text("mine")

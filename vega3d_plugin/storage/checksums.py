@@ -38,7 +38,7 @@ def _of_bytes(data: NDArray[np.uint8]) -> int:
     words = data[: data.size // 8 * 8].view("<u8")
     whole = words.size // _WORDS * _WORDS
     sums = words[:whole].reshape(-1, _WORDS).sum(axis=1, dtype=np.uint64)
-    return zlib.crc32(data[whole * 8 :], zlib.crc32(sums))
+    return zlib.crc32(data[whole * 8 :].tobytes(), zlib.crc32(sums.tobytes()))
 
 
 def checksum_of(tensors: Mapping[str, Tensor], more: str = "") -> str:

@@ -182,7 +182,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     Raises:
         TrainError: there are checkpoints, and none is whole.
     """
-    wrong = []
+    wrong: list[str] = []
     for checkpoint in reversed(_numbered(folder)):
         problem = defect(checkpoint)
         if not problem:
