@@ -28,13 +28,14 @@ from vega3d_plugin.checkpoints.branch_files import read_branch, write_branch
 from vega3d_plugin.checkpoints.reading import holds_branch, read_saved
 from vega3d_plugin.contracts.errors import TrainError, Vega3dError
 from vega3d_plugin.storage.claims import claim_folder
-from vega3d_plugin.storage.record import encode_record, make_record
+from vega3d_plugin.storage.record import encode_record
 from vega3d_plugin.storage.writing import leftovers
 from vega3d_plugin.training.manifest import newest_whole, seal_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from support.kills import killed_at
+from support.saved_branches import record, tensors
 
 FORK = multiprocessing.get_context("fork")
 KEY = "ab" * 16
@@ -142,16 +143,6 @@ def claimed_after_a_kill(folder: Path, rng: random.Random) -> tuple[bool, int]:
 
 
 # Saved branches
-
-
-def record(timestep: int) -> dict[str, Any]:
-    settings = vega3d.BranchSettings.parse({"prior": {"name": "tiny-wan", "timestep": timestep}})
-    sizes = {"hidden_size": 8, "merge": 2, "feature_dim": 96}
-    return make_record(settings, host="qwen_vl", fingerprint=f"f{timestep}", **sizes)
-
-
-def tensors(timestep: int) -> dict[str, Tensor]:
-    return {"projector.weight": torch.full((200, 100), float(timestep)), "fuser.gate": torch.arange(5.0)}
 
 
 def save(folder: Path, timestep: int) -> None:

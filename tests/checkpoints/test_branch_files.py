@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.kills import every_kill
+from support.saved_branches import record, tensors
 from torch import Tensor
 
 import vega3d
@@ -23,19 +24,9 @@ from vega3d_plugin.checkpoints import branch_files
 from vega3d_plugin.checkpoints.branch_files import read_branch, write_branch
 from vega3d_plugin.checkpoints.reading import holds_branch, read_saved
 from vega3d_plugin.contracts.errors import SavedBranchError, Vega3dWarning
-from vega3d_plugin.storage.record import CONFIG_FILE, WEIGHTS_FILE, encode_record, make_record
+from vega3d_plugin.storage.record import CONFIG_FILE, WEIGHTS_FILE, encode_record
 
 FILES = ["README.md", WEIGHTS_FILE, CONFIG_FILE]
-
-
-def record(timestep: int) -> dict[str, Any]:
-    settings = vega3d.BranchSettings.parse({"prior": {"name": "tiny-wan", "timestep": timestep}})
-    sizes = {"hidden_size": 8, "merge": 2, "feature_dim": 96}
-    return make_record(settings, host="qwen_vl", fingerprint=f"f{timestep}", **sizes)
-
-
-def tensors(timestep: int) -> dict[str, Tensor]:
-    return {"projector.weight": torch.full((40, 30), float(timestep)), "fuser.gate": torch.arange(5.0)}
 
 
 def save(folder: Path, timestep: int, **options: Any) -> None:
