@@ -192,4 +192,5 @@ def test_of_many_that_claim_a_folder_at_once_one_gets_it(tmp_path: Path) -> None
         for process in processes:
             process.join()
         assert sorted(map(bool, found.values())) == [False, True, True, True], found
-        assert not folder.exists()
+        # Made by one and won by another, the empty folder may stay; nothing in it does.
+        assert not list(folder.glob("*"))

@@ -151,22 +151,52 @@ class _TwoSavesError(Exception):
 
 def _read_weights(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     """The record that the weights carry, None in those of earlier versions; and the tensors, checked against it."""
-    try:
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            # Copies: the file may be replaced while the tensors are used.
-            tensors = {key: handle.get_tensor(key).clone() for key in handle.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise SavedBranchError(f"{path} is damaged or no file of weights ({type(error).__name__}: {error}).") from error
+    metadata, tensors = _read_one_file(path)
     if RECORD not in metadata:
         return None, tensors
-    said = metadata.get(CHECKSUM, "")
+    said = metadata.get(CHECKSUM, f"{METHOD}:")
+    # A later version may have another method, which this one cannot compare.
     if said.startswith(f"{METHOD}:") and said != checksum_of(tensors, metadata[RECORD]):
         raise SavedBranchError(
             f"{path} is damaged: its content has changed since it was saved ({CHECKSUM} does not match). Copy it "
             "again, or save the branch again."
         )
     return parse_object(metadata[RECORD], f"{path}: {RECORD}", SavedBranchError), tensors
+
+
+def _read_one_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a file that may be replaced at any moment.
+
+    safetensors opens it twice, for the header and for the tensors, which may then be those of two files.
+    """
+    problem: Exception | None = None
+    for _ in range(100):
+        before = _identity(path)
+        try:
+            with safe_open(path, framework="pt") as handle:
+                metadata = handle.metadata() or {}
+                # Copies: the file may be replaced while the tensors are used.
+                tensors = {key: handle.get_tensor(key).clone() for key in handle.keys()}  # noqa: SIM118
+            problem = None
+        except (SafetensorError, OSError) as error:
+            problem = error
+        if before == _identity(path):
+            break
+        time.sleep(0.01)
+    if problem is not None:
+        raise SavedBranchError(
+            f"{path} is damaged or no file of weights ({type(problem).__name__}: {problem})."
+        ) from problem
+    return metadata, tensors
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What tells a file from the one that is put in its place."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _agreed(folder: Path, carried: dict[str, Any] | None) -> dict[str, Any]:

@@ -183,8 +183,8 @@ def _check_same(folder: Path, first: tuple[str, SavedBranch], second: tuple[str,
     (one, a), (two, b) = first, second
     found = differences(_without_version(a.record), _without_version(b.record))
     if found:
-        key, here, there = found[0]
-        what = f"{key} is {here!r:.60} in the first, {there!r:.60} in the second"
+        lines = [f"{key} is {here!r:.60} in the first, {there!r:.60} in the second" for key, here, there in found]
+        what = "; ".join(lines[:3]) + ("; ..." if len(lines) > 3 else "")
     else:
         what = _first_difference(a.tensors, b.tensors)
     if what:

@@ -28,6 +28,9 @@ def convert(
             "--fingerprint", help="Load the prior, so that its fingerprint is recorded and checked from then on."
         ),
     ] = False,
+    published_tower: Annotated[
+        bool, typer.Option("--published-tower", help="Leave the tower that SRC holds, though it was trained with it.")
+    ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a branch that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
@@ -36,7 +39,9 @@ def convert(
 
     SRC is such a checkpoint of Qwen2.5-VL or LLaVA-Video: safetensors or
     pytorch_model.bin, whole or in shards, mm_projector.bin, or
-    non_lora_trainables.bin. The host is neither built nor written.
+    non_lora_trainables.bin. The host is neither built nor written. A tower that
+    SRC holds is written too, unless it is the published one; it is compared
+    where --pretrained is a folder, or with --fingerprint.
 
     \b
     Afterwards, in Python:
@@ -56,6 +61,7 @@ def convert(
             prior=prior,
             pretrained=pretrained,
             fingerprint=fingerprint,
+            own_tower=not published_tower,
             revision=revision,
         )
     (_print_json if as_json else _print)(released, target, host or released.layout.host, prior)

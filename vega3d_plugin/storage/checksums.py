@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # 64-bit words that are added up before the sums go into a CRC.
@@ -23,11 +25,20 @@ def checksum(tensor: Tensor) -> str:
     change of one byte, whatever is cut, zeroed, moved or swapped in blocks, and other damage but for one in four
     billion. It does not notice changes within one block that cancel out, such as two words that change places.
     """
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return f"{METHOD}:{_of_bytes(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()):08x}"
+
+
+def file_checksum(path: Path) -> str:
+    """Of a file's bytes; it is mapped into memory, not read into it."""
+    data = np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.zeros(0, dtype=np.uint8)
+    return f"{METHOD}:{_of_bytes(data):08x}"
+
+
+def _of_bytes(data: NDArray[np.uint8]) -> int:
     words = data[: data.size // 8 * 8].view("<u8")
     whole = words.size // _WORDS * _WORDS
     sums = words[:whole].reshape(-1, _WORDS).sum(axis=1, dtype=np.uint64)
-    return f"{METHOD}:{zlib.crc32(data[whole * 8 :], zlib.crc32(sums)):08x}"
+    return zlib.crc32(data[whole * 8 :].tobytes(), zlib.crc32(sums.tobytes()))
 
 
 def checksum_of(tensors: Mapping[str, Tensor], more: str = "") -> str:

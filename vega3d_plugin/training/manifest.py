@@ -19,7 +19,7 @@ from ..storage.json_files import read_object
 from ..storage.record import RUN_FILE
 from ..storage.writing import write_json
 from .rows.files import Rows
-from .whole import STATE, defect, file_sizes
+from .whole import STATE, defect, file_list
 
 FORMAT = 1
 CHECKPOINT = "checkpoint-"
@@ -92,8 +92,8 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any], **more: Any) -> No
 
 
 def seal_checkpoint(folder: Path, manifest: Mapping[str, Any], step: int) -> None:
-    """Write ``vega3d_run.json`` into a checkpoint that is complete, with the sizes of all its files."""
-    write_manifest(folder, manifest, step=step, files=file_sizes(folder))
+    """Write ``vega3d_run.json`` into a checkpoint that is complete, with a list of all its files."""
+    write_manifest(folder, manifest, step=step, files=file_list(folder))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def check_going_on(folder: Path, recipe: RecipeSettings, rows: Rows) -> None:
         TrainError: says what was found, or lists every setting that differs.
     """
     found = checkpoints(folder)
-    whole = [checkpoint for checkpoint in found if not defect(checkpoint)]
+    whole = [checkpoint for checkpoint in found if not defect(checkpoint, quick=True)]
     if found or (folder / RUN_FILE).is_file():
         _compare([folder, *found, *whole][-1], recipe, rows)
     else:
@@ -182,7 +182,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     Raises:
         TrainError: there are checkpoints, and none is whole.
     """
-    wrong = []
+    wrong: list[str] = []
     for checkpoint in reversed(_numbered(folder)):
         problem = defect(checkpoint)
         if not problem:
@@ -205,7 +205,7 @@ def check_whole(checkpoint: Path) -> None:
     problem = defect(checkpoint)
     if not problem:
         return
-    others = [path for path in checkpoints(checkpoint.parent) if path != checkpoint and not defect(path)]
+    others = [path for path in checkpoints(checkpoint.parent) if path != checkpoint and not defect(path, quick=True)]
     advice = f"Go on from {others[-1]}." if others else "No other checkpoint beside it is whole."
     raise TrainError(f"{checkpoint} is damaged: {problem}. No run can go on from it as if it had not stopped. {advice}")
 
@@ -261,7 +261,7 @@ def clear_unfinished(folder: Path, name: str = f"{WRITING}*") -> None:
     for left in folder.glob(name):
         for checkpoint in left.glob(f"{CHECKPOINT}*"):
             target = folder / checkpoint.name
-            if (checkpoint / RUN_FILE).is_file() and not target.exists() and not defect(checkpoint):
+            if (checkpoint / RUN_FILE).is_file() and not target.exists() and not defect(checkpoint, quick=True):
                 checkpoint.rename(target)
         shutil.rmtree(left, ignore_errors=True)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contracts.errors import Vega3dError
+from ..storage.checksums import file_checksum
 from ..storage.json_files import read_object
 from ..storage.record import RUN_FILE
 
@@ -20,32 +21,42 @@ SCHEDULER = "scheduler.pt"
 RANDOM = "rng_state*.pth"
 _WEIGHTS = ("adapter_model", "model", "pytorch_model")
 _ZIPPED = ("optimizer.pt", SCHEDULER, "rng_state.pth")
-# Files up to this size are read through, in bytes; of larger ones the beginning and the end are looked at.
-_READ = 64 << 20
 
 
-def file_sizes(folder: Path) -> dict[str, int]:
-    """The files in a folder and below by their path in it, and their sizes in bytes."""
-    return {
-        path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+def file_list(folder: Path) -> dict[str, dict[str, Any]]:
+    """The files in a folder and below by their path in it: sizes, and a checksum of those that carry none themselves.
+
+    What ``torch.save`` writes does; a checksum of weights in safetensors takes a second for 8 GB.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            more = {"checksum": file_checksum(path)} if path.suffix == ".safetensors" else {}
+            found[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, **more}
+    return found
 
 
-def defect(checkpoint: Path) -> str:
+def defect(checkpoint: Path, *, quick: bool = False) -> str:
     """What is wrong with a checkpoint, for a message; empty when a run can go on from it.
 
-    Checkpoints of this version list their files with their sizes; in older ones the files are looked for that Trainer
-    writes in each case. Either way, each file must have the beginning and the end of its kind.
+    Checkpoints of this version list their files; in older ones the files are looked for that Trainer writes in each
+    case. Either way, what carries a checksum is read through.
+
+    Args:
+        checkpoint: its folder.
+        quick: look at names, sizes and headers alone.
     """
     try:
         state = read_object(checkpoint / STATE, _DefectError)
         if not isinstance(state.get("global_step"), int):
             return f"{STATE} names no global_step"
         listed = _listed(checkpoint)
+        problems = _by_names(checkpoint) if listed is None else _by_list(checkpoint, listed, quick)
+        return next(problems, "") or next(_damaged(checkpoint, quick), "")
     except _DefectError as error:
         return str(error)
-    problems = _by_list(checkpoint, listed) if listed is not None else _by_names(checkpoint)
-    return next(problems, "") or next(_cut(checkpoint), "")
+    except OSError as error:
+        return f"it cannot be read: {error}"
 
 
 class _DefectError(Vega3dError):
@@ -59,13 +70,18 @@ def _listed(checkpoint: Path) -> Mapping[str, Any] | None:
     return files if isinstance(files, dict) else None
 
 
-def _by_list(checkpoint: Path, listed: Mapping[str, Any]) -> Iterator[str]:
-    for name, size in listed.items():
+def _by_list(checkpoint: Path, listed: Mapping[str, Any], quick: bool) -> Iterator[str]:
+    for name, said in listed.items():
         path = checkpoint / name
-        if not path.is_file():
+        if not isinstance(said, Mapping) or path.resolve() == checkpoint.resolve():
+            yield f"{RUN_FILE} has no size of {name!r:.80}"
+        elif not path.is_file():
             yield f"{name} is missing"
-        elif path.stat().st_size != size:
-            yield f"{name} has {path.stat().st_size:,} bytes, it was written with {size!r:.20}"
+        elif path.stat().st_size != said.get("bytes"):
+            yield f"{name} has {path.stat().st_size:,} bytes, it was written with {said.get('bytes')!r:.20}"
+    for name, said in listed.items():
+        if not quick and "checksum" in said and said["checksum"] != file_checksum(checkpoint / name):
+            yield f"{name} has changed since it was written"
 
 
 def _by_names(checkpoint: Path) -> Iterator[str]:
@@ -89,30 +105,31 @@ def _shards(index: Path) -> list[str]:
     return [str(name) for name in shards.values()] if isinstance(shards, dict) else []
 
 
-def _cut(checkpoint: Path) -> Iterator[str]:
+def _damaged(checkpoint: Path, quick: bool) -> Iterator[str]:
     for path in sorted(checkpoint.iterdir()):
         if not path.is_file():
             continue
-        if path.suffix in (".pt", ".pth", ".bin") and (problem := _torch_file(path)):
+        if path.suffix in (".pt", ".pth", ".bin") and (problem := _torch_file(path, quick)):
             yield f"{path.name} is damaged: {problem}"
         if path.suffix == ".safetensors" and (problem := _safetensors(path)):
             yield f"{path.name} is damaged: {problem}"
 
 
-def _torch_file(path: Path) -> str:
-    """What ``torch.save`` writes is a zip file, whose list of contents is at the end."""
+def _torch_file(path: Path, quick: bool) -> str:
+    """What ``torch.save`` writes is a zip file, whose list of contents, with their checksums, is at the end.
+
+    ``torch.load`` does not compare these, and goes on with whatever it finds.
+    """
     with path.open("rb") as file:
         if file.read(2) != b"PK":
             # Others may be of the format before torch 1.6.
             return "" if path.stat().st_size and path.name not in _ZIPPED else "it is empty or no file of torch.save"
     try:
         with zipfile.ZipFile(path) as archive:
-            if path.stat().st_size <= _READ:
-                bad = archive.testzip()
-                return f"{bad} in it has changed" if bad else ""
+            bad = None if quick else archive.testzip()
+            return f"{bad} in it has changed" if bad else ""
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
         return str(error)
-    return ""
 
 
 def _safetensors(path: Path) -> str:
