@@ -70,10 +70,10 @@ def _twice(around: nn.Module, branch: GenerativeBranch) -> str:
     kind, path = type(original).__name__, branch.seam.path
     return (
         f"modules_to_save names both {CHILD!r} and a module that the branch is in ({kind}, on the way to {path!r}). "
-        "PEFT copies that module with the branch, so the branch trains and is saved with it; a second copy of the branch "
-        f"would train without being run. Leave {CHILD!r} out of modules_to_save, and build the model again: PEFT has "
-        "changed this one in part. An adapter that was saved with both names loads onto a host that is not patched: "
-        "PeftModel.from_pretrained(host, FOLDER), then vega3d.load_pretrained(model, FOLDER)."
+        "PEFT copies that module with the branch, so the branch trains and is saved with it; a second copy of the "
+        f"branch would train without being run. Leave {CHILD!r} out of modules_to_save, and build the model again: "
+        "PEFT has changed this one in part. An adapter that was saved with both names loads onto a host that is not "
+        "patched: PeftModel.from_pretrained(host, FOLDER), then vega3d.load_pretrained(model, FOLDER)."
     )
 
 
