@@ -25,7 +25,7 @@ from torch.optim import optimizer as optimizers
 from typer.testing import CliRunner, Result
 
 import vega3d
-from vega3d_plugin.branch import gradients
+from vega3d_plugin.branch import first_step
 from vega3d_plugin.cli import output
 from vega3d_plugin.cli.app import app
 from vega3d_plugin.contracts.errors import HostError, SavedBranchError
@@ -75,7 +75,7 @@ def everything() -> dict[tuple[str, str], Any]:
     """All that could be wrapped, as it lies in its owner's dictionary, and the hooks of all optimisers."""
     found = {(owner.__name__, name): value for owner in OWNERS for name, value in vars(owner).items()}
     # The branch's own stays: it is no part of `vega3d run`.
-    hooks = [k for k, h in optimizers._global_optimizer_pre_hooks.items() if h.__module__ != gradients.__name__]
+    hooks = [k for k, h in optimizers._global_optimizer_pre_hooks.items() if h.__module__ != first_step.__name__]
     return {**found, ("hooks", "all"): hooks, ("sys", "argv"): list(sys.argv), ("sys", "path"): list(sys.path)}
 
 
@@ -195,7 +195,7 @@ AROUND = """
 import peft, vega3d
 config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=sys.argv[3].split(","))
 model = peft.get_peft_model(model, config)
-assert model.peft_config["default"].modules_to_save == [sys.argv[4]], model.peft_config["default"].modules_to_save
+assert model.peft_config["default"].modules_to_save == sys.argv[4].split(","), model.peft_config["default"].modules_to_save
 optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
 batch = torch.load(sys.argv[5])
 for _ in range(2):
@@ -206,11 +206,14 @@ model.save_pretrained(sys.argv[2])
 """
 
 
-@pytest.mark.parametrize("named", ["visual", "merger", "visual,vega3d"])
-def test_a_script_that_saves_what_is_around_the_branch(base: Path, script: Script, tmp_path: Path, named: str) -> None:
+@pytest.mark.parametrize(
+    ("named", "kept"), [("visual", "visual"), ("visual,vega3d", "visual"), ("merger", "merger,vega3d")]
+)
+def test_a_script_that_saves_what_is_around_the_branch(
+    base: Path, script: Script, tmp_path: Path, named: str, kept: str
+) -> None:
     out, batch = tmp_path / "out", tmp_path / "batch.pt"
     torch.save(named_host("qwen2_5_vl").batch(), batch)
-    kept = named.partition(",")[0]
     script(BUILD + AROUND, base, out, named, kept, batch, tmp_path / "logits.pt")
     # The adapter's file and the branch's own beside it hold the same branch, and it has moved.
     host = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(base)

@@ -19,8 +19,8 @@ from ..features.store import FeatureStore, dtype_key
 from ..storage.record import RECORD_BYTES, encode_record, make_record
 from .alignment import align
 from .copies import running
+from .first_step import watch_first_steps
 from .fusers.build import build_fuser
-from .gradients import watch_gradients
 from .history import History
 from .projectors import build_projector, parameter_dtype, project
 from .records import check_loaded
@@ -84,7 +84,7 @@ class GenerativeBranch(nn.Module):
         self.gates: list[Tensor] | None = None
         #: Record of a branch with another prior that was loaded on purpose (``allow_prior``).
         self.accepts: dict[str, Any] | None = None
-        watch_gradients(self)
+        watch_first_steps(self)
 
     def forward(self, tokens: Tensor | None, clips: Sequence[Clip] = ()) -> Tensor:
         """Fuse the prior's features into a host's visual tokens.
@@ -242,7 +242,7 @@ class GenerativeBranch(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies and unpickled branches; those of earlier versions lack what is newer.
         super().__setstate__({"accepts": None, **state})
-        watch_gradients(self)
+        watch_first_steps(self)
 
     def extra_repr(self) -> str:
         """Host, prior and state."""

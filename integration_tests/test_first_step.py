@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,15 +30,16 @@ def model() -> nn.Module:
 
 def beside_the_seam(model: Any, batch: Batch) -> Tensor:
     """A loss as of a script that computes the visual tokens from the host's parts by itself."""
-    inner = model.model
+    inner = getattr(model, "model", model)
     projector = inner.multi_modal_projector
     with torch.no_grad():
         seen = inner.vision_tower(batch["pixel_values"]).last_hidden_state[:, 1:]
     tokens = projector.linear_2(projector.act(projector.linear_1(seen)))
     words = inner.get_input_embeddings()(batch["input_ids"])
-    where = (batch["input_ids"] == model.config.image_token_id)[..., None]
+    image = model.config.to_dict().get("image_token_id", getattr(model.config, "image_token_index", None))
+    where = (batch["input_ids"] == image)[..., None]
     words = words.masked_scatter(where, tokens.to(words.dtype))
-    return inner.language_model(inputs_embeds=words).last_hidden_state.square().mean()
+    return inner.language_model(inputs_embeds=words)[0].square().mean()
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS.values(), ids=OPTIMISERS)
@@ -67,6 +69,33 @@ def test_a_branch_that_was_unpickled(model: nn.Module) -> None:
     other.sum().backward()
     with pytest.raises(FrozenBranchError):
         steps.step()
+
+
+def half(model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """One step of a branch in bfloat16."""
+    branch = vega3d.get_handle(model).branch.bfloat16()
+    steps = torch.optim.AdamW(branch.parameters(), lr=rate)
+    loss_of(model, HOST.batch()).backward()
+    steps.step()
+    return steps
+
+
+def test_steps_that_are_rounded_away_are_told(model: nn.Module) -> None:
+    weight = vega3d.get_handle(model).branch.fuser.gate_projection[0].weight
+    with pytest.warns(
+        vega3d.errors.Vega3dWarning, match="bfloat16 without float32 copies, at a learning rate of 1e-05"
+    ):
+        steps = half(model, 1e-5)
+    # Once; and it is true.
+    before = weight.detach().clone()
+    steps.step()
+    assert (weight == before).float().mean() > 0.5
+
+
+def test_steps_that_are_not(model: nn.Module) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", vega3d.errors.Vega3dWarning)
+        half(model, 1e-2)
 
 
 class TestNoFalseAlarm:
