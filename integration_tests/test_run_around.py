@@ -195,7 +195,8 @@ AROUND = """
 import peft, vega3d
 config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=sys.argv[3].split(","))
 model = peft.get_peft_model(model, config)
-assert model.peft_config["default"].modules_to_save == sys.argv[4].split(","), model.peft_config["default"].modules_to_save
+saved = model.peft_config["default"].modules_to_save
+assert saved == sys.argv[4].split(","), saved
 optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
 batch = torch.load(sys.argv[5])
 for _ in range(2):
