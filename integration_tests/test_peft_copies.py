@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import hosts
+import peft.utils.other
 import pytest
 import torch
 from hosts import Host, logits, patch, train
@@ -22,6 +23,10 @@ ROWS = [
     *generic.ROWS,
     *(row for row in hosts.HOSTS if row.name in ("qwen2_5_vl", "qwen3_vl")),
 ]
+
+
+#: Kernels round by where in memory a tensor lies: 1e-7 was seen.
+ROUNDING = 1e-6
 
 
 @pytest.fixture(params=ROWS, ids=lambda host: host.name)
@@ -73,17 +78,18 @@ def test_it_trains_switches_saves_and_loads(host: Host, order: str, tmp_path: Pa
         off = logits(model, batch)
     with vega3d.zeroed(model):
         zeroed = logits(model, batch)
-    assert not torch.equal(off, trained)
-    assert not torch.equal(zeroed, trained)
+    for other in (off, zeroed):
+        assert (other - trained).abs().max() > 100 * ROUNDING
     with vega3d.record_gates(model) as gates:
         logits(model, batch)
     assert len(gates) == len(host.grids)
 
     model.save_pretrained(tmp_path / "adapter")
     again = PeftModel.from_pretrained(build(host), tmp_path / "adapter").eval()
-    assert torch.equal(logits(again, batch), trained)
+    torch.testing.assert_close(logits(again, batch), trained, rtol=0, atol=ROUNDING)
     bare = PeftModel.from_pretrained(host.build(), tmp_path / "adapter").eval()
-    assert torch.equal(logits(load(bare, host, tmp_path / "adapter"), batch), trained)
+    bare = load(bare, host, tmp_path / "adapter")
+    torch.testing.assert_close(logits(bare, batch), trained, rtol=0, atol=ROUNDING)
     vega3d.save_pretrained(model, tmp_path / "branch")
     own = load(host.build(), host, tmp_path / "branch")
     saved = torch.cat([p.detach().flatten() for p in vega3d.get_handle(own).parameters()])
@@ -91,19 +97,20 @@ def test_it_trains_switches_saves_and_loads(host: Host, order: str, tmp_path: Pa
 
 
 def test_naming_the_branch_too_is_refused_at_once(host: Host) -> None:
-    name = around(host)
-    try:
-        model = get_peft_model(build(host), config(name, "vega3d"))
-    except CopiedBranchError as error:
-        refused = str(error)
-    else:
-        refused = ""
-    if refused:
-        assert "Leave 'vega3d' out of modules_to_save" in refused
+    if deep(host):
+        # PEFT's own rule leaves a branch deeper inside alone; it then trains as with the module's name alone.
+        model = get_peft_model(build(host), config(around(host), "vega3d"))
+        before, after = moved(model, host.batch())
+        assert not torch.equal(before, after)
         return
-    # PEFT's own rule leaves a branch deeper inside alone; then it must train as with the module's name alone.
-    before, after = moved(model, host.batch())
-    assert not torch.equal(before, after)
+    with pytest.raises(CopiedBranchError, match="Leave 'vega3d' out of modules_to_save"):
+        get_peft_model(build(host), config(around(host), "vega3d"))
+
+
+def deep(host: Host) -> bool:
+    """Whether the branch lies one module below the one that PEFT is told to copy, and this PEFT looks so far up."""
+    path = vega3d.get_handle(build(host)).seam.path
+    return path.split(".")[-2] == around(host) and hasattr(peft.utils.other, "_get_submodules_with_grandparent")
 
 
 LLAVA = hosts.named("llava")

@@ -17,6 +17,7 @@ import torch
 import transformers
 from doubles.llava import double_model
 from hosts import logits
+from hosts import named as named_host
 from rows.llava_package import images_batch, installed, mixed_batch, torch_model
 from scripts import Script, run_script, scripts_own, write_recipe
 from torch import nn
@@ -24,6 +25,7 @@ from torch.optim import optimizer as optimizers
 from typer.testing import CliRunner, Result
 
 import vega3d
+from vega3d_plugin.branch import first_step
 from vega3d_plugin.cli import output
 from vega3d_plugin.cli.app import app
 from vega3d_plugin.contracts.errors import HostError, SavedBranchError
@@ -72,8 +74,9 @@ def script(recipe: Path, tmp_path: Path) -> Iterator[Callable[..., list[str]]]:
 def everything() -> dict[tuple[str, str], Any]:
     """All that could be wrapped, as it lies in its owner's dictionary, and the hooks of all optimisers."""
     found = {(owner.__name__, name): value for owner in OWNERS for name, value in vars(owner).items()}
-    hooks = optimizers._global_optimizer_pre_hooks
-    return {**found, ("hooks", "all"): list(hooks), ("sys", "argv"): list(sys.argv), ("sys", "path"): list(sys.path)}
+    # The branch's own stays: it is no part of `vega3d run`.
+    hooks = [k for k, h in optimizers._global_optimizer_pre_hooks.items() if h.__module__ != first_step.__name__]
+    return {**found, ("hooks", "all"): hooks, ("sys", "argv"): list(sys.argv), ("sys", "path"): list(sys.path)}
 
 
 def changed(before: dict[tuple[str, str], Any]) -> set[tuple[str, str]]:
@@ -186,6 +189,40 @@ class TestTheScriptsOwn:
 
 
 SHARDED = BUILD + "import vega3d\nfor p in vega3d.get_handle(model).parameters(): p.ds_numel = p.numel()\n"
+
+
+AROUND = """
+import peft, vega3d
+config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=sys.argv[3].split(","))
+model = peft.get_peft_model(model, config)
+saved = model.peft_config["default"].modules_to_save
+assert saved == sys.argv[4].split(","), saved
+optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+batch = torch.load(sys.argv[5])
+for _ in range(2):
+    model(**batch, labels=batch["input_ids"]).loss.backward()
+    optimiser.step()
+torch.save(model(**batch).logits.detach(), sys.argv[6])
+model.save_pretrained(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize(
+    ("named", "kept"), [("visual", "visual"), ("visual,vega3d", "visual"), ("merger", "merger,vega3d")]
+)
+def test_a_script_that_saves_what_is_around_the_branch(
+    base: Path, script: Script, tmp_path: Path, named: str, kept: str
+) -> None:
+    out, batch = tmp_path / "out", tmp_path / "batch.pt"
+    torch.save(named_host("qwen2_5_vl").batch(), batch)
+    script(BUILD + AROUND, base, out, named, kept, batch, tmp_path / "logits.pt")
+    # The adapter's file and the branch's own beside it hold the same branch, and it has moved.
+    host = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(base)
+    model = peft.PeftModel.from_pretrained(vega3d.load_pretrained(host, out), out).eval()
+    found = logits(model, torch.load(batch))
+    torch.testing.assert_close(found, torch.load(tmp_path / "logits.pt"), rtol=0, atol=1e-6)
+    with vega3d.disabled(model):
+        assert (logits(model, torch.load(batch)) - found).abs().max() > 1e-4
 
 
 class TestSharded:

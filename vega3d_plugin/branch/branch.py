@@ -21,8 +21,8 @@ from . import calls
 from .alignment import align
 from .blocks import Recorder, open_blocks, switches
 from .copies import running
+from .first_step import watch_first_steps
 from .fusers.build import build_fuser
-from .gradients import watch_gradients
 from .history import History
 from .projectors import build_projector, parameter_dtype, project
 from .records import check_loaded
@@ -79,7 +79,7 @@ class GenerativeBranch(nn.Module):
         self.key = calls.BranchKey()
         #: Record of a branch with another prior that was loaded on purpose (``allow_prior``).
         self.accepts: dict[str, Any] | None = None
-        watch_gradients(self)
+        watch_first_steps(self)
 
     @property
     def fired(self) -> int:
@@ -256,7 +256,7 @@ class GenerativeBranch(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies and unpickled branches; those of earlier versions lack what is newer.
         super().__setstate__({"accepts": None, **state})
-        watch_gradients(self)
+        watch_first_steps(self)
 
     def extra_repr(self) -> str:
         """Host, prior and state."""

@@ -67,6 +67,20 @@ def at_path(root: nn.Module, path: str) -> list[nn.Module]:
     return [part for module in found for part in _unwrapped(module)]
 
 
+def plain_path(root: nn.Module, path: str) -> str:
+    """A dotted path without the steps that PEFT's wrappers add to it: the path as it was before PEFT came."""
+    module, steps, waiting = root, [], path.split(".") if path else []
+    while waiting:
+        step = waiting.pop(0)
+        if is_wrapper(module) and step in _OWN:
+            if step == "modules_to_save":
+                step = f"{step}.{waiting.pop(0)}"
+        else:
+            steps.append(step)
+        module = module.get_submodule(step)
+    return ".".join(steps)
+
+
 def _unwrapped(module: nn.Module) -> list[nn.Module]:
     return [part for copy in copies(module) for part in _unwrapped(copy)] if is_wrapper(module) else [module]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..branch.branch import GenerativeBranch
-from ..branch.copies import at_path, running_modules
+from ..branch.copies import at_path, plain_path, running_modules
 from ..branch.handle import CHILD, is_branch
 from ..contracts.seams import Seam
 from .hooks import (
@@ -43,8 +44,8 @@ def attach(model: nn.Module, base: nn.Module, branch: GenerativeBranch) -> None:
     Where PEFT has copied the home, or a module around it, each of the copies gets a branch: as if PEFT had come later.
     """
     keep_hooks_out_of_graphs()
-    seam = branch.seam
     watch_copies()
+    seam = branch.seam = _plain(base, branch.seam)
     _place(model, base, branch)
     # First, so that a note taken of the same forward comes after the old ones are forgotten.
     entries = at_path(base, seam.entry)
@@ -62,6 +63,13 @@ def attach(model: nn.Module, base: nn.Module, branch: GenerativeBranch) -> None:
                 owner.register_forward_pre_hook(NoteForward(path), with_kwargs=True)
     for entry in entries:
         entry.register_forward_hook(AfterForward(_below(seam.entry, seam)), with_kwargs=True, always_call=True)
+
+
+def _plain(base: nn.Module, seam: Seam) -> Seam:
+    """The seam with the paths that hold without PEFT; an adapter that looks at names may find those of a copy."""
+    points = tuple(replace(point, path=plain_path(base, point.path)) for point in seam.points)
+    path, entry, like = (plain_path(base, name) for name in (seam.path, seam.entry, seam.like))
+    return replace(seam, path=path, entry=entry, like=like, points=points)
 
 
 def _place(model: nn.Module, base: nn.Module, branch: GenerativeBranch) -> None:

@@ -73,8 +73,7 @@ def _twice(around: nn.Module, branch: GenerativeBranch) -> str:
         "PEFT copies that module with the branch, so the branch trains and is saved with it; a second copy of the "
         f"branch would train without being run. Leave {CHILD!r} out of modules_to_save, and build the model again: "
         "PEFT has changed this one in part. An adapter that was saved with both names loads onto a host that is not "
-        "patched: "
-        "PeftModel.from_pretrained(host, FOLDER), then vega3d.load_pretrained(model, FOLDER)."
+        "patched: PeftModel.from_pretrained(host, FOLDER), then vega3d.load_pretrained(model, FOLDER)."
     )
 
 

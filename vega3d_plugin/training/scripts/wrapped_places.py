@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ...branch.handle import CHILD
+from ...branch.handle import CHILD, get_handle
 from ...checkpoints.reading import folder_with_branch
-from ...hosts.peft import is_peft_model, save_with_adapter
+from ...hosts.peft import copied_around, is_peft_model, save_with_adapter
 from .optimizers import before_step, own_groups
 from .session import Session
 from .state_dicts import complete, is_state_of
@@ -50,8 +50,8 @@ def _places(session: Session) -> Iterator[tuple[Any, str, Original, str]]:
     around = Around(session)
     yield model, "from_pretrained", around.build, "adds the branch to each matching host; restores a trained one"
     yield model, "save_pretrained", around.save, "writes the branch beside the model"
-    yield adapter, "__init__", around.adapter_init, "adds 'vega3d' to modules_to_save"
-    yield adapter, "add_adapter", around.add_adapter, "adds 'vega3d' to modules_to_save"
+    yield adapter, "__init__", around.adapter_init, "adds 'vega3d' to modules_to_save, or a module around it is there"
+    yield adapter, "add_adapter", around.add_adapter, "adds 'vega3d' to modules_to_save, or a module around it is there"
     yield adapter, "from_pretrained", around.adapter_build, "restores the branch of an adapter's folder"
     yield adapter, "load_adapter", around.adapter_load, "takes the adapter as it was saved"
     yield adapter, "save_pretrained", around.adapter_save, "writes the branch beside the adapter"
@@ -190,8 +190,12 @@ class Around:
         # An adapter that is read from disk comes as it was saved.
         if self.session.inside("adapter") or not self.session.hosts_in(model) or not hasattr(config, "modules_to_save"):
             return
-        if CHILD not in (config.modules_to_save or []):
-            config.modules_to_save = [*(config.modules_to_save or []), CHILD]
+        named = [name for name in config.modules_to_save or [] if name != CHILD]
+        hosts = [host.ref() for host in self.session.hosts_in(model)]
+        paths = [get_handle(host).seam.path for host in hosts if host is not None]
+        # With the projector, the branch in it is copied and saved; a second copy would not run.
+        inside = bool(paths) and all(copied_around(path, named) for path in paths)
+        config.modules_to_save = named if inside else [*named, CHILD]
 
     # torch
 
