@@ -100,7 +100,7 @@ def test_what_cannot_be_is_an_error() -> None:
         patch_points(torch.zeros(1, 28, 28, 3), 14, "sample9")
     with pytest.raises(AlignmentError, match=r"must be \[\.\.\., 2, 3\] of floats, found \[4, 3\]"):
         SinusoidEmbedding(48, 2)(torch.zeros(4, 3))
-    with pytest.raises(AlignmentError, match="of torch.int64"):
+    with pytest.raises(AlignmentError, match=r"of torch\.int64"):
         SinusoidEmbedding(48)(torch.zeros(4, 3, dtype=torch.long))
     with pytest.raises(SettingsError, match="at least 6 channels, found 5"):
         SinusoidEmbedding(5, 2)

@@ -145,8 +145,8 @@ class MlpEmbedding(nn.Module):
 
 def _with_points(points: Tensor, count: int) -> Tensor:
     """``[..., n, 3]``."""
-    fits = points.ndim >= 1 and points.shape[-1] == 3 and (count == 1 or points.ndim > 1 and points.shape[-2] == count)
-    if not fits or not points.is_floating_point():
+    given = tuple(points.shape[-1:] if count == 1 else points.shape[-2:])
+    if given != ((3,) if count == 1 else (count, 3)) or not points.is_floating_point():
         form = "[..., 3]" if count == 1 else f"[..., {count}, 3]"
         raise AlignmentError(f"Points must be {form} of floats, found {list(points.shape)} of {points.dtype}.")
     return points[..., None, :] if count == 1 else points

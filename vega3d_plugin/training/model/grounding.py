@@ -86,7 +86,7 @@ def proposal_features(features: Tensor, patches: Tensor, boxes: Tensor | None = 
 
 
 class GroundingHead(nn.Module):
-    """Scores boxes by the cosine of their features and the query; weights are named as released, without ``ground_head``.
+    """Scores boxes by the cosine of their features and the query; weights as released, without ``ground_head_``.
 
     Attributes:
         zero_target: ``[C]``, the feature of "none of them", scored last.
