@@ -44,9 +44,9 @@ class DataSettings(Settings):
             their row, if any.
         video_as: ``video``: the host's own video input; ``images``: each frame an image of its own, one after the
             other, as VG-LLM feeds Qwen2.5-VL. A list of views is treated as a video is.
-        resize: ``width_518``: images become 518 wide (bicubic), at most 518 high (the middle rows), and are cut to whole
-            tokens, before the processor's own limits; default: the processor's resizing alone. For images, so with
-            ``video_as: images`` only.
+        resize: ``width_518``: images become 518 wide (bicubic), at most 518 high (the middle rows), and are cut to
+            whole tokens, before the processor's own limits; default: the processor's resizing alone. Needs
+            ``video_as: images``.
         video_max_pixels: area of a frame of a video after the processor's resizing; default: the processor's own.
         skip_bad_rows: leave out rows that cannot be used, count and list them; else the first stops the run.
         image_token, video_token: placeholders in the text of ``llava`` rows.

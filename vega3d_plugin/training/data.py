@@ -107,8 +107,8 @@ class ConversationData(Dataset[Encoded]):
         for number in progress(range(len(self.rows))):
             try:
                 row = self.rows[number]
-                unknown.add(row)
                 read_conversation(row, self.settings, self._root(number))
+                unknown.add(row)
                 good.append(number)
             except RowError as error:
                 bad.append(BadRow(self.rows.name(number), str(error)))
@@ -116,7 +116,7 @@ class ConversationData(Dataset[Encoded]):
             advice = "" if self.settings.skip_bad_rows else " Mend them, or pass --skip-bad-rows to leave them out."
             raise BadRowsError(f"{_counted(bad, len(self.rows))}:\n{list_rows(bad)}\n{advice.strip()}".rstrip())
         self.usable = good if bad else None
-        text = unknown.message(len(self.rows))
+        text = unknown.message(len(good))
         if text is not None and rank() == 0:
             warnings.warn(text, Vega3dWarning, stacklevel=2)
         return bad

@@ -169,20 +169,19 @@ def test_the_preset_is_a_set_of_defaults() -> None:
 
 
 def test_the_host_gets_the_resized_picture(tmp_path: Path) -> None:
-    save(tmp_path / "a.png", np.zeros((48, 64, 3), np.uint8))
+    rng = np.random.default_rng(0)
+    save(tmp_path / "a.png", rng.integers(0, 255, (48, 64, 3), dtype=np.uint8))
     row = {
         "image": "a.png",
         "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A."}],
     }
-    processor = qwen.build_processor()
-    grids = []
-    for settings in (DataSettings(files=("x",), video_as="images"), released()):
-        grids.append(Encoder(processor, settings)(row, tmp_path)["image_grid_thw"].tolist())
-    patch, merge = processor.image_processor.patch_size, processor.image_processor.merge_size
-    rows, columns = fit_width(Image.new("RGB", (64, 48)), patch * merge).size[::-1]
-    assert grids[0] != grids[1]
-    limit = processor.image_processor.size["longest_edge"]
-    assert grids[1] == [[1, rows // patch, columns // patch]] or rows * columns > limit
+    processor = qwen.tiny_processor("qwen2_5_vl")
+    token = processor.image_processor.patch_size * processor.image_processor.merge_size
+    found = Encoder(processor, released())(row, tmp_path)["pixel_values"]
+    expected = processor.image_processor(fit_width(Image.open(tmp_path / "a.png"), token), return_tensors="pt")
+    assert torch.equal(found, expected["pixel_values"])
+    plain = Encoder(processor, released(resize=None))(row, tmp_path)["pixel_values"]
+    assert plain.shape != found.shape or not torch.equal(plain, found)
 
 
 @pytest.mark.parametrize("size", [(4000, 10), (2, 4000)])

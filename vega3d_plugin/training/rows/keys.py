@@ -40,12 +40,18 @@ class UnknownKeys:
         if not self.counts:
             return None
         shown = [
-            f"{brief(key)} in {count:,} of {total:,} rows{near_misses(key, READ).rstrip()}"
+            f"{brief(key)} in {count:,} of {total:,} rows{_meant(key)}"
             for key, count in self.counts.most_common(_SHOWN)
         ]
-        more = len(self.counts) - len(shown)
-        rest = [f"and {more} more{' or further' if self.others else ''}"] if more else []
+        # What is past the limit may hold a key twice.
+        more = len(self.counts) - len(shown) + self.others
+        rest = [f"and {more:,} more"] if more else []
         return (
             f"Keys of rows that have no effect: {'; '.join([*shown, *rest])}. "
             f"Known: {', '.join(READ)}; and, without effect on training, {', '.join(NOTES)}."
         )
+
+
+def _meant(key: str) -> str:
+    close = near_misses(key, READ).strip().removeprefix("Did").removesuffix("?")
+    return f" (did{close}?)" if close else ""

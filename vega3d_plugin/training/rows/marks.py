@@ -1,8 +1,9 @@
 """Marks of SPAR's rows: the points and boxes that a question speaks of, drawn on its pictures.
 
-``spar_info`` of a row says what is asked about in words such as "the shelf (blue point)"; the points themselves are drawn
-on the full-size pictures when they are read. Source of types, colours and sizes:
-``src/qwen_vl/data/draw_marker.py`` of VG-LLM and of VEGA-3D's branch spatial-reasoning.
+A question says "the shelf (blue point)", and ``spar_info`` of its row where that point is. It is drawn on the full-size
+picture when that is read; without it the question has no answer. Source of types, colours and sizes:
+``src/qwen_vl/data/draw_marker.py`` of VG-LLM and of VEGA-3D's branch spatial-reasoning, which draws labels with OpenCV:
+here they are in Pillow's font, of about that size.
 """
 
 from __future__ import annotations
