@@ -96,6 +96,16 @@ def test_a_label_that_has_no_room_below_is_inside() -> None:
     assert LIME in colors(low)
 
 
+def test_a_label_keeps_its_number_at_the_edge() -> None:
+    middle, edge = (
+        np.asarray(drawn("distance_infer_center_oo_video", 1, point_list=[[[x, 500]]], point_img_idx=[[0]])[0])
+        for x in (400, 990)
+    )
+    letters = [int((picture == LIME).all(axis=2).sum()) for picture in (middle, edge)]
+    # The point may cover a letter, and a letter the point.
+    assert letters[1] == letters[0]
+
+
 def test_the_picture_given_stays_as_it_was() -> None:
     given = Image.new("RGB", SIZE)
     draw_marks(given, read_marks({**INFO, "type": "distance_prediction_oc"}, 1)[0])

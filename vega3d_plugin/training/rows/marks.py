@@ -121,7 +121,10 @@ class Mark:
         pen = ImageDraw.Draw(picture)
         pen.ellipse(reach, fill=self.color)
         if self.label is not None:
-            pen.text((x + RADIUS, y + RADIUS), self.label, self.label_color, _font(), anchor="ls", stroke_width=2)
+            # Moved to the left where it would lose its number at the picture's edge.
+            wide = pen.textbbox((0, 0), self.label, _font(), anchor="ls", stroke_width=2)[2]
+            left = max(0, min(x + RADIUS, picture.width - int(wide)))
+            pen.text((left, y + RADIUS), self.label, self.label_color, _font(), anchor="ls", stroke_width=2)
 
     def _box(self, picture: Image.Image, at: Sequence[float]) -> None:
         if at[2] < at[0] or at[3] < at[1]:
@@ -142,7 +145,7 @@ class Mark:
         font, text = _font(), self.label or ""
         _, up, wide, _ = pen.textbbox((0, 0), text, font, anchor="ls", stroke_width=2)
         tall = -int(up)
-        x, y = right - int(wide), bottom + tall
+        x, y = max(0, right - int(wide)), bottom + tall
         if y > height:
             y = bottom - (5 if self.plate else tall)
         if self.plate:
