@@ -82,11 +82,15 @@ def data(
     else:
         _tell(found.left_out, left_out)
         if found.rows:
-            line = f"{len(found.rows):,} rows about {found.scenes:,} scenes from {found.read:,} annotations: {to}"
-            out.print(Text(line), soft_wrap=True)
+            made, places = _some(len(found.rows), "row"), _some(found.scenes, "scene")
+            out.print(Text(f"{made} about {places} from {_some(found.read, 'annotation')}: {to}"), soft_wrap=True)
     if not found.rows:
-        err.print(Text(f"None of {found.read:,} annotations became a row; nothing was written.", style="red"))
+        err.print(Text(f"None of {_some(found.read, 'annotation')} became a row; nothing was written.", style="red"))
         raise typer.Exit(1)
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _tell(messages: list[str], file: Path | None) -> None:

@@ -1,6 +1,6 @@
 """Public annotation files of questions about ScanNet's scenes to rows of data.
 
-Keys and prompts are those of ``scripts/3d/preprocessing/process_*.py`` of VEGA-3D (as in Video-3D LLM), whose evaluation
+Keys and prompts are those of ``scripts/3d/preprocessing/process_*.py`` of VEGA-3D (as in Video-3D LLM); its evaluation
 scripts and ``vega3d score`` read them.
 """
 
@@ -163,13 +163,20 @@ def _scanqa(given: Sequence[Row], sources: Sources, rows: list[Made]) -> Iterato
 
 def _sqa3d(given: Sequence[Row], sources: Sources, rows: list[Made]) -> Iterator[RowProblem]:
     scenes = _Scenes(sources.scenes)
-    questions = {row.id_of("question_id"): row for row in given if row.first("question") is not None}
-    annotations = [row for row in given if row.first("question") is None]
+    named: dict[int, str] = {}
+    for row in given:
+        try:
+            named[id(row)] = row.id_of("question_id")
+        except RowProblem as problem:
+            yield problem
+    whole = [row for row in given if id(row) in named]
+    questions = {named[id(row)]: row for row in whole if row.first("question") is not None}
+    annotations = [row for row in whole if row.first("question") is None]
     if not questions or not annotations:
         raise ScoreError("SQA3D takes two files: the questions (v1_balanced_questions_*) and their annotations.")
 
     def make(row: Row) -> list[Made]:
-        number = row.id_of("question_id")
+        number = named[id(row)]
         if number not in questions:
             raise row.problem(f"there is no question {number} among the {len(questions):,} questions given")
         asked = questions[number]
@@ -191,8 +198,8 @@ def _sqa3d(given: Sequence[Row], sources: Sources, rows: list[Made]) -> Iterator
             for situation in situations
         ]
 
-    yield from _each(annotations, make, rows, lambda row: row.id_of("question_id"))
-    answered = {row.id_of("question_id") for row in annotations}
+    yield from _each(annotations, make, rows, lambda row: named[id(row)])
+    answered = {named[id(row)] for row in annotations}
     for number, asked in questions.items():
         if number not in answered:
             yield asked.problem(f"the question {number} has no annotation")
@@ -253,7 +260,7 @@ def _multi3drefer(given: Sequence[Row], sources: Sources, rows: list[Made]) -> I
             }
         ]
 
-    return _each(given, make, rows, lambda row: f"{row.id_of('scene_id')}|{row.id_of('ann_id')}|{row.values}")
+    return _each(given, make, rows, lambda row: "|".join(map(row.id_of, ("scene_id", "ann_id", "description"))))
 
 
 def _scan2cap(given: Sequence[Row], sources: Sources, rows: list[Made]) -> Iterator[RowProblem]:
