@@ -178,9 +178,10 @@ def read_marks(value: Any, pictures: int) -> dict[int, tuple[Mark, ...]]:
     kind = info.get("type")
     if not isinstance(kind, str) or (kind not in TYPES and kind not in SPECIAL):
         known = [*TYPES, *SPECIAL]
+        close = near_misses(str(kind), known)
         raise RowError(
             f"spar_info: the type {brief(kind)} is unknown, so its marks cannot be drawn."
-            f"{near_misses(str(kind), known)} Known: {', '.join(sorted(known))}"
+            f"{close or ' Known: ' + ', '.join(sorted(known))}"
         )
     found: dict[int, tuple[Mark, ...]] = {}
     reader = _Info(info, kind, pictures)
