@@ -10,6 +10,8 @@ REPOSITORIES = {
     "LLaVA-NeXT": "github.com/LLaVA-VL/LLaVA-NeXT",
     "openvla": "github.com/openvla/openvla",
     "openvla-oft": "github.com/moojink/openvla-oft",
+    "VG-LLM": "github.com/LaVi-Lab/VG-LLM",
+    "VEGA-3D": "github.com/H-EmbodVis/VEGA-3D, branch spatial-reasoning",
 }
 
 

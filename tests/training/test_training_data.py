@@ -214,7 +214,7 @@ def test_a_large_folder_is_not_searched_for_each_missing_file(tmp_path: Path, mo
     row = llava_row("<image>", image="frame_1.png")
     with pytest.raises(RowError, match=r"Did you mean 'frame_1\.jpg'"):
         read_conversation(row, SETTINGS, tmp_path)
-    monkeypatch.setattr("vega3d_plugin.training.rows.conversation.LISTED", 0)
+    monkeypatch.setattr("vega3d_plugin.training.rows.paths.LISTED", 0)
     with pytest.raises(RowError, match=r"frame_1\.png does not exist$"):
         read_conversation(row, SETTINGS, tmp_path)
 

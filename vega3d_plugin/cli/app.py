@@ -12,6 +12,7 @@ from ..storage.record import library_version
 from .ablate import ablate
 from .analyse import analyse
 from .convert import convert
+from .data import data
 from .demo import demo
 from .doctor import doctor
 from .info import info
@@ -43,6 +44,8 @@ there is, checks that it works on your host, and looks into what was trained.
   vega3d convert released --out branch   a released checkpoint as a branch
   vega3d ablate MODEL --data mine.json   does the branch help, on your data?
   vega3d score scanqa answers.jsonl      answers to a benchmark's figures
+  vega3d data scanqa train.json --out rows.jsonl
+                                         a benchmark's annotations as rows
   vega3d train qwen_vl/smoke             train as a recipe says, here offline
   vega3d run --recipe R -- train.py ARGS  a host's own script, with the branch
   vega3d prior info wan2.1-t2v-1.3b      what a prior is, before loading it
@@ -90,6 +93,7 @@ app.command()(info)
 app.command()(convert)
 app.command()(ablate)
 app.command()(score)
+app.command()(data)
 app.command()(train)
 app.command(context_settings=RUN)(run)
 app.add_typer(analyse, name="analyse")

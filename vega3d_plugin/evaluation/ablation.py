@@ -29,7 +29,10 @@ from .answers import answer_likelihood, generate, split_answer
 VARIANTS = ("base", "patched", "off", "zeroed")
 CONTROLS = ("base", "off", "zeroed")
 #: Settings of the data that are, by default, those of training.
-SHOWN = ("frames", "sampling", "fps", "min_frames", "folder_fps", "video_as", "video_max_pixels", "system")
+SHOWN = (
+    *("preset", "frames", "sampling", "fps", "min_frames", "folder_fps", "video_as", "resize", "video_max_pixels"),
+    "system",
+)
 Tick = Callable[[str], None]
 
 

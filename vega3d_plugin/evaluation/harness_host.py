@@ -115,11 +115,19 @@ class EvaluatedHost:
                     "frames": a.max_num_frames,
                     "sampling": "uniform" if a.fps is None else "fps",
                     "fps": None if a.fps is None else float(a.fps),
-                    "video_as": a.video_as or self.trained.data.get("video_as", "video"),
                     "video_max_pixels": a.video_max_pixels,
+                    **self._shown_as(),
                 }
             ),
         )
+
+    def _shown_as(self) -> dict[str, Any]:
+        """How frames become pictures: as in training, unless the arguments say otherwise."""
+        trained = self.trained.data
+        video_as = self.arguments.video_as or trained.get("video_as", "video")
+        # These are about images.
+        kept: dict[str, Any] = {key: trained[key] for key in ("preset", "resize") if video_as == "images" and key in trained}
+        return {"video_as": video_as, **kept}
 
     def ask(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None = None) -> tuple[str, int]:
         """Answer one question.

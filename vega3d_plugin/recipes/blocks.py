@@ -12,11 +12,26 @@ from ..contracts.settings import Float, Int, Positive, Settings
 Bool = Annotated[bool, Field(strict=True)]
 Rate = Annotated[Float, Field(gt=0)]
 
+#: What ``data.preset: released`` stands for: the defaults of the released training scripts.
+_RELEASED = {
+    "video_as": "images",
+    "resize": "width_518",
+    "sampling": "fps",
+    "frames": 8,
+    "folder_fps": 1.0,
+    "system": "You are a helpful assistant.",
+}
+
 
 class DataSettings(Settings):
     """Which rows to train on, and how their pictures reach the host.
 
     Attributes:
+        preset: ``released``: rows are read as the released spatial-reasoning code reads them: folders of frames in the
+            order of their names as text, frames rounded down, ``<video>`` as so many ``<image>`` and no line break
+            after them; and where nothing else is said ``video_as: images``, ``resize: width_518``, ``sampling: fps``
+            with ``fps`` 0.5, ``min_frames`` 4, ``frames`` 8, ``folder_fps`` 1, and the system text "You are a helpful
+            assistant.".
         files: one or several ``.json`` or ``.jsonl`` files, or patterns such as ``data/*.jsonl``.
         media_root: folder that relative paths of images and videos start from; default: that of each file.
         format: ``llava``: rows with ``conversations`` and placeholders in the text; ``chat``: rows with ``messages``;
@@ -29,6 +44,9 @@ class DataSettings(Settings):
             their row, if any.
         video_as: ``video``: the host's own video input; ``images``: each frame an image of its own, one after the
             other, as VG-LLM feeds Qwen2.5-VL. A list of views is treated as a video is.
+        resize: ``width_518``: images become 518 wide (bicubic), at most 518 high (the middle rows), and are cut to
+            whole tokens, before the processor's own limits; default: the processor's resizing alone. Needs
+            ``video_as: images``.
         video_max_pixels: area of a frame of a video after the processor's resizing; default: the processor's own.
         skip_bad_rows: leave out rows that cannot be used, count and list them; else the first stops the run.
         image_token, video_token: placeholders in the text of ``llava`` rows.
@@ -36,6 +54,7 @@ class DataSettings(Settings):
         workers: processes that read rows ahead, for each training process.
     """
 
+    preset: Literal["released"] | None = None
     files: tuple[str, ...]
     media_root: str | None = None
     format: Literal["llava", "chat", "auto"] = "auto"
@@ -45,12 +64,21 @@ class DataSettings(Settings):
     min_frames: Positive = 1
     folder_fps: Rate | None = None
     video_as: Literal["video", "images"] = "video"
+    resize: Literal["width_518"] | None = None
     video_max_pixels: Positive | None = None
     skip_bad_rows: Bool = False
     image_token: str = "<image>"
     video_token: str = "<video>"
     system: str | None = None
     workers: Annotated[Int, Field(ge=0, le=1024)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_released(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("preset") != "released":
+            return values
+        timed = {"fps": 0.5, "min_frames": 4} if values.get("sampling", "fps") == "fps" else {}
+        return {**_RELEASED, **timed, **values}
 
     @field_validator("files", mode="before")
     @classmethod
@@ -70,6 +98,9 @@ class DataSettings(Settings):
             raise ValueError("`sampling: fps` and `fps` go together: give both or neither")
         if self.min_frames > self.frames:
             raise ValueError(f"min_frames {self.min_frames} is more than frames {self.frames}")
+        if self.video_as != "images" and (self.resize or self.preset):
+            word = f"resize: {self.resize}" if self.resize else f"preset: {self.preset}"
+            raise ValueError(f"`{word}` is about images, so it needs `video_as: images`")
         return self
 
 

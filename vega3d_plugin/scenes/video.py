@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,16 @@ def read_video(path: str | Path, count: int | None = None) -> NDArray[np.uint8]:
     return sample_video(path, count)[0]
 
 
-def sample_video(path: str | Path, count: int | None = None) -> tuple[NDArray[np.uint8], list[int]]:
-    """As :func:`read_video`, with the places of the frames in the video, from 0."""
+def sample_video(
+    path: str | Path, count: int | None = None, spread: Callable[[int, int], list[int]] = uniform_indices
+) -> tuple[NDArray[np.uint8], list[int]]:
+    """As :func:`read_video`, with the places of the frames in the video, from 0.
+
+    Args:
+        path: of the video.
+        count: frames; None: all.
+        spread: which of the video's frames are those ``count``.
+    """
     path = Path(path)
     if count is not None and count < 1:
         raise FramesError(f"{count} frames of {path} were asked for: ask for at least 1, or for None to get all.")
@@ -92,7 +100,7 @@ def sample_video(path: str | Path, count: int | None = None) -> tuple[NDArray[np
         indices = list(kept)
     else:
         total = sum(1 for _ in _decode(path, f"Counting frames of {path.name}"))
-        indices = uniform_indices(total, count) if total else []
+        indices = spread(total, count) if total else []
         wanted = set(indices)
         kept = {i: _pixels(f) for i, f in enumerate(_decode(path, f"Reading {path.name}")) if i in wanted}
     if not kept:

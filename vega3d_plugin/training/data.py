@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..contracts.errors import BadRowsError, BadRowWarning, RowError
+from ..contracts.errors import BadRowsError, BadRowWarning, RowError, Vega3dWarning
 from ..recipes.blocks import DataSettings
+from .manifest import rank
 from .rows.conversation import read_conversation
 from .rows.encoding import IGNORED, Encoded, Encoder, stack_media
 from .rows.files import Rows
+from .rows.keys import UnknownKeys
 
 SHOWN = 10
 #: Column of an encoded row in the data set for TRL.
@@ -89,6 +91,8 @@ class ConversationData(Dataset[Encoded]):
     def check(self, progress: Callable[[Sequence[int]], Any] = iter) -> list[BadRow]:
         """Look at every row without opening its pictures, and keep the usable ones.
 
+        Keys that have no effect are told once, in one warning, with their counts.
+
         Args:
             progress: wraps the numbers of the rows, such as ``tqdm``.
 
@@ -99,10 +103,12 @@ class ConversationData(Dataset[Encoded]):
             BadRowsError: there are bad rows and ``skip_bad_rows`` is off, or there are no others.
         """
         # An array: workers share its memory, where a list of numbers is copied as it is read.
-        bad, good = [], array("q")
+        bad, good, unknown = [], array("q"), UnknownKeys()
         for number in progress(range(len(self.rows))):
             try:
-                read_conversation(self.rows[number], self.settings, self._root(number))
+                row = self.rows[number]
+                read_conversation(row, self.settings, self._root(number))
+                unknown.add(row)
                 good.append(number)
             except RowError as error:
                 bad.append(BadRow(self.rows.name(number), str(error)))
@@ -110,6 +116,9 @@ class ConversationData(Dataset[Encoded]):
             advice = "" if self.settings.skip_bad_rows else " Mend them, or pass --skip-bad-rows to leave them out."
             raise BadRowsError(f"{_counted(bad, len(self.rows))}:\n{list_rows(bad)}\n{advice.strip()}".rstrip())
         self.usable = good if bad else None
+        text = unknown.message(len(good))
+        if text is not None and rank() == 0:
+            warnings.warn(text, Vega3dWarning, stacklevel=2)
         return bad
 
     def for_trl(self) -> Any:

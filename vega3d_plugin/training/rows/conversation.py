@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ...contracts.errors import RowError, near_misses
+from ...contracts.errors import RowError, Vega3dError
 from ...recipes.blocks import DataSettings
 from ...scenes.images import IMAGES, find_images, in_order
+from ...scenes.rows import scene_frames
+from .marks import Mark, read_marks
+from .paths import find_path
+from .released import released_row
 
 Kind = Literal["image", "video"]
-#: A folder of more entries is not searched for names like a missing one.
-LISTED = 200
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
 
@@ -29,11 +29,13 @@ class Medium:
         source: a path; for a video also a list of paths, its frames or the views of a scene. In rows that do not come
             from files: a picture of PIL, or a list of such.
         fps: frames per second of a list of frames, where the row says so.
+        marks: what is drawn on an image when it is read.
     """
 
     kind: Kind
     source: Any
     fps: float | None = None
+    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,20 @@ def read_conversation(row: Mapping[str, Any], settings: DataSettings, root: Path
     Args:
         row: LLaVA-style (``conversations``, with placeholders in the text, and ``image``, ``images``, ``video`` or
             ``videos``), or chat-style (``messages``, or TRL's ``prompt`` and ``completion``; pictures in the parts or
-            in ``images`` and ``videos``).
+            in ``images`` and ``videos``). ``scene`` names a scene, whose chosen views are a video; ``spar_info`` what
+            is drawn on the images.
         settings: format, placeholders and the system text.
         root: folder that relative paths start from.
 
     Raises:
-        RowError: not such a row, an empty answer, a medium that does not exist, or more or fewer media than
-            placeholders.
+        RowError: not such a row, an empty answer, a medium that does not exist, more or fewer media than
+            placeholders, or marks that cannot be drawn.
     """
     style = _style(row)
     if settings.format not in ("auto", style):
         raise RowError(f"a row of the format {style}, but data.format is {settings.format}; `auto` takes both")
+    if settings.preset == "released" and style == "llava":
+        row = released_row(row, settings, root)
     turns = _llava_turns(row) if style == "llava" else _chat_turns(row)
     media = _Media(row, settings, root)
     read = [Turn(role, tuple(media.parts(role, content))) for role, content in turns]
@@ -85,7 +90,7 @@ def read_conversation(row: Mapping[str, Any], settings: DataSettings, root: Path
     if settings.system is not None and read[0].role != "system":
         read.insert(0, Turn("system", (settings.system,)))
     _check(read)
-    return Conversation(tuple(read))
+    return _marked(Conversation(tuple(read)), row.get("spar_info"))
 
 
 class _Media:
@@ -93,7 +98,7 @@ class _Media:
 
     def __init__(self, row: Mapping[str, Any], settings: DataSettings, root: Path | None) -> None:
         self.settings, self.root = settings, root
-        self.left = {"image": _images(row), "video": _videos(row)}
+        self.left = {"image": _images(row), "video": [*_videos(row), *_scenes(row, settings, root)]}
         self.given = {kind: len(values) for kind, values in self.left.items()}
         self.asked = {"image": 0, "video": 0}
         self.tokens = {settings.image_token: "image", settings.video_token: "video"}
@@ -166,26 +171,7 @@ class _Media:
         return Medium("image", self._path(source) if isinstance(source, str | Path) else source)
 
     def _path(self, source: str | Path) -> Path:
-        text = str(source).removeprefix("file://")
-        if re.match(r"[a-z0-9+]+://|data:", text):
-            raise RowError(f"{_brief(text)} is no path; download it first and name the file")
-        path = Path(text).expanduser()
-        if not path.is_absolute() and self.root is not None:
-            path = self.root / path
-        if not path.exists():
-            where = "" if path.parent.is_dir() else f", nor does the folder {path.parent}"
-            raise RowError(f"{path} does not exist{where}.{near_misses(path.name, _beside(path))}".rstrip("."))
-        return path
-
-
-def _beside(path: Path) -> list[str]:
-    """Names of the files beside it; none of a large folder, which cannot be searched for each of many rows."""
-    if not path.parent.is_dir():
-        return []
-    # Path.iterdir would list it all first.
-    with os.scandir(path.parent) as entries:
-        names = [entry.name for entry in islice(entries, LISTED + 1)]
-    return sorted(names) if len(names) <= LISTED else []
+        return find_path(source, self.root)
 
 
 def _style(row: Mapping[str, Any]) -> str:
@@ -245,6 +231,40 @@ def _videos(row: Mapping[str, Any]) -> list[Any]:
     flat = all(not isinstance(entry, list | tuple) for entry in value)
     frames = flat and all(not isinstance(e, str) or Path(e).suffix.lower() in IMAGES for e in value)
     return [list(value)] if value and frames else list(value)
+
+
+def _scenes(row: Mapping[str, Any], settings: DataSettings, root: Path | None) -> list[list[Any]]:
+    """The views of the scene that a row names, as the frames of one video."""
+    if row.get("scene") is None:
+        return []
+    try:
+        frames = scene_frames(row["scene"], root, settings.frames)
+    except Vega3dError as error:
+        raise RowError(f"scene: {str(error).rstrip('.')}") from error
+    if len(frames) > settings.frames:
+        raise RowError(f"scene: {len(frames)} views, more than data.frames, which is {settings.frames}")
+    return [frames]
+
+
+def _marked(conversation: Conversation, spar_info: Any) -> Conversation:
+    """The conversation with the marks of ``spar_info`` on its images."""
+    if spar_info is None:
+        return conversation
+    if any(medium.kind == "video" for medium in conversation.media):
+        raise RowError("spar_info marks `images`; the row has a video or a scene, whose frames have no fixed numbers")
+    marks = read_marks(spar_info, len(conversation.media))
+    place = iter(range(len(conversation.media)))
+    turns = tuple(
+        replace(
+            turn,
+            parts=tuple(
+                replace(part, marks=marks.get(next(place), ())) if isinstance(part, Medium) else part
+                for part in turn.parts
+            ),
+        )
+        for turn in conversation.turns
+    )
+    return Conversation(turns)
 
 
 def _check(turns: Sequence[Turn]) -> None:

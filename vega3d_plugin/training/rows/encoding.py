@@ -16,6 +16,7 @@ from ...contracts.errors import RowError
 from ...recipes.blocks import DataSettings
 from .conversation import Conversation, Medium, Turn, read_conversation
 from .media import Video, chosen, load_image, load_video
+from .released import TOKEN, fit_width
 
 Encoded = dict[str, Any]
 IGNORED = -100
@@ -134,7 +135,7 @@ class Encoder:
 
     def _with_media(self, piece: Piece, pictures: dict[int, Image.Image]) -> Encoded:
         given: dict[str, Any] = {}
-        images = [pictures.get(id(m)) or load_image(m) for m in piece.media if m.kind == "image"]
+        images = [self._fitted(pictures.get(id(m)) or load_image(m)) for m in piece.media if m.kind == "image"]
         # Qwen3-VL refuses a video that does not fill one of its patches in time; its relatives fill it up.
         least = getattr(self.processor.image_processor, "temporal_patch_size", 1)
         videos = [load_video(m, self.settings).at_least(least) for m in piece.media if m.kind == "video"]
@@ -146,6 +147,11 @@ class Encoder:
         out = dict(self.processor(text=[piece.text], return_tensors="pt", **given))
         # transformers 4.50 leaves second_per_grid_ts a list.
         return {key: torch.tensor(value) if isinstance(value, list) else value for key, value in out.items()}
+
+    def _fitted(self, picture: Image.Image) -> Image.Image:
+        if self.settings.resize is None:
+            return picture
+        return fit_width(picture, self._qwen_unit() or TOKEN)
 
     def _frames(self, video: Video) -> Tensor:
         """``[T, 3, H, W]`` uint8, no larger than the settings say."""

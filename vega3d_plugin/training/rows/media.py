@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...contracts.clips import uniform_indices
 from ...contracts.errors import FramesError, RowError, VideoError
 from ...recipes.blocks import DataSettings
 from ...scenes.images import read_image
 from ...scenes.video import sample_video
 from .conversation import Medium
+from .marks import draw_marks
+from .places import frame_places, spread
 
 Pixels = NDArray[np.uint8]
 
@@ -56,12 +57,12 @@ class Video:
 
 
 def load_image(medium: Medium) -> Image.Image:
-    """An image, upright and RGB.
+    """An image, upright and RGB, with its marks.
 
     Raises:
-        RowError: it cannot be read.
+        RowError: it cannot be read, or a mark lies outside it.
     """
-    return Image.fromarray(_picture(medium.source))
+    return draw_marks(Image.fromarray(_picture(medium.source)), medium.marks)
 
 
 def load_video(medium: Medium, settings: DataSettings) -> Video:
@@ -76,7 +77,7 @@ def load_video(medium: Medium, settings: DataSettings) -> Video:
     if isinstance(medium.source, Path):
         return _file(medium.source, settings)
     sources = medium.source
-    indices = _choose(len(sources), medium.fps, settings)
+    indices = frame_places(len(sources), medium.fps, settings)
     frames = [_picture(sources[i]) for i in indices]
     odd = next((i for i, frame in enumerate(frames) if frame.shape != frames[0].shape), None)
     if odd is not None:
@@ -87,7 +88,7 @@ def load_video(medium: Medium, settings: DataSettings) -> Video:
 
 def chosen(medium: Medium, settings: DataSettings) -> list[Any]:
     """The frames of a list that :func:`load_video` would choose, unread."""
-    return [medium.source[i] for i in _choose(len(medium.source), medium.fps, settings)]
+    return [medium.source[i] for i in frame_places(len(medium.source), medium.fps, settings)]
 
 
 def _file(path: Path, settings: DataSettings) -> Video:
@@ -96,8 +97,8 @@ def _file(path: Path, settings: DataSettings) -> Video:
             return _by_decord(path, settings)
         rate, expected = _rate_and_frames(path)
         # The header's number of frames may be wrong; sample_video counts for itself.
-        count = len(_choose(expected, rate, settings)) if settings.sampling == "fps" else settings.frames
-        frames, indices = sample_video(path, count)
+        count = len(frame_places(expected, rate, settings)) if settings.sampling == "fps" else settings.frames
+        frames, indices = sample_video(path, count, lambda total, some: spread(total, min(total, some), settings))
     except (VideoError, FramesError) as error:
         raise RowError(str(error).rstrip(".")) from error
     once = [i for i, index in enumerate(indices) if index not in indices[:i]]
@@ -111,18 +112,10 @@ def _by_decord(path: Path, settings: DataSettings) -> Video:
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
         rate = float(reader.get_avg_fps()) or None
-        indices = _choose(len(reader), rate, settings)
+        indices = frame_places(len(reader), rate, settings)
         return Video(list(reader.get_batch(indices).asnumpy()), indices, len(reader), rate)
     except Exception as error:
         raise RowError(f"{path} cannot be read by decord: {str(error).strip().partition(chr(10))[0]}") from error
-
-
-def _choose(total: int, fps: float | None, settings: DataSettings) -> list[int]:
-    """Places of the chosen frames among ``total``."""
-    count = min(total, settings.frames)
-    if settings.sampling == "fps" and fps and settings.fps:
-        count = min(count, max(settings.min_frames, round(total / fps * settings.fps)))
-    return uniform_indices(total, count)
 
 
 @lru_cache(maxsize=4096)
