@@ -1,0 +1,87 @@
+"""What is trained on when: worlds that grow harder, and how much noise each frame gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from .model import to_latents
+from .worlds import WorldSettings, draw_worlds
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training.
+
+    Attributes:
+        until: the step it ends before.
+        worlds: what is drawn.
+        copying: share of the clips with one nearly clean frame, the others at 0.4 to 0.95: what is in the clean frame
+            is the best guess. The other clips have one level for all frames, 0.05 to 0.95.
+    """
+
+    until: int
+    worlds: WorldSettings
+    copying: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean latents ``[B, 3, T, H, W]``, noise of the same shape, and its share ``[B, T]``."""
+
+    latents: Tensor
+    noise: Tensor
+    sigmas: Tensor
+
+    @property
+    def noisy(self) -> Tensor:
+        """Latents on the straight line to the noise."""
+        share = self.sigmas[:, None, :, None, None]
+        return (1 - share) * self.latents + share * self.noise
+
+
+def curriculum(steps: int) -> tuple[Stage, ...]:
+    """First frames that are equal, then shifts of whole tokens, then any shift, then layers with parallax."""
+    flat = {"layers": (0, 0), "slant": 0.0, "zoom": 0.0}
+    return (
+        Stage(steps * 2 // 100, WorldSettings(motion=(0.0, 0.0), **flat), 1.0),
+        Stage(steps * 10 // 100, WorldSettings(motion=(0.0, 5.0), whole=3, **flat), 1.0),
+        Stage(steps * 25 // 100, WorldSettings(motion=(0.0, 6.0), **flat), 0.8),
+        Stage(steps, WorldSettings(motion=(0.0, 5.0)), 0.6),
+    )
+
+
+def stage_at(stages: tuple[Stage, ...], step: int) -> Stage:
+    """The stage that a step belongs to."""
+    return next((stage for stage in stages if step < stage.until), stages[-1])
+
+
+def draw_batch(stage: Stage, clips: int, seed: int) -> Batch:
+    """Worlds and noise: the same for the same arguments."""
+    latents = to_latents(draw_worlds(stage.worlds, clips, seed).render())
+    generator = torch.Generator().manual_seed(seed + 500_000_000)
+    steps = latents.shape[2]
+    clean = torch.randint(steps, (clips, 1), generator=generator)
+    level = torch.rand(clips, 1, generator=generator)
+    levels = torch.rand(clips, steps, generator=generator)
+    copied = torch.where(torch.arange(steps) == clean, 0.1 * levels, 0.4 + 0.55 * levels)
+    is_copied = torch.rand(clips, 1, generator=generator) < stage.copying
+    sigmas = torch.where(is_copied, copied, (0.05 + 0.9 * level).expand(-1, steps))
+    return Batch(latents, torch.randn(latents.shape, generator=generator), sigmas)
+
+
+class Batches(IterableDataset[Batch]):
+    """The batches of steps ``start`` to ``stop``; each depends on its step alone, so that a resumed run sees the same."""
+
+    def __init__(self, stages: tuple[Stage, ...], clips: int, seed: int, start: int, stop: int) -> None:
+        self.stages, self.clips, self.seed = stages, clips, seed
+        self.steps = range(start, stop)
+
+    def __iter__(self) -> Iterator[Batch]:
+        torch.set_num_threads(1)
+        for step in self.steps:
+            yield draw_batch(stage_at(self.stages, step), self.clips, self.seed * 1_000_000 + step)
