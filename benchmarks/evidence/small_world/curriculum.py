@@ -45,13 +45,17 @@ class Batch:
 
 
 def curriculum(steps: int) -> tuple[Stage, ...]:
-    """First frames that are equal, then shifts of whole tokens, then any shift, then layers with parallax."""
+    """Pairs that are equal, then shifted by whole tokens, then by anything, then layers with parallax; then longer clips.
+
+    To copy what is at the same place is learnt at once; to look for it nearby, from there; the rest follows.
+    """
     flat = {"layers": (0, 0), "slant": 0.0, "zoom": 0.0}
     return (
         Stage(steps * 2 // 100, WorldSettings(motion=(0.0, 0.0), **flat), 1.0),
         Stage(steps * 10 // 100, WorldSettings(motion=(0.0, 5.0), whole=3, **flat), 1.0),
         Stage(steps * 25 // 100, WorldSettings(motion=(0.0, 6.0), **flat), 0.8),
-        Stage(steps, WorldSettings(motion=(0.0, 5.0)), 0.6),
+        Stage(steps * 65 // 100, WorldSettings(motion=(0.0, 5.0)), 0.6),
+        Stage(steps, WorldSettings(motion=(0.0, 4.0), frames=4), 0.6),
     )
 
 
@@ -75,7 +79,10 @@ def draw_batch(stage: Stage, clips: int, seed: int) -> Batch:
 
 
 class Batches(IterableDataset[Batch]):
-    """The batches of steps ``start`` to ``stop``; each depends on its step alone, so that a resumed run sees the same."""
+    """The batches of steps ``start`` to ``stop``; each depends on its step alone, so that a resumed run sees the same.
+
+    ``clips`` are of pairs; of longer clips a batch has fewer, so that all batches have as many frames.
+    """
 
     def __init__(self, stages: tuple[Stage, ...], clips: int, seed: int, start: int, stop: int) -> None:
         self.stages, self.clips, self.seed = stages, clips, seed
@@ -84,4 +91,5 @@ class Batches(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
         for step in self.steps:
-            yield draw_batch(stage_at(self.stages, step), self.clips, self.seed * 1_000_000 + step)
+            stage = stage_at(self.stages, step)
+            yield draw_batch(stage, max(1, self.clips * 2 // stage.worlds.frames), self.seed * 1_000_000 + step)
