@@ -20,13 +20,17 @@ class Stage:
     Attributes:
         until: the step it ends before.
         worlds: what is drawn.
-        copying: share of the clips with one nearly clean frame, the others at 0.4 to 0.95: what is in the clean frame
-            is the best guess. The other clips have one level for all frames, 0.05 to 0.95.
+        copying: share of the clips with one nearly clean frame, the others at 0.4 to ``most``: what is in the clean
+            frame is the best guess. The other clips have one level for all frames, 0.05 to ``most``.
+        most: noise.
+        also_clean: in copying clips, how likely each of the other frames is to be nearly clean, too.
     """
 
     until: int
     worlds: WorldSettings
     copying: float
+    most: float = 0.95
+    also_clean: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def curriculum(steps: int) -> tuple[Stage, ...]:
         Stage(steps * 10 // 100, WorldSettings(motion=(0.0, 5.0), whole=3, **flat), 1.0),
         Stage(steps * 25 // 100, WorldSettings(motion=(0.0, 6.0), **flat), 0.8),
         Stage(steps * 65 // 100, WorldSettings(motion=(0.0, 5.0)), 0.6),
-        Stage(steps, WorldSettings(motion=(0.0, 4.0), frames=4), 0.6),
+        Stage(steps, WorldSettings(motion=(0.0, 4.0), frames=4), 0.6, most=1.0, also_clean=0.33),
     )
 
 
@@ -72,10 +76,12 @@ def draw_batch(stage: Stage, clips: int, seed: int) -> Batch:
     clean = torch.randint(steps, (clips, 1), generator=generator)
     level = torch.rand(clips, 1, generator=generator)
     levels = torch.rand(clips, steps, generator=generator)
-    copied = torch.where(torch.arange(steps) == clean, 0.1 * levels, 0.4 + 0.55 * levels)
     is_copied = torch.rand(clips, 1, generator=generator) < stage.copying
-    sigmas = torch.where(is_copied, copied, (0.05 + 0.9 * level).expand(-1, steps))
-    return Batch(latents, torch.randn(latents.shape, generator=generator), sigmas)
+    noise = torch.randn(latents.shape, generator=generator)
+    is_clean = (torch.arange(steps) == clean) | (torch.rand(clips, steps, generator=generator) < stage.also_clean)
+    copied = torch.where(is_clean, 0.1 * levels, 0.4 + (stage.most - 0.4) * levels)
+    together = (0.05 + (stage.most - 0.05) * level).expand(-1, steps)
+    return Batch(latents, noise, torch.where(is_copied, copied, together))
 
 
 class Batches(IterableDataset[Batch]):

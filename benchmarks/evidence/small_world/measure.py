@@ -33,6 +33,7 @@ class MovedPoints:
         self.latents = to_latents(worlds.render())
         self.noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(seed + 1))
         self.centres, self.targets, self.counted = _tokens(worlds, patch)
+        self.depths = worlds.depths()[:, 0, patch // 2 :: patch, patch // 2 :: patch].flatten(1)
 
     def noisy(self, levels: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """Latents with noise, and the noise of each frame ``[B, T]``; frames between the two get the first's."""

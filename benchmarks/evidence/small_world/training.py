@@ -64,7 +64,7 @@ class Run:
             self._resume()
 
     def _resume(self) -> None:
-        state = torch.load(self.folder / STATE, weights_only=True)
+        state = read_state(self.folder)
         if state["settings"] != asdict(self.settings):
             raise SystemExit(
                 f"{self.folder / STATE} was started with {state['settings']}, not with {asdict(self.settings)}. "
@@ -132,6 +132,23 @@ class Run:
         """Add a line to the curves."""
         with (self.folder / CURVES).open("a") as file:
             file.write(json.dumps(figures) + "\n")
+
+
+def read_run(folder: Path) -> Run:
+    """The run that a folder holds, with the settings that it was started with."""
+    return Run(folder, TrainingSettings(**read_state(folder)["settings"]))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What :meth:`Run.save` wrote."""
+    file = folder / STATE
+    if not file.is_file():
+        raise SystemExit(f"{folder} holds no run: it has no {STATE}. Start one with `train {folder}`.")
+    try:
+        state: dict[str, Any] = torch.load(file, weights_only=True)
+    except Exception as error:
+        raise SystemExit(f"{file} is damaged ({type(error).__name__}). Start again in another folder.") from error
+    return state
 
 
 def flow_loss(transformer: Any, batch: Batch) -> Tensor:

@@ -130,15 +130,19 @@ class Worlds:
 
     def render(self) -> Tensor:
         """Frames ``[B, T, 3, H, W]`` in [0, 1]."""
-        points, plane = self.look(self.cameras, self.rays()[None, None])
+        pixels = self.colours_at(self.cameras, self.rays()[None, None])
+        return pixels.transpose(2, 3).unflatten(3, (self.size, self.size))
+
+    def colours_at(self, cameras: Tensor, rays: Tensor) -> Tensor:
+        """What is seen along rays ``[B, T, N, 3]``, in [0, 1]; arguments as for :meth:`look`."""
+        points, plane = self.look(cameras, rays)
         batch = torch.arange(plane.shape[0])[:, None, None]
         place = points[..., :2] * FOCAL * self.normals[batch, plane][..., 2:]
         waves = self.waves[batch, plane]  # [B, T, N, 2, WAVES, 3]
         angle = (waves[..., :2] * place[..., None, None, :]).sum(-1) + waves[..., 2]
         fields = torch.tanh(torch.sin(angle).mean(-1) * (2 * WAVES) ** 0.5 * self.gains[batch, plane])
         colours = self.colours[batch, plane]
-        pixels = colours[..., 0, :] + (fields[..., None] * colours[..., 1:, :]).sum(-2)
-        return pixels.clamp(0, 1).transpose(2, 3).unflatten(3, (self.size, self.size))
+        return (colours[..., 0, :] + (fields[..., None] * colours[..., 1:, :]).sum(-2)).clamp(0, 1)
 
 
 def draw_worlds(settings: WorldSettings, batch: int, seed: int) -> Worlds:

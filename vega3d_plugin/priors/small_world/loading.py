@@ -1,0 +1,49 @@
+"""Reading ``small-world``: from the package, or from a folder that its training script wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...config import PriorSettings
+from ...errors import CheckpointError
+from ..base import Prior
+from ..checkpoint import locate_parts, read_config, weight_files
+from ..video_transformer import number_of
+from ..wan_checkpoint import TEXT_TO_VIDEO, Layout, build_transformer
+from .prior import SmallWorldPrior
+
+PART = "transformer"
+CLASS = "WanTransformer3DModel"
+HERE = Path(__file__).parent
+
+
+def load_small_world(settings: PriorSettings) -> Prior:
+    """Build the prior from the package's weights, or from ``settings.pretrained``: a folder or a hub id.
+
+    Raises:
+        CheckpointError: the folder is missing, half there, or holds another architecture.
+    """
+    folder = locate_parts(settings, {PART: "diffusion_pytorch_model"})[0] if settings.pretrained else HERE
+    config = read_config(folder / PART, CLASS)
+    _check(config, folder / PART / "config.json")
+    layout = Layout("diffusers", config, weight_files(folder / PART), None, [])
+    transformer, tap = build_transformer(layout, settings, TEXT_TO_VIDEO)
+    return SmallWorldPrior(transformer, settings.model_copy(update={"tap": tap}), reload=load_small_world)
+
+
+def _check(config: dict[str, Any], file: Path) -> None:
+    """Refuse a Wan transformer that takes a VAE's latents, or patches that the prior cannot lay out."""
+    for key in ("num_layers", "num_attention_heads", "attention_head_dim", "text_dim"):
+        number_of(config, key, file)
+    for key in ("in_channels", "out_channels"):
+        if config.get(key) != 3:
+            raise CheckpointError(
+                f"{file} gives {key} as {config.get(key)!r}, expected 3: the prior 'small-world' takes pixels. For a "
+                "Wan checkpoint with a VAE use 'wan2.1-t2v-1.3b'."
+            )
+    patch = config.get("patch_size")
+    if not isinstance(patch, list) or len(patch) != 3 or patch[0] != 1 or patch[1] != patch[2]:
+        raise CheckpointError(f"{file} gives patch_size as {patch!r}, expected [1, n, n]: square patches of one frame.")
+    if not isinstance(patch[1], int) or patch[1] < 1:
+        raise CheckpointError(f"{file} gives patch_size as {patch!r}, expected whole numbers of at least 1.")
