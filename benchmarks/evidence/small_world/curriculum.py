@@ -49,17 +49,19 @@ class Batch:
 
 
 def curriculum(steps: int) -> tuple[Stage, ...]:
-    """Pairs that are equal, then shifted by whole tokens, then by anything, then layers with parallax; then longer clips.
+    """Pairs that are equal, then shifted by whole tokens, then by anything, then layers with parallax and pictures of
+    less contrast, then longer clips.
 
     To copy what is at the same place is learnt at once; to look for it nearby, from there; the rest follows.
     """
     flat = {"layers": (0, 0), "slant": 0.0, "zoom": 0.0}
+    pale = (0.3, 1.0)
     return (
         Stage(steps * 2 // 100, WorldSettings(motion=(0.0, 0.0), **flat), 1.0),
         Stage(steps * 10 // 100, WorldSettings(motion=(0.0, 5.0), whole=3, **flat), 1.0),
         Stage(steps * 25 // 100, WorldSettings(motion=(0.0, 6.0), **flat), 0.8),
-        Stage(steps * 65 // 100, WorldSettings(motion=(0.0, 5.0)), 0.6),
-        Stage(steps, WorldSettings(motion=(0.0, 4.0), frames=4), 0.6, most=1.0, also_clean=0.33),
+        Stage(steps * 65 // 100, WorldSettings(motion=(0.0, 5.0), contrast=pale), 0.6),
+        Stage(steps, WorldSettings(motion=(0.0, 4.0), frames=4, contrast=pale), 0.6, most=1.0, also_clean=0.33),
     )
 
 

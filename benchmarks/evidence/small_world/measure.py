@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ TEST_SEED = 900_000_000
 # Both frames as a prior sees them; a clean frame beside a noisy one, as in training.
 LEVELS: dict[str, tuple[float, float]] = {"0.3": (0.3, 0.3), "0.6": (0.6, 0.6), "0.05/0.7": (0.05, 0.7)}
 MOVING = WorldSettings(layers=(1, 3), motion=(2.0, 5.0))
+# As far as the tokens of photographs are from each other: those at hand in scikit-image, 24x24 pixels.
+PALE = replace(MOVING, contrast=(0.3, 1.0))
 
 
 class MovedPoints:

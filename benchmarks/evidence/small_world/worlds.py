@@ -31,6 +31,7 @@ class WorldSettings:
         zoom: largest camera motion along its axis between neighbouring frames, in depths of the background.
         wavelengths: shortest and longest of the textures, in pixels.
         nearest: depth of the nearest plane, in depths of the background; its motion is that many times larger.
+        contrast: least and largest contrast of a world. At 1 tokens differ more than in most photographs.
     """
 
     size: int = 24
@@ -42,6 +43,7 @@ class WorldSettings:
     zoom: float = 0.1
     wavelengths: tuple[float, float] = (6.0, 24.0)
     nearest: float = 0.4
+    contrast: tuple[float, float] = (1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -173,14 +175,19 @@ def draw_worlds(settings: WorldSettings, batch: int, seed: int) -> Worlds:
     colours = torch.cat(
         [uniform(batch, most, 1, 3, low=0.25, high=0.75), uniform(batch, most, 2, 3, low=-0.35, high=0.35)], dim=2
     )
+    centres = uniform(batch, most, 2, low=-0.4, high=0.4)
+    gains = 0.5 * 6 ** uniform(batch, most, 2)
+    cameras = _ways(settings, batch, generator)
+    contrast = uniform(batch, 1, 1, 1, low=settings.contrast[0], high=settings.contrast[1])
+    grey = 0.5 * (torch.arange(3) == 0).float()[:, None]
     return Worlds(
         normals=normals,
-        centres=uniform(batch, most, 2, low=-0.4, high=0.4),
+        centres=centres,
         radii=radii,
-        colours=colours,
-        gains=0.5 * 6 ** uniform(batch, most, 2),
+        colours=grey + contrast * (colours - grey),
+        gains=gains,
         waves=waves,
-        cameras=_ways(settings, batch, generator),
+        cameras=cameras,
         size=settings.size,
     )
 
