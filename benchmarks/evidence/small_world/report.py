@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .measure import LEVELS, TEST_SEED, MovedPoints, controls, recall_by_block
+from .measure import LEVELS, MOVING, PALE, TEST_SEED, MovedPoints, controls, recall_by_block
 from .model import block_outputs, build_transformer
 from .pictures import draw_curves
 from .readout import depth_score, positions
@@ -19,26 +19,40 @@ FINAL_SEED = TEST_SEED + 1000
 
 def judge(run: Run, worlds: int) -> str:
     """Tables for RESULTS.md, on worlds of their own."""
-    points = MovedPoints(count=worlds, patch=run.settings.patch, seed=FINAL_SEED)
-    blocks = [f"block {i}" for i in range(run.settings.blocks)]
-    lines = [f"step {run.step}, {int(points.counted.sum())} moved points in {worlds} worlds", ""]
-    lines += [_row("recall at noise", *blocks, "twin (best block)", "pixels", "pixels without noise", "same position")]
-    lines += [_row(*["---"] * (len(blocks) + 5))]
+    lines = [f"Step {run.step} of {run.settings.steps}."]
+    for name, settings in {"Full contrast": MOVING, "Contrast as in photographs": PALE}.items():
+        points = MovedPoints(settings, worlds, run.settings.patch, FINAL_SEED)
+        lines += ["", f"{name}: {int(points.counted.sum())} moved points in {worlds} worlds.", ""]
+        lines += [*_recall_table(run, points), "", *_depth_table(run, points)]
+    errors, _, _ = continuation(run.transformer, clips=min(worlds, 64))
+    return "\n".join([*lines, "", f"Frames 3 and 4 after two given ones: {errors}"])
+
+
+def _recall_table(run: Run, points: MovedPoints) -> list[str]:
+    lines = _head("recall at noise", run, "twins (best block)", "pixels", "pixels without noise", "same position")
     for name, levels in LEVELS.items():
         known, control = recall_by_block(run.transformer, points, levels), controls(points, levels, **run.size)
         others = [max(control["twins"]), control["pixels"], control["clean_pixels"], control["same_position"]]
         lines.append(_row(name, *known, *others))
-    lines += ["", _row("depth at noise", *blocks, "twin (best block)", "pixels", "position alone"), _row(*["---"] * (len(blocks) + 4))]
+    return lines
+
+
+def _depth_table(run: Run, points: MovedPoints) -> list[str]:
+    lines = _head("depth (R^2) at noise", run, "twin (best block)", "pixels", "position alone")
+    twin = build_transformer(seed=1000, **run.size)
     for name, levels in list(LEVELS.items())[:2]:
         noisy, _ = points.noisy(levels)
-        twin = build_transformer(seed=1000, **run.size)
-        scores = [_depths(model, points, levels) for model in (run.transformer, twin)]
         pixels = depth_score(points.patches(noisy)[:, 0], points.depths)
         place = depth_score(positions(points), points.depths)
-        lines.append(_row(name, *scores[0], max(scores[1]), pixels, place))
-    errors, _, _ = continuation(run.transformer, clips=min(worlds, 64))
-    lines += ["", f"frames 3 and 4 after two given ones: {errors}"]
-    return "\n".join(lines)
+        lines.append(
+            _row(name, *_depths(run.transformer, points, levels), max(_depths(twin, points, levels)), pixels, place)
+        )
+    return lines
+
+
+def _head(first: str, run: Run, *others: str) -> list[str]:
+    cells = [first, *(f"block {i}" for i in range(run.settings.blocks)), *others]
+    return [_row(*cells), _row(*["---"] * len(cells))]
 
 
 def _depths(transformer: Any, points: MovedPoints, levels: tuple[float, float]) -> list[float]:
