@@ -138,10 +138,15 @@ def flow_correlation(network: Any, pair: StereoPair) -> float:
 
 def main() -> None:
     pair = StereoPair()
-    networks = {"RIFE, trained": load_rife(True), **{f"RIFE, random weights {i}": load_rife(False, i) for i in range(3)}}
+    networks = {
+        "RIFE, trained": load_rife(True),
+        **{f"RIFE, random weights {i}": load_rife(False, i) for i in range(3)},
+    }
     priors: dict[str, nn.Module] = {name: RifeContext(network) for name, network in networks.items()}
     priors["pixels"] = Patches()
-    print(f"{int(pair.counted.sum())} features of {STRIDE}x{STRIDE} pixels; recall within {STRIDE} pixels; 95% interval")
+    print(
+        f"{int(pair.counted.sum())} features of {STRIDE}x{STRIDE} pixels; recall within {STRIDE} pixels; 95% interval"
+    )
     print("| prior | recall | interval | recall without centring | flow against disparity, correlation |")
     print("| --- | --- | --- | --- | --- |")
     for name, module in priors.items():

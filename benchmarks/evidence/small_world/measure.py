@@ -30,7 +30,9 @@ class MovedPoints:
         seed: of worlds and noise; other worlds than those of training.
     """
 
-    def __init__(self, settings: WorldSettings = MOVING, count: int = 96, patch: int = 3, seed: int = TEST_SEED) -> None:
+    def __init__(
+        self, settings: WorldSettings = MOVING, count: int = 96, patch: int = 3, seed: int = TEST_SEED
+    ) -> None:
         worlds = draw_worlds(settings, count, seed)
         self.patch = patch
         self.latents = to_latents(worlds.render())

@@ -29,7 +29,12 @@ def draw_curves(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
         for tenths in range(0, 11, 2):
             draw.line([place(0, tenths / 10), place(last, tenths / 10)], fill=_GRID)
             draw.text((_LEFT - 30, place(0, tenths / 10)[1] - 8), f"{tenths / 10:.1f}", fill=_INK, font=font)
-            draw.text((place(last * tenths / 10, 0)[0] - 12, top + _HEIGHT + 4), f"{last * tenths / 10:.0f}", fill=_INK, font=font)
+            draw.text(
+                (place(last * tenths / 10, 0)[0] - 12, top + _HEIGHT + 4),
+                f"{last * tenths / 10:.0f}",
+                fill=_INK,
+                font=font,
+            )
         for (name, curve), colour, row in zip(curves.items(), _COLOURS, range(len(_COLOURS)), strict=False):
             draw.line([place(*point) for point in curve], fill=colour, width=2)
             draw.text((_LEFT + _WIDTH + 12, top + 18 * row), name, fill=colour, font=font)
@@ -46,6 +51,8 @@ def draw_clips(groups: Sequence[Tensor], path: Path, zoom: int = 4) -> None:
         pixels = (clips.permute(0, 1, 3, 4, 2) * 255).round().byte().numpy()
         for row in range(count):
             for step in range(steps):
-                frame = Image.fromarray(pixels[row, step]).resize((zoom * width, zoom * height), Image.Resampling.NEAREST)
+                frame = Image.fromarray(pixels[row, step]).resize(
+                    (zoom * width, zoom * height), Image.Resampling.NEAREST
+                )
                 image.paste(frame, ((index * (steps + 1) + step) * (zoom * width + gap), row * (zoom * height + gap)))
     image.save(path)

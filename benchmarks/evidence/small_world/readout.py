@@ -20,7 +20,9 @@ def depth_score(features: Tensor, depth: Tensor) -> float:
     """
     third = len(features) // 3
     parts = [slice(0, third), slice(third, 2 * third), slice(2 * third, None)]
-    (x, y), (x_choose, y_choose), (x_judge, y_judge) = ((_rows(features[p]), depth[p].double().flatten()) for p in parts)
+    (x, y), (x_choose, y_choose), (x_judge, y_judge) = (
+        (_rows(features[p]), depth[p].double().flatten()) for p in parts
+    )
     mean, scale, middle = x.mean(0), x.std(0).clamp_min(1e-6), y.mean()
     x = (x - mean) / scale
     gram = x.T @ x / len(x)

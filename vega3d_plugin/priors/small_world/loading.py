@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import PriorSettings
-from ...errors import CheckpointError
+from ...errors import CheckpointError, Vega3dError
 from ..base import Prior
 from ..checkpoint import locate_parts, read_config, weight_files
 from ..video_transformer import number_of
@@ -16,6 +16,17 @@ from .prior import SmallWorldPrior
 PART = "transformer"
 CLASS = "WanTransformer3DModel"
 HERE = Path(__file__).parent
+# Far above what a small generator has, and small enough that no config.json makes the machine swap.
+MOST = 4096
+SIZES = (
+    "num_layers",
+    "num_attention_heads",
+    "attention_head_dim",
+    "text_dim",
+    "freq_dim",
+    "ffn_dim",
+    "rope_max_seq_len",
+)
 
 
 def load_small_world(settings: PriorSettings) -> Prior:
@@ -28,20 +39,32 @@ def load_small_world(settings: PriorSettings) -> Prior:
     config = read_config(folder / PART, CLASS)
     _check(config, folder / PART / "config.json")
     layout = Layout("diffusers", config, weight_files(folder / PART), None, [])
-    transformer, tap = build_transformer(layout, settings, TEXT_TO_VIDEO)
+    try:
+        transformer, tap = build_transformer(layout, settings, TEXT_TO_VIDEO)
+    except Vega3dError:
+        raise
+    except Exception as error:
+        file = folder / PART / "config.json"
+        raise CheckpointError(f"{file} describes no {CLASS} ({type(error).__name__}: {error}).") from error
     return SmallWorldPrior(transformer, settings.model_copy(update={"tap": tap}), reload=load_small_world)
 
 
 def _check(config: dict[str, Any], file: Path) -> None:
     """Refuse a Wan transformer that takes a VAE's latents, or patches that the prior cannot lay out."""
-    for key in ("num_layers", "num_attention_heads", "attention_head_dim", "text_dim"):
-        number_of(config, key, file)
+    for key in SIZES:
+        if (value := number_of(config, key, file)) > MOST:
+            raise CheckpointError(
+                f"{file} gives {key} as {value}, expected at most {MOST} for the prior 'small-world'."
+            )
     for key in ("in_channels", "out_channels"):
         if config.get(key) != 3:
             raise CheckpointError(
                 f"{file} gives {key} as {config.get(key)!r}, expected 3: the prior 'small-world' takes pixels. For a "
                 "Wan checkpoint with a VAE use 'wan2.1-t2v-1.3b'."
             )
+    eps = config.get("eps")
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise CheckpointError(f"{file} gives eps as {eps!r}, expected a number between 0 and 1.")
     patch = config.get("patch_size")
     if not isinstance(patch, list) or len(patch) != 3 or patch[0] != 1 or patch[1] != patch[2]:
         raise CheckpointError(f"{file} gives patch_size as {patch!r}, expected [1, n, n]: square patches of one frame.")
