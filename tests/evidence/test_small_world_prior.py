@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import copy_of
 from small_world.model import block_outputs, build_transformer, load_transformer, to_latents
 from small_world.worlds import WorldSettings, draw_worlds
+from support.checkpoints import copy_of
 
 import vega3d
-from vega3d_plugin.errors import CheckpointError
-from vega3d_plugin.priors.flow_matching import draw_noise
-from vega3d_plugin.priors.small_world import SmallWorldPrior
+from vega3d_plugin.contracts.errors import CheckpointError
+from vega3d_plugin.priors.diffusion.flow_matching import draw_noise
+from vega3d_plugin.priors.wan.small_world import SmallWorldPrior
 
 
 @pytest.fixture(scope="module")

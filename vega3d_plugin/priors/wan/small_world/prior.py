@@ -7,14 +7,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...config import PriorSettings
-from ..fast import Reduction
-from ..fast.linears import CONVOLVED_LINEARS
-from ..fast.modulation import FOLDED_MODULATION
-from ..fast.prompt import COLLAPSED_PROMPT, FOLDED_PROMPT_OUTPUT
-from ..fast.self_attention import FUSED_QKV
-from ..frozen import Reload
-from ..wan import WanPrior
+from ....contracts.settings import PriorSettings
+from ...fast import Reduction
+from ...fast.linears import CONVOLVED_LINEARS
+from ...fast.modulation import FOLDED_MODULATION
+from ...fast.prompt import COLLAPSED_PROMPT, FOLDED_PROMPT_OUTPUT
+from ...fast.self_attention import FUSED_QKV
+from ...frozen.prior import Reload
+from ..prior import WanPrior
 
 
 class PixelLatents(nn.Module):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ...config import NoOptions, PriorSettings
-from ..base import Prior, PriorSpec
+from ....contracts.priors import Prior, PriorSpec
+from ....contracts.settings import NoOptions, PriorSettings
 from .prior import SmallWorldPrior
 
 __all__ = ["SPECS", "SmallWorldPrior"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...config import PriorSettings
-from ...errors import CheckpointError, Vega3dError
-from ..base import Prior
-from ..checkpoint import locate_parts, read_config, weight_files
-from ..video_transformer import number_of
-from ..wan_checkpoint import TEXT_TO_VIDEO, Layout, build_transformer
+from ....contracts.errors import CheckpointError, Vega3dError
+from ....contracts.priors import Prior
+from ....contracts.settings import PriorSettings
+from ....storage.weights import weight_files
+from ...diffusion.video_transformer import number_of
+from ...frozen.components import locate_parts, read_config
+from ..checkpoint import TEXT_TO_VIDEO, Layout, build_transformer
 from .prior import SmallWorldPrior
 
 PART = "transformer"
