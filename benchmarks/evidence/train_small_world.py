@@ -2,6 +2,7 @@
 
 python benchmarks/evidence/train_small_world.py train FOLDER      hours; interrupted, the same command goes on
 python benchmarks/evidence/train_small_world.py measure FOLDER    what it knows, against its controls; a minute
+python benchmarks/evidence/train_small_world.py contrast         worlds beside photographs; needs scikit-image
 python benchmarks/evidence/train_small_world.py draw FOLDER       curves.png, and videos.png of generated frames
 python benchmarks/evidence/train_small_world.py export FOLDER PRIOR
                                                                   for load_prior("small-world", pretrained=PRIOR)
@@ -54,12 +55,25 @@ def train(
 
 
 @app.command()
-def measure(folder: Folder, worlds: int = 480) -> None:
+def measure(
+    folder: Folder,
+    worlds: int = 480,
+    block: Annotated[int, typer.Option(help="The middle block that is compared with its controls.")] = 2,
+) -> None:
     """Recall of moved points, depth read-out and continuations, on worlds that no curve was measured on."""
     from small_world.report import judge
 
     torch.set_num_threads(1)
-    print(judge(read_run(folder), worlds))
+    print(judge(read_run(folder), worlds, block))
+
+
+@app.command()
+def contrast() -> None:
+    """How far apart the tokens of worlds are, and those of scikit-image's photographs."""
+    from small_world.contrast import table
+
+    for row in table():
+        print(row)
 
 
 @app.command()

@@ -53,14 +53,24 @@ class MovedPoints:
         Args:
             tokens: ``[B, T, h * w, C]``; the clip's mean is taken away, then cosine similarity.
         """
-        tokens = F.normalize(tokens - tokens.mean(dim=(1, 2), keepdim=True), dim=-1)
-        nearest = (tokens[:, 0] @ tokens[:, -1].transpose(1, 2)).argmax(-1)
-        return self.found(self.centres[nearest])
+        return self.share(self.hits(tokens))
 
-    def found(self, guesses: Tensor) -> float:
-        """Share of the moved points with the guess ``[B, h * w, 2]``, in pixels, within one token of the truth."""
-        hits = (guesses - self.targets).norm(dim=-1) <= self.patch
+    def hits(self, tokens: Tensor) -> Tensor:
+        """Which tokens of the first frame are found again, ``[B, h * w]``; arguments as for :meth:`recall`."""
+        tokens = F.normalize(tokens - tokens.mean(dim=(1, 2), keepdim=True), dim=-1)
+        return self.near(self.centres[(tokens[:, 0] @ tokens[:, -1].transpose(1, 2)).argmax(-1)])
+
+    def near(self, guesses: Tensor) -> Tensor:
+        """Which guesses ``[B, h * w, 2]``, in pixels, lie within one token of the truth, ``[B, h * w]``."""
+        return (guesses - self.targets).norm(dim=-1) <= self.patch
+
+    def share(self, hits: Tensor) -> float:
+        """Of the moved points."""
         return float(hits[self.counted].float().mean())
+
+    def by_world(self, hits: Tensor) -> Tensor:
+        """Hits among the moved points of each world, ``[B]``."""
+        return (hits & self.counted).sum(1).double()
 
     def patches(self, latents: Tensor) -> Tensor:
         """The pixels of each token ``[B, T, h * w, C]``."""
@@ -95,7 +105,7 @@ def controls(points: MovedPoints, levels: tuple[float, float], **size: int) -> d
     return {
         "pixels": points.recall(points.patches(noisy)),
         "clean_pixels": points.recall(points.patches(points.latents)),
-        "same_position": points.found(points.centres.expand_as(points.targets)),
+        "same_position": points.share(points.near(points.centres.expand_as(points.targets))),
         "twins": [sum(column) / len(twins) for column in zip(*twins, strict=True)],
         "points": int(points.counted.sum()),
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .measure import LEVELS, MOVING, PALE, TEST_SEED, MovedPoints, controls, recall_by_block
@@ -15,15 +17,18 @@ from .sampling import continuation
 from .training import Run
 
 FINAL_SEED = TEST_SEED + 1000
+DRAWS = 2000
 
 
-def judge(run: Run, worlds: int) -> str:
-    """Tables for RESULTS.md, on worlds of their own."""
+def judge(run: Run, worlds: int, block: int) -> str:
+    """Tables for RESULTS.md, on worlds of their own; the block is compared with its controls world by world."""
     lines = [f"Step {run.step} of {run.settings.steps}."]
     for name, settings in {"Full contrast": MOVING, "Contrast as in photographs": PALE}.items():
         points = MovedPoints(settings, worlds, run.settings.patch, FINAL_SEED)
         lines += ["", f"{name}: {int(points.counted.sum())} moved points in {worlds} worlds.", ""]
-        lines += [*_recall_table(run, points), "", *_depth_table(run, points)]
+        lines += [*_recall_table(run, points), ""]
+        lines += [_against_controls(run, points, block, name) for name in LEVELS]
+        lines += ["", *_depth_table(run, points)]
     errors, _, _ = continuation(run.transformer, clips=min(worlds, 64))
     return "\n".join([*lines, "", f"Frames 3 and 4 after two given ones: {errors}"])
 
@@ -35,6 +40,28 @@ def _recall_table(run: Run, points: MovedPoints) -> list[str]:
         others = [max(control["twins"]), control["pixels"], control["clean_pixels"], control["same_position"]]
         lines.append(_row(name, *known, *others))
     return lines
+
+
+def _against_controls(run: Run, points: MovedPoints, block: int, name: str) -> str:
+    """How much better a block is than its untrained twins and than the pixels, with intervals over worlds."""
+    noisy, sigmas = points.noisy(LEVELS[name])
+    twins = [build_transformer(seed=1000 + i, **run.size) for i in range(3)]
+    known, *untrained = (
+        points.by_world(points.hits(block_outputs(model, noisy, sigmas)[block])) for model in (run.transformer, *twins)
+    )
+    pixels, counts = points.by_world(points.hits(points.patches(noisy))), points.counted.sum(1).double()
+    twin = torch.stack(untrained).mean(0)
+    drawn = torch.randint(len(counts), (DRAWS, len(counts)), generator=torch.Generator().manual_seed(0))
+
+    def told(values: Callable[[Tensor], Tensor]) -> str:
+        """A figure of the whole, and its interval."""
+        low, high = values(drawn).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        return f"{float(values(torch.arange(len(counts))[None])):.2f} ({low:.2f} to {high:.2f})"
+
+    recall = told(lambda worlds: known[worlds].sum(1) / counts[worlds].sum(1))
+    ratio = told(lambda worlds: known[worlds].sum(1) / twin[worlds].sum(1))
+    over = told(lambda worlds: (known - pixels)[worlds].sum(1) / counts[worlds].sum(1))
+    return f"- noise {name}, block {block}: recall {recall}, {ratio} times the twins', {over} more than the pixels'"
 
 
 def _depth_table(run: Run, points: MovedPoints) -> list[str]:
