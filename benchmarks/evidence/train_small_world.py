@@ -96,7 +96,11 @@ def draw(folder: Folder) -> None:
 def export(folder: Folder, prior: Annotated[Path, typer.Argument(help="The folder to write.")]) -> None:
     """Write the transformer in bfloat16, as the prior ``small-world`` reads it."""
     transformer: Any = read_run(folder).transformer
-    transformer.to(torch.bfloat16).save_pretrained(prior / "transformer")
+    for parameter in transformer.parameters():
+        parameter.data = parameter.data.bfloat16()
+    transformer.save_pretrained(prior / "transformer")
+    for file in (prior / "transformer").iterdir():
+        file.chmod(0o644)
 
 
 if __name__ == "__main__":

