@@ -32,7 +32,7 @@ def test_every_module_of_the_tree_is_in_the_wheel(wheel: zipfile.ZipFile) -> Non
     trees |= {f"adapters/{name}": name for name in ADAPTERS}
     expected = {"vega3d.py"}
     for folder, package in trees.items():
-        for pattern in ("*.py", "*.yaml", "*.json", "*.jpg", "py.typed"):
+        for pattern in ("*.py", "*.yaml", "*.json", "*.jpg", "*.safetensors", "py.typed"):
             expected |= {f"{package}/{p.relative_to(ROOT / folder)}" for p in (ROOT / folder).rglob(pattern)}
     missing = expected - set(wheel.namelist())
     assert not missing

@@ -32,6 +32,7 @@ FAMILIES = (
     "encoders.vggt",
     "yours.external",
     "yours.function",
+    "wan.small_world",
     "wan.tiny",
 )
 

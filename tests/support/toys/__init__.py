@@ -20,6 +20,7 @@ FAMILIES = (
     "ltx_video",
     "vjepa2",
     "dinov3",
+    "small_world",
 )
 
 
