@@ -151,7 +151,8 @@ class ProjectorReader:
 
         def put_back(tokens: Tensor) -> Tensor:
             grids = tokens.reshape(rows.shape[0], -1, shape[-1])
-            return self.write(call.output, torch.cat([rows[:, :lead], grids.to(rows.dtype)], dim=1))
+            whole: Tensor = self.write(call.output, torch.cat([rows[:, :lead], grids.to(rows.dtype)], dim=1))
+            return whole
 
         return SeamInput(rows[:, lead:].reshape(-1, shape[-1]), clips, put_back)
 

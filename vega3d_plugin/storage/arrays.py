@@ -90,9 +90,8 @@ def _read(opened: IO[bytes], size: int) -> Array:
     data = opened.read(expected)
     if len(data) < expected:
         raise ValueError("it breaks off")
-    order = "F" if "'fortran_order': True" in text else "C"
-    array = np.frombuffer(data, dtype=dtype).reshape(shape, order=order)
-    return array.astype(dtype.newbyteorder("="))
+    flat: NDArray[Any] = np.frombuffer(data, dtype=dtype).astype(dtype.newbyteorder("="))
+    return flat.reshape(tuple(shape), order="F" if "'fortran_order': True" in text else "C")
 
 
 def _reason(problem: Exception) -> str:

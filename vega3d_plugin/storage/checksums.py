@@ -25,7 +25,8 @@ def checksum(tensor: Tensor) -> str:
     change of one byte, whatever is cut, zeroed, moved or swapped in blocks, and other damage but for one in four
     billion. It does not notice changes within one block that cancel out, such as two words that change places.
     """
-    return f"{METHOD}:{_of_bytes(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()):08x}"
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return f"{METHOD}:{_of_bytes(memoryview(data)):08x}"
 
 
 def file_checksum(path: Path) -> str:

@@ -7,6 +7,7 @@ Parameters have the released names.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,9 +65,10 @@ class PointDepthHead(nn.Module):
             target = (maps[i - 1].shape[-2], maps[i - 1].shape[-1]) if i else None
             out = self.scratch.get_submodule(f"refinenet{i + 1}")(maps[i], out, target)
         assert out is not None
-        out = F.interpolate(self.scratch.output_conv1(out), size, mode="bilinear", align_corners=True)
-        out = self.scratch.output_conv2(_placed(out, aspect))
-        return out.permute(0, 2, 3, 1).unflatten(0, (batch, views))
+        scratch: Any = self.scratch
+        out = F.interpolate(scratch.output_conv1(out), size, mode="bilinear", align_corners=True)
+        last: Tensor = scratch.output_conv2(_placed(out, aspect))
+        return last.permute(0, 2, 3, 1).unflatten(0, (batch, views))
 
 
 class _Fusion(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,10 @@ def judge_head(
     The same clips are drawn for every prior and every control.
     """
     rng = np.random.default_rng([settings.seed, int(scene.truth.fingerprint[:12], 16)])
-    points, depths, rotations, translations = [], [], [], []
+    points: list[Any] = []
+    depths: list[Any] = []
+    rotations: list[Any] = []
+    translations: list[Any] = []
     for _ in range(clips):
         truth = clip_truth(scene.truth, sample_views(scene.truth.usable, rng, settings.start))
         batch = stack_clips([scene], [truth], device)
@@ -77,7 +81,8 @@ def predicted_depth(head: DepthHead, scene: FeatureScene, device: torch.device) 
 @torch.no_grad()
 def read_depth(head: DepthHead, scene: FeatureScene, views: Sequence[int], device: torch.device) -> Tensor:
     """What the linear head sees in some views, ``[V, H, W]`` metres."""
-    return head([scene.features[list(views)].to(device)])[:, 0].float().cpu()
+    depth: Tensor = head([scene.features[list(views)].to(device)])[:, 0]
+    return depth.float().cpu()
 
 
 def judge_depth(predicted: Tensor, true: Tensor) -> dict[str, float]:

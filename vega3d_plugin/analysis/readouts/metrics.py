@@ -50,7 +50,7 @@ def depth_metrics(predicted: Tensor, true: Tensor, *, scale_invariant: bool = Fa
     ratio = torch.maximum(true / predicted.clamp_min(1e-9), predicted / true.clamp_min(1e-9))
     shares = [((ratio < 1.25**k) & valid).sum(dim=(1, 2, 3)) / count for k in (1, 2, 3)]
     squares = torch.where(valid, (true - predicted).square(), 0).sum(dim=(1, 2, 3))
-    return DepthMetrics(*shares, rmse=(squares / count).sqrt())
+    return DepthMetrics(shares[0], shares[1], shares[2], (squares / count).sqrt())
 
 
 def fit_scale_and_shift(predicted: Tensor, true: Tensor) -> Tensor:

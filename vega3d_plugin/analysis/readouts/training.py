@@ -96,8 +96,10 @@ class Standard:
     def of(cls, maps: Sequence[Tensor]) -> Standard:
         """Over all tokens of maps ``[V, C, h, w]``."""
         count = sum(each.numel() // each.shape[1] for each in maps)
-        mean = sum(each.double().sum(dim=(0, 2, 3)) for each in maps) / count
-        squares = sum((each.double() - mean[:, None, None]).square().sum(dim=(0, 2, 3)) for each in maps)
+        mean = torch.stack([each.double().sum(dim=(0, 2, 3)) for each in maps]).sum(dim=0) / count
+        squares = torch.stack([(each.double() - mean[:, None, None]).square().sum(dim=(0, 2, 3)) for each in maps]).sum(
+            dim=0
+        )
         std = (squares / count).sqrt()
         # A channel that never changes says nothing, and must not be blown up either.
         still = std <= 1e-6 * mean.abs().clamp_min(1e-30)
