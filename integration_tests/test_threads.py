@@ -13,7 +13,7 @@ import pytest
 import torch
 from hosts import Batch, Host, freeze_host, logits
 from support.together import together
-from threaded import at_once, other_pictures, requests
+from threaded import at_once, other_pictures, requests, tensors_of
 from torch import Tensor, nn
 
 import vega3d
@@ -76,6 +76,13 @@ def test_two_requests_that_generate(served: Served) -> None:
     first, second, _ = served.requests
     alone = [answer(served.model, batch) for batch in (first, second)]
     check(at_once(served.model, first, second, answer), alone)
+
+
+def test_every_step_of_a_request_without_cache(served: Served) -> None:
+    """Each is given what was encoded before the first. That is no picture that passed by the seam."""
+    for batch in served.requests[:2]:
+        alone = served.host.generate(served.model, batch, max_new_tokens=3)
+        assert torch.equal(served.host.generate(served.model, batch, max_new_tokens=3, use_cache=False), alone)
 
 
 def test_a_call_inside_a_call(served: Served) -> None:
@@ -143,13 +150,6 @@ def check_after(served: Served, error: type[BaseException]) -> None:
         assert torch.equal(logits(served.model, batch), alone)
     break_off(served.model, first, error)
     served.host.generate(served.model, second, max_new_tokens=1)
-
-
-def tensors_of(batch: Batch) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in batch.values():
-        found += [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, Tensor)]
-    return [tensor for tensor in found if tensor.is_floating_point()]
 
 
 def test_nothing_of_a_call_is_kept(served: Served) -> None:

@@ -35,6 +35,12 @@ def requests(host: Host) -> list[Batch]:
     return [batch, other_pictures(batch), host.text_batch()]
 
 
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """The tensors of a request that hold pixels."""
+    values = (item for value in batch.values() for item in (value if isinstance(value, list) else [value]))
+    return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
+
+
 def meeting_points(model: nn.Module, batch: Batch) -> tuple[str, str]:
     """Where a thread waits for another: just before tokens are first fused, and just before the host's forward ends.
 

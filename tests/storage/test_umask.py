@@ -12,14 +12,16 @@ import pytest
 
 from vega3d_plugin.storage.writing import write_atomically
 
+change = os.umask
+
 
 @contextmanager
 def umask(value: int) -> Iterator[None]:
-    before = os.umask(value)
+    before = change(value)
     try:
         yield
     finally:
-        os.umask(before)
+        change(before)
 
 
 def privately(path: Path) -> None:
@@ -30,10 +32,9 @@ def privately(path: Path) -> None:
 
 @pytest.mark.parametrize("value", [0o022, 0o077, 0o002])
 def test_files_follow_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: int) -> None:
+    monkeypatch.setattr(os, "umask", lambda new: pytest.fail("the umask was changed"))
     with umask(value):
-        monkeypatch.setattr(os, "umask", lambda new: pytest.fail("the umask was changed"))
         for number, write in enumerate((privately, lambda path: path.write_text("x"))):
             file = tmp_path / f"{number}.json"
             write_atomically(file, write)
             assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~value
-        monkeypatch.undo()

@@ -12,6 +12,7 @@ from torch import nn
 
 import vega3d
 from vega3d_llava_video import tiny_transformers as llava
+from vega3d_plugin.branch.blocks import open_blocks
 from vega3d_plugin.contracts.errors import SavedBranchError, SettingsError, TrainError
 from vega3d_plugin.recipes.blocks import TrainSettings, TuneSettings
 from vega3d_plugin.recipes.library import read_recipe
@@ -236,14 +237,16 @@ def test_the_monitor_leaves_no_trace(batch: dict[str, torch.Tensor]) -> None:
     model = vega3d.patch(qwen.tiny_model(), "tiny-wan", projector=PROJECTOR).train()
     branch = vega3d.get_handle(model).branch
     before = len(branch._forward_hooks), len(branch._forward_pre_hooks)
-    with GateMonitor(model):
+    with GateMonitor(model) as monitor:
         model(**batch)
-        # Someone else's recording is not taken away.
+        once = monitor.take(torch.device("cpu"))
+        # Someone else's recording is not taken away, nor this one.
         with vega3d.record_gates(model) as gates:
             model(**batch)
         assert len(gates) > 0
+        assert torch.equal(monitor.take(torch.device("cpu"))[:, 0], once[:, 0])
     assert (len(branch._forward_hooks), len(branch._forward_pre_hooks)) == before
-    assert branch.gates is None
+    assert open_blocks(branch.key) == []
 
 
 @pytest.mark.parametrize("fusion", ["add", None])

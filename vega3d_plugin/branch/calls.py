@@ -50,6 +50,7 @@ class HostCall:
         notes: what the reader noted on the way to the seam.
         notes_last: the notes outlast the next fusion.
         left_out: which noted pixels no point has fused, to be said when the forward ends.
+        is_continued: it began before the forward, when pictures were encoded.
         is_over: the forward has ended.
         is_replay: no forward at all: a checkpointed part is computed again in the backward pass.
     """
@@ -62,6 +63,7 @@ class HostCall:
     notes: Any = None
     notes_last: bool = False
     left_out: str = ""
+    is_continued: bool = False
     is_over: bool = False
     is_replay: bool = False
 
@@ -73,6 +75,8 @@ class HostCall:
 # Tuples, not lists: a copied context (asyncio.to_thread) must not see what is begun in another.
 _OPEN: ContextVar[tuple[HostCall, ...]] = ContextVar("vega3d_open_calls", default=())
 _EARLY: ContextVar[tuple[HostCall, ...]] = ContextVar("vega3d_early_calls", default=())
+# What a host encoded before its forward and may hand to every step of `generate`, not held.
+_ENCODED: ContextVar[tuple[weakref.ref[Any], ...]] = ContextVar("vega3d_encoded", default=())
 
 
 def begin(key: BranchKey, *, encodes: bool) -> HostCall:
@@ -84,7 +88,7 @@ def begin(key: BranchKey, *, encodes: bool) -> HostCall:
     """
     call, early = HostCall(weakref.ref(key)), _take_early(key)
     if early is not None and encodes:
-        call = early
+        call, early.is_continued = early, True
     elif early is not None:
         # A host may encode in `generate` and hand on embeddings alone.
         call.left_out = early.left_out
@@ -134,6 +138,24 @@ def noting(call: HostCall, notes: Any) -> Iterator[None]:
         call.notes, call.notes_last = before
         if call.is_replay:
             _OPEN.set(tuple(c for c in _OPEN.get() if c is not call))
+
+
+def note_encoded(given: Any) -> None:
+    """What was encoded before a forward, and fused: pictures that another forward is given need not be fused again."""
+    still = tuple(ref for ref in _ENCODED.get() if ref() is not None)
+    _ENCODED.set((*still, *(weakref.ref(part) for part in _parts(given))))
+
+
+def is_encoded(given: Any) -> bool:
+    """True where all of it was encoded before a forward in this thread, and fused."""
+    known, parts = {id(ref()) for ref in _ENCODED.get()}, _parts(given)
+    return bool(parts) and all(id(part) in known for part in parts)
+
+
+def _parts(given: Any) -> list[Any]:
+    """What encoded pictures are made of: tensors or outputs, by kind."""
+    values = list(given.values()) if type(given) is dict else [given]
+    return [value for value in values if getattr(type(value), "__weakrefoffset__", 0)]
 
 
 def fired(key: BranchKey) -> int:

@@ -67,7 +67,9 @@ class ImageSamples(NamedTuple):
 class SeamReader(Protocol):
     """Reads tokens and clips from a call of the seam, and writes tokens back.
 
-    Must be picklable and hold no reference to a model, so that copies of a patched model work.
+    Must be picklable and hold no reference to a model, so that copies of a patched model work. It keeps nothing of a
+    call on itself, because several threads call one model: what one point of the seam has to tell another goes into
+    the notes.
     """
 
     def read(self, call: SeamCall) -> SeamInput | None:

@@ -222,13 +222,17 @@ class AfterForward(BranchHook):
         call = calls.end(branch.key, raised=output is None)
         if call is None or output is None:
             return None
-        source = branch.seam.reader.visual_input(_named(args, kwargs))
+        arguments = _named(args, kwargs)
+        source = branch.seam.reader.visual_input(arguments)
+        given = None if source is None else arguments.get(source)
         if call.left_out:
             received = f"received {source!r}" if source else "encoded images"
             _warn(f"Host {branch.host!r} {received}, but the branch did not see {call.left_out}")
         if call.fired:
+            if call.is_continued:
+                calls.note_encoded(given)
             return None
-        if source is not None and not call.left_out:
+        if source is not None and not call.left_out and not calls.is_encoded(given):
             _warn(
                 f"Host {branch.host!r} received {source!r} in this call, but {_fusing(branch)} was not called, so "
                 "the branch did not see these images. If they were encoded beforehand by this patched model, they are "

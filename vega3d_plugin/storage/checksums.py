@@ -26,7 +26,7 @@ def checksum(tensor: Tensor) -> str:
     billion. It does not notice changes within one block that cancel out, such as two words that change places.
     """
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return f"{METHOD}:{_of_bytes(memoryview(data)):08x}"
+    return f"{METHOD}:{_of_bytes(data):08x}"
 
 
 def file_checksum(path: Path) -> str:

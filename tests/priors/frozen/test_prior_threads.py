@@ -60,7 +60,7 @@ def test_copies_share_it() -> None:
 
 
 def test_a_thread_inside_a_session_is_not_disturbed() -> None:
-    prior: Any = vega3d.load_prior("tiny-wan", size=(48, 80), context="views")
+    prior: Any = vega3d.load_prior("tiny-wan", size=(48, 80), context="video")
     first, second, _ = clips()
     expected = prior(first)
 
