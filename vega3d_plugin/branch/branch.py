@@ -241,7 +241,7 @@ class GenerativeBranch(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies and unpickled branches; those of earlier versions lack what is newer.
-        super().__setstate__({"accepts": None, **state})
+        super().__setstate__({"accepts": None, **state})  # type: ignore[no-untyped-call]
         watch_first_steps(self)
 
     def extra_repr(self) -> str:
