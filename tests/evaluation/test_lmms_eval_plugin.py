@@ -25,6 +25,7 @@ import vega3d
 from vega3d_plugin.contracts.errors import RowError, SavedBranchError, SettingsError
 from vega3d_plugin.evaluation.answers import encode_question
 from vega3d_plugin.evaluation.harness_host import EvaluatedHost, EvaluationError, HostArguments
+from vega3d_plugin.recipes.blocks import DataSettings
 from vega3d_plugin.recipes.library import list_recipes, read_recipe
 from vega3d_plugin.training.rows.conversation import Medium, Turn
 from vega3d_qwen_vl.tiny import tiny_processor
@@ -95,6 +96,26 @@ def test_how_a_video_is_shown(root: Path) -> None:
     assert two["video_grid_thw"].tolist() == [[1, 4, 6]]
     assert "video_grid_thw" not in images
     assert images["image_grid_thw"].tolist() == [[1, 4, 6]] * 4
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "shown"),
+    [
+        ({}, None, {"video_as": "video"}),
+        (
+            {"video_as": "images", "preset": "released", "resize": "width_518", "frames": 8},
+            None,
+            {"video_as": "images", "preset": "released", "resize": "width_518"},
+        ),
+        ({"video_as": "images", "resize": "width_518"}, "video", {"video_as": "video"}),
+    ],
+)
+def test_pictures_are_resized_as_in_training(trained: dict[str, Any], asked: str | None, shown: dict[str, Any]) -> None:
+    given: Any = types.SimpleNamespace(
+        trained=types.SimpleNamespace(data=trained), arguments=types.SimpleNamespace(video_as=asked)
+    )
+    assert EvaluatedHost._shown_as(given) == shown
+    DataSettings.parse({"files": ("-",), "frames": 2, "sampling": "uniform", "fps": None, **shown})
 
 
 def test_a_checkpoint_of_the_whole_host_is_evaluated_whole(root: Path) -> None:
@@ -253,7 +274,7 @@ class _Base:
     def __init__(self) -> None:
         self._rank, self._world_size, self.task_dict = 0, 1, {}
         self.cached: list[Any] = []
-        self.cache_hook = types.SimpleNamespace(add_partial=lambda *args: self.cached.append(args))
+        self.cache_hook = types.types.SimpleNamespace(add_partial=lambda *args: self.cached.append(args))
 
     @property
     def rank(self) -> int:
@@ -288,7 +309,7 @@ def test_requests_are_answered_in_order(double: Any, root: Path) -> None:
     assert (model.device.type, model.batch_size) == ("cpu", 1)
     model.task_dict = {"rooms": {"test": lmms_eval_task.DOCS}}
     requests = [
-        types.SimpleNamespace(args=("", lambda doc: question(root, doc), OPTIONS, number, "rooms", "test"))
+        types.types.SimpleNamespace(args=("", lambda doc: question(root, doc), OPTIONS, number, "rooms", "test"))
         for number in (2, 0, 1)
     ]
     results = model.generate_until(requests)
