@@ -274,7 +274,7 @@ class _Base:
     def __init__(self) -> None:
         self._rank, self._world_size, self.task_dict = 0, 1, {}
         self.cached: list[Any] = []
-        self.cache_hook = types.types.SimpleNamespace(add_partial=lambda *args: self.cached.append(args))
+        self.cache_hook = types.SimpleNamespace(add_partial=lambda *args: self.cached.append(args))
 
     @property
     def rank(self) -> int:
@@ -309,7 +309,7 @@ def test_requests_are_answered_in_order(double: Any, root: Path) -> None:
     assert (model.device.type, model.batch_size) == ("cpu", 1)
     model.task_dict = {"rooms": {"test": lmms_eval_task.DOCS}}
     requests = [
-        types.types.SimpleNamespace(args=("", lambda doc: question(root, doc), OPTIONS, number, "rooms", "test"))
+        types.SimpleNamespace(args=("", lambda doc: question(root, doc), OPTIONS, number, "rooms", "test"))
         for number in (2, 0, 1)
     ]
     results = model.generate_until(requests)
