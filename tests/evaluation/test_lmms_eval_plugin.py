@@ -25,6 +25,7 @@ import vega3d
 from vega3d_plugin.contracts.errors import RowError, SavedBranchError, SettingsError
 from vega3d_plugin.evaluation.answers import encode_question
 from vega3d_plugin.evaluation.harness_host import EvaluatedHost, EvaluationError, HostArguments
+from vega3d_plugin.recipes.blocks import DataSettings
 from vega3d_plugin.recipes.library import list_recipes, read_recipe
 from vega3d_plugin.training.rows.conversation import Medium, Turn
 from vega3d_qwen_vl.tiny import tiny_processor
@@ -95,6 +96,26 @@ def test_how_a_video_is_shown(root: Path) -> None:
     assert two["video_grid_thw"].tolist() == [[1, 4, 6]]
     assert "video_grid_thw" not in images
     assert images["image_grid_thw"].tolist() == [[1, 4, 6]] * 4
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "shown"),
+    [
+        ({}, None, {"video_as": "video"}),
+        (
+            {"video_as": "images", "preset": "released", "resize": "width_518", "frames": 8},
+            None,
+            {"video_as": "images", "preset": "released", "resize": "width_518"},
+        ),
+        ({"video_as": "images", "resize": "width_518"}, "video", {"video_as": "video"}),
+    ],
+)
+def test_pictures_are_resized_as_in_training(trained: dict[str, Any], asked: str | None, shown: dict[str, Any]) -> None:
+    given: Any = types.SimpleNamespace(
+        trained=types.SimpleNamespace(data=trained), arguments=types.SimpleNamespace(video_as=asked)
+    )
+    assert EvaluatedHost._shown_as(given) == shown
+    DataSettings.parse({"files": ("-",), "frames": 2, "sampling": "uniform", "fps": None, **shown})
 
 
 def test_a_checkpoint_of_the_whole_host_is_evaluated_whole(root: Path) -> None:

@@ -125,10 +125,9 @@ class EvaluatedHost:
         """How frames become pictures: as in training, unless the arguments say otherwise."""
         trained = self.trained.data
         video_as = self.arguments.video_as or trained.get("video_as", "video")
-        # These are about images.
-        kept: dict[str, Any] = {
-            key: trained[key] for key in ("preset", "resize") if video_as == "images" and key in trained
-        }
+        kept: dict[str, Any] = {}
+        if video_as == "images":
+            kept = {key: trained[key] for key in ("preset", "resize") if key in trained}
         return {"video_as": video_as, **kept}
 
     def ask(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None = None) -> tuple[str, int]:

@@ -77,7 +77,9 @@ class DataSettings(Settings):
     def _as_released(cls, values: Any) -> Any:
         if not isinstance(values, Mapping) or values.get("preset") != "released":
             return values
-        timed = {"fps": 0.5, "min_frames": 4} if values.get("sampling", "fps") == "fps" else {}
+        frames = values.get("frames")
+        least = min(4, frames) if isinstance(frames, int) else 4
+        timed = {"fps": 0.5, "min_frames": least} if values.get("sampling", "fps") == "fps" else {}
         return {**_RELEASED, **timed, **values}
 
     @field_validator("files", mode="before")

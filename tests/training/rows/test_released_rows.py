@@ -163,6 +163,8 @@ def test_the_preset_is_a_set_of_defaults() -> None:
     assert (settings.video_as, settings.resize, settings.sampling) == ("images", "width_518", "fps")
     assert (settings.frames, settings.folder_fps, settings.system) == (6, 1.0, None)
     assert DataSettings.parse(settings.model_dump()) == settings
+    # Fewer frames than the released minimum are no contradiction.
+    assert DataSettings.parse({"preset": "released", "files": ("x",), "frames": 2}).min_frames == 2
     for wrong in ({"preset": "released", "video_as": "video"}, {"resize": "width_518"}):
         with pytest.raises(SettingsError, match="needs `video_as: images`"):
             DataSettings.parse({"files": ("x",), **wrong})

@@ -82,7 +82,8 @@ def proposal_features(features: Tensor, patches: Tensor, boxes: Tensor | None = 
     if boxes is None:
         return found
     _check_boxes(boxes, len(found))
-    return found + SinusoidEmbedding(features.shape[-1])(discretised(boxes[:, :3].float())).to(found.dtype)
+    position: Tensor = SinusoidEmbedding(features.shape[-1])(discretised(boxes[:, :3].float()))
+    return found + position.to(found.dtype)
 
 
 class GroundingHead(nn.Module):

@@ -46,7 +46,7 @@ def released_row(row: Mapping[str, Any], settings: DataSettings, root: Path | No
     if new.get("video") is not None:
         text = _video(new, text, settings, root)
     text = text.replace(f"{settings.image_token}\n", settings.image_token)
-    if isinstance(value, str):
+    if isinstance(first, dict) and isinstance(value, str):
         first["value"] = text
     if "images" in new:
         new["image"] = new["images"]
