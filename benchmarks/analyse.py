@@ -21,19 +21,21 @@ import torch
 
 from vega3d_plugin.cli.analyse import analyse
 
-ROOMS = ["--scenes", "room:0..7?views=13&size=96x128"]
+ROOMS = ["--scenes", "room:0..7?views=12&size=96x128", "--set", "size=[64,96]"]
 AS_RELEASED = ["--protocol", "released", "--contexts", "frame", "--views", "12"]
+LIGHT = ["--contexts", "frame", "--steps", "150"]
+LIGHT += [part for name in ("untrained twin", "VAE alone", "position only") for part in ("--controls", name)]
 PRIOR = "tiny-wan"
 
 
 def steps(out: str) -> list[list[str]]:
     """The commands, in their order."""
     return [
-        ["correspondence", PRIOR, *ROOMS, "--views", "5", "--out", out],
+        ["correspondence", PRIOR, *ROOMS, "--views", "6", "--out", out],
         ["correspondence", PRIOR, *ROOMS, *AS_RELEASED, "--out", out],
-        ["sweep", PRIOR, *ROOMS, "--views", "5", "--timesteps", "0,300,600,1000", "--out", out],
-        ["compare", f"{out}/{PRIOR}_visible.json", "--out", out],
-        ["readout", PRIOR, *ROOMS, "--out", out],
+        ["sweep", PRIOR, *ROOMS, "--views", "6", "--timesteps", "0,300,600,1000", "--readout", "--out", out],
+        ["compare", f"{out}/{PRIOR}_size-64-96_visible.json", "--out", out],
+        ["readout", PRIOR, *ROOMS, *LIGHT, "--out", out],
         ["report", out],
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable
@@ -374,3 +375,31 @@ def test_values_must_fit_the_pairs(found: CorrespondenceResult) -> None:
     assert all(math.isnan(v) for v in scene.numbers("nobody", "cosine"))
     with pytest.raises(AnalysisError, match="cannot be read"):
         CorrespondenceResult.read("/nowhere/result.json")
+
+
+def test_two_cameras_of_a_policy() -> None:
+    """A scene of two views, as the agent and the wrist camera of a robot are."""
+    pair = picked(room()).select([0, 2])
+    with pytest.warns(AnalysisWarning, match="one scene"):
+        found = correspondence(giving(world_features(pair), "world"), pair, views=2)
+    scores = found.priors[0]
+    assert scores.scenes[0].pairs == ((0, 1),)
+    assert scores.figure("centred").value > 0.8
+    assert not scores.figure("centred").is_known
+    # With one pair there is no interval, so nothing is claimed to be above anything.
+    assert "is above" not in " ".join(found.findings())
+
+
+def test_a_scene_without_metres() -> None:
+    scene = picked(room())
+    small = [view.read_depth() / 50 for view in scene.views]
+    poses = scene.poses.clone()
+    poses[:, :3, 3] /= 50
+    scaled = Scene.from_arrays(scene.frames(), torch.stack(small), scene.views[0].intrinsics, poses)
+    scaled = dataclasses.replace(scaled, metric=False)
+    one, two = (Visible().pairs(each, Counting(), GRID) for each in (scene, scaled))
+    assert one.views == two.views
+    # The share of the distance alone is a little stricter than 5 cm for what is near.
+    assert 0.8 < sum(two.shared) / sum(one.shared) <= 1
+    with pytest.raises(AnalysisError, match="up to its scale only"):
+        Released().pairs(scaled, Counting(), GRID)

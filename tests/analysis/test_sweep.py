@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -130,13 +131,17 @@ def test_table_picture_and_file(found: SweepResult, tmp_path: Path) -> None:
 def test_a_read_out_is_given_the_features_of_each_cell() -> None:
     settings = vega3d.load_prior("tiny-wan", size=(48, 80)).settings
 
-    def deviation(maps: list[torch.Tensor], views: list) -> dict[str, float]:
-        assert [tuple(each.shape) for each in maps] == [(4, 96, 3, 5)] * SCENES
-        assert [each.scene.name for each in views] == ["room_0000", "room_0001"]
-        return {"deviation": float(torch.stack(maps).std())}
+    class Deviation:
+        figures: ClassVar = {"deviation": "of all features"}
 
-    result = sweep(settings, scenes(), timesteps=[100, 700], taps=[0, 3], views=4, readout=deviation)
-    assert result.readouts == ["deviation"]
+        def __call__(self, maps: list[torch.Tensor], views: list, prior: vega3d.Prior) -> dict[str, float]:
+            assert prior.settings.name == "tiny-wan"
+            assert [tuple(each.shape) for each in maps] == [(4, 96, 3, 5)] * SCENES
+            assert [each.scene.name for each in views] == ["room_0000", "room_0001"]
+            return {"deviation": float(torch.stack(maps).std())}
+
+    result = sweep(settings, scenes(), timesteps=[100, 700], taps=[0, 3], views=4, readout=Deviation())
+    assert result.readouts == {"deviation": "of all features"}
     for cell in result.cells:
         prior = vega3d.load_prior("tiny-wan", size=(48, 80), timestep=cell.timestep, tap=cell.tap)
         frames = [scene.select([0, 1, 3, 5]).frames() for scene in scenes()]

@@ -192,8 +192,8 @@ def match(
         keep &= distance <= farthest
     order = keep.nonzero()[:, 0]
     order = order[similarity[order].argsort(descending=True, stable=True)]
-    parts = (first[order], second[order], similarity[order], distance[order])
-    return Matches(*(part.cpu() for part in parts), valid, int(is_mutual.sum()))
+    first, second, similarity, distance = (part[order].cpu() for part in (first, second, similarity, distance))
+    return Matches(first, second, similarity, distance, valid, int(is_mutual.sum()))
 
 
 def token_consistency(first: Tensor, second: Tensor) -> float:

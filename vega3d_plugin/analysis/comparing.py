@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from ..errors import AnalysisError, near_misses
 from .intervals import Interval, correlation_interval, pearson, spearman
-from .results import FORMAT, CorrespondenceResult, PriorScores, Record, Result
+from .results import CorrespondenceResult, PriorScores, Record, Result
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,7 +53,7 @@ class Comparison(Result):
     """
 
     kind: Literal["comparison"] = "comparison"
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     result: CorrespondenceResult
     labels: tuple[str, ...]
     downstream_name: str = ""
@@ -113,7 +113,7 @@ def compare(
     chosen, more = _chosen(merged.priors, scores, context)
     notes += more
     known = [k for k, value in enumerate(chosen) if value is not None]
-    correlations: dict[str, dict[str, Correlation]] = {"pearson": {}, "spearman": {}}
+    found: dict[str, dict[str, Correlation]] = {"pearson": {}, "spearman": {}}
     if len(known) < _FEWEST:
         notes.append(f"{len(known)} priors have a downstream score; a correlation needs {_FEWEST}.")
     else:
@@ -121,9 +121,15 @@ def compare(
         for figure in merged.figures:
             x = [merged.priors[k].figure(figure).value for k in known]
             for kind, of in (("pearson", pearson), ("spearman", spearman)):
-                correlations[kind][figure] = _correlation(correlation_interval(x, y, of))
+                found[kind][figure] = _correlation(correlation_interval(x, y, of))
     return Comparison(
-        result=merged, labels=labels, downstream_name=name, downstream=tuple(chosen), notes=tuple(notes), **correlations
+        result=merged,
+        labels=labels,
+        downstream_name=name,
+        downstream=tuple(chosen),
+        pearson=found["pearson"],
+        spearman=found["spearman"],
+        notes=tuple(notes),
     )
 
 

@@ -197,7 +197,7 @@ class CorrespondenceResult(Result):
     """
 
     kind: Literal["correspondence"] = "correspondence"
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     protocol: str
     options: dict[str, Any]
     figures: dict[str, str]

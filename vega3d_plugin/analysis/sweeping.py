@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Protocol as TypingProtocol
 
 import numpy as np
 import torch
@@ -55,8 +56,18 @@ from .scoring import (
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: Figures of a read-out by name, of the maps of all scenes at one timestep and tap.
-Readout = Callable[[Sequence[Tensor], Sequence[JudgedViews]], Mapping[str, float]]
+
+class Readout(TypingProtocol):
+    """What else is measured at each timestep and tap, such as :class:`~.readouts.in_sweep.DepthReadout`."""
+
+    @property
+    def figures(self) -> Mapping[str, str]:
+        """What each of its figures is, by name; of all of them more is better."""
+
+    def __call__(self, maps: Sequence[Tensor], views: Sequence[JudgedViews], prior: Prior) -> Mapping[str, float]:
+        """Figures by name, of the maps ``[V, C, h, w]`` of the judged views of all scenes; the prior says what it
+        sees of them."""
+
 
 #: Bytes of features that are held at once.
 MOST_BYTES = 2 << 30
@@ -91,11 +102,12 @@ class SweepResult(Result):
         timesteps, taps: the grid.
         cells: every timestep and tap.
         scenes: the pairs of views that were judged, and controls at the best timestep and tap.
+        readouts: what each figure of the read-out is; empty where none was asked for.
         forwards: how often the prior was run on each scene, for each timestep.
     """
 
     kind: Literal["sweep"] = "sweep"
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     prior: str
     context: str
     settings: dict[str, Any]
@@ -108,6 +120,7 @@ class SweepResult(Result):
     taps: Annotated[tuple[int, ...], Field(min_length=1)]
     cells: tuple[Cell, ...]
     scenes: Annotated[tuple[SceneScores, ...], Field(min_length=1)]
+    readouts: dict[str, str] = Field(default_factory=dict)
     forwards: int = 1
 
     @model_validator(mode="after")
@@ -117,6 +130,8 @@ class SweepResult(Result):
             raise ValueError("cells are not those of the grid")
         if self.headline not in self.figures:
             raise ValueError("the headline is none of the figures")
+        if any(set(cell.readout) != set(self.readouts) for cell in self.cells):
+            raise ValueError("a cell's read-out has other figures than those that are told")
         for cell in self.cells:
             lengths = [len(values) for by in cell.values for values in by.values()]
             expected = [len(scene.pairs) for scene in self.scenes for _ in self.figures]
@@ -194,11 +209,6 @@ class SweepResult(Result):
         numbers = [scene.numbers(control, figure) for scene in self.scenes]
         return numbers[0] if len(numbers) == 1 else [_mean(values) for values in numbers]
 
-    @property
-    def readouts(self) -> list[str]:
-        """Names of the read-out's figures."""
-        return list(dict.fromkeys(name for cell in self.cells for name in cell.readout))
-
     def table(self) -> str:
         """Every figure as a grid of taps and timesteps, then what may be said of it, as plain text."""
         from .tables import sweep_table
@@ -259,7 +269,8 @@ def sweep(
         context: ``frame``, ``views`` or ``video``; default: the settings' own.
         protocol, views, seed, device, check, progress: as for :func:`~.scoring.correspondence`.
         records: folder for each timestep's and scene's figures: what is there is not computed again.
-        readout: called with the maps ``[V, C, h, w]`` of all scenes at each timestep and tap; gives figures by name.
+        readout: what else to measure of each timestep and tap; then features are made anew even where figures are
+            kept.
         most_bytes: of features that are held at once; more taps than fit into it cost further forwards.
 
     Raises:
@@ -293,6 +304,7 @@ def sweep(
         taps=swept.taps,
         cells=cells,
         scenes=tuple(work.outlines),
+        readouts={} if readout is None else dict(readout.figures),
         forwards=work.forwards,
     )
     return made.model_copy(update={"scenes": work.controls(made.best())})
@@ -384,7 +396,7 @@ class _Work:
                 records.append(self._scene(index, timestep, maps))
             self.outlines = [record.outline for record in records]
             for tap in self.swept.taps:
-                read = {} if self.readout is None else dict(self.readout(maps[tap], self.views))
+                read = {} if self.readout is None else dict(self.readout(maps[tap], self.views, self.swept.prior))
                 values = tuple(record.values[tap] for record in records)
                 cells.append(Cell(timestep=timestep, tap=tap, values=values, readout=read))
         tell(name, total, total)

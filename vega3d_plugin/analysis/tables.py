@@ -161,7 +161,7 @@ def sweep_chart(result: SweepResult) -> Image:
     notes = [
         "Red frame: best. Black frames: not clearly behind it (the 95% interval of the difference includes 0, over "
         f"{result.over}). Colours span each map's own lowest to highest number.",
-        *(f"{name}: {what}." for name, what in result.figures.items()),
+        *(f"{name}: {what}." for name, what in {**result.figures, **result.readouts}.items()),
         PAPER,
     ]
     return heat_chart(

@@ -9,6 +9,7 @@ from .correspondence import correspondence
 from .readout import readout
 from .report import report
 from .sweep import sweep
+from .triview import triview
 
 HELP = """Does a prior know space? Judged on scenes, without a language model.
 
@@ -22,6 +23,7 @@ position only, ...) and a 95% interval.
   vega3d analyse sweep wan2.1-t2v-1.3b --scenes scans/ --timesteps 0..1000..100
   vega3d analyse readout wan2.1-t2v-1.3b --scenes scans/ --contexts views
   vega3d analyse compare analysis_out/*.json --downstream scores.csv
+  vega3d analyse triview agent.mp4 wrist.mp4 --prior wan2.1-t2v-1.3b
   vega3d analyse report analysis_out
 """
 
@@ -31,4 +33,5 @@ analyse.command("correspondence")(correspondence)
 analyse.command("sweep")(sweep)
 analyse.command("readout")(readout)
 analyse.command("compare")(compare)
+analyse.command("triview")(triview)
 analyse.command("report")(report)

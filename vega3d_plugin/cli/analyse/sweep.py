@@ -42,6 +42,9 @@ def sweep(
     change: Change = None,
     seed: Seed = 0,
     device: Device = None,
+    readout: Annotated[
+        bool, typer.Option("--readout", help="Also train a linear depth head at every cell; needs four scenes.")
+    ] = False,
     most_gb: Annotated[
         float, typer.Option("--max-gb", min=0.01, help="Of features held at once; more taps cost further forwards.")
     ] = 2.0,
@@ -52,7 +55,8 @@ def sweep(
 
     All taps of one timestep come from one forward. The table says which cells
     are within noise of the best one, and how the best stands beside its
-    controls. A sweep that was stopped goes on where it was.
+    controls. A sweep that was stopped is resumed; with --readout, features
+    are made anew.
 
     \b
       vega3d analyse sweep tiny-wan --scenes room:0..7 --timesteps 0..1000..250
@@ -60,7 +64,9 @@ def sweep(
                            --timesteps 100,300,500 --taps 10..28..2
     """
     from ...analysis import sweep as run
+    from ...analysis.readouts.in_sweep import DepthReadout
     from ...analysis.report.scene_sheets import write_scene_sheets
+    from ...analysis.scoring import checked_device
 
     steps = None if timesteps is None else numbers(timesteps, "--timesteps")
     blocks = None if taps is None else numbers(taps, "--taps")
@@ -79,6 +85,7 @@ def sweep(
             seed=seed,
             device=device,
             records=folder / "records",
+            readout=DepthReadout(seed=seed, device=checked_device(device)) if readout else None,
             most_bytes=round(most_gb * 1e9),
             check=False,
             progress=told,
