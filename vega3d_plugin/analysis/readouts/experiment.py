@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -187,7 +187,7 @@ def training_settings(size: str = "small", steps: int | None = None, seed: int =
     """
     if size not in SIZES:
         raise UnknownNameError("size of a read-out", size, SIZES)
-    settings = TrainingSettings(size=cast(Size, size), seed=seed)
+    settings = TrainingSettings(size=size, seed=seed)
     if size == "full":
         settings = replace(settings, lr=FULL_LR, depth_lr=FULL_DEPTH_LR)
     return settings if steps is None else replace(settings, steps=steps, depth_steps=steps)

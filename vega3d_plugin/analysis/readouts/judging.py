@@ -43,7 +43,8 @@ def judge_head(
     The same clips are drawn for every prior and every control.
     """
     rng = np.random.default_rng([settings.seed, int(scene.truth.fingerprint[:12], 16)])
-    points, depths, rotations, translations = [], [], [], []
+    points, depths = list[float](), list[float]()
+    rotations, translations = list[Tensor](), list[Tensor]()
     for _ in range(clips):
         truth = clip_truth(scene.truth, sample_views(scene.truth.usable, rng, settings.start))
         batch = stack_clips([scene], [truth], device)
@@ -77,7 +78,8 @@ def predicted_depth(head: DepthHead, scene: FeatureScene, device: torch.device) 
 @torch.no_grad()
 def read_depth(head: DepthHead, scene: FeatureScene, views: Sequence[int], device: torch.device) -> Tensor:
     """What the linear head sees in some views, ``[V, H, W]`` metres."""
-    return head([scene.features[list(views)].to(device)])[:, 0].float().cpu()
+    depth: Tensor = head([scene.features[list(views)].to(device)])[:, 0]
+    return depth.float().cpu()
 
 
 def judge_depth(predicted: Tensor, true: Tensor) -> dict[str, float]:

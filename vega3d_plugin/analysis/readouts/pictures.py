@@ -55,7 +55,7 @@ def decode_depth(text: str, size: tuple[int, int], where: str) -> NDArray[np.flo
             f"{where}: expected a depth map of {size[1]}x{size[0]} with 16 bits, found {image.width}x{image.height}, "
             f"mode {image.mode}."
         )
-    return np.asarray(image).astype(np.float32) / 1000
+    return np.asarray(image).astype(np.float32) / np.float32(1000)
 
 
 def decode_frame(text: str, where: str) -> Image.Image:

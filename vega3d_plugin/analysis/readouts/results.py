@@ -134,7 +134,7 @@ class ReadoutResult(Result):
     """
 
     kind: Literal["readout"] = "readout"
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     options: dict[str, Any]
     figures: Annotated[dict[str, str], Field(min_length=1)]
     higher: tuple[str, ...]

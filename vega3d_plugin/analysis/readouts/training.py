@@ -96,9 +96,9 @@ class Standard:
     def of(cls, maps: Sequence[Tensor]) -> Standard:
         """Over all tokens of maps ``[V, C, h, w]``."""
         count = sum(each.numel() // each.shape[1] for each in maps)
-        mean = sum(each.double().sum(dim=(0, 2, 3)) for each in maps) / count
-        squares = sum((each.double() - mean[:, None, None]).square().sum(dim=(0, 2, 3)) for each in maps)
-        std = (squares / count).sqrt()
+        mean = torch.stack([each.double().sum(dim=(0, 2, 3)) for each in maps]).sum(dim=0) / count
+        squares = [(each.double() - mean[:, None, None]).square().sum(dim=(0, 2, 3)) for each in maps]
+        std = (torch.stack(squares).sum(dim=0) / count).sqrt()
         # A channel that never changes says nothing, and must not be blown up either.
         still = std <= 1e-6 * mean.abs().clamp_min(1e-30)
         return cls(mean.float(), torch.where(still, 1.0, std).float())

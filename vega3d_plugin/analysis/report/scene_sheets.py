@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -40,6 +41,10 @@ def write_scene_sheets(folder: str | Path, scenes: Sequence[Scene], views: int =
         if not path.is_file():
             sheet = draw_contact_sheet(scene, choose_views(scene, "uniform", min(views, len(scene)), gains=False))
             sheet.thumbnail((_WIDEST, _WIDEST), Image.Resampling.LANCZOS)
-            write_atomically(path, lambda temporary, s=sheet: s.save(temporary, format="JPEG", quality=_QUALITY))
+            write_atomically(path, partial(_save, sheet))
         written.append(path)
     return written
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
+    sheet.save(path, format="JPEG", quality=_QUALITY)
