@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,20 +18,10 @@ from vega3d_plugin.errors import AnalysisError
 TOYS = [toy for toy in all_toys() if not toy.prior.endswith(("14b", "a14b", "5b")) or toy.prior == "wan2.2-ti2v-5b"]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Toy], Path]:
-    @cache
-    def written(write: Callable[[Path], None]) -> Path:
-        folder = tmp_path_factory.mktemp("toy")
-        write(folder)
-        return folder
-
-    return lambda toy: written(toy.write)
-
-
 @pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.id or toy.prior)
-def test_the_twin_of_every_prior(toy: Toy, folders: Callable[[Toy], Path]) -> None:
-    prior, clip = toy.load(folders(toy)), frames(3)
+def test_the_twin_of_every_prior(toy: Toy, tmp_path: Path) -> None:
+    toy.write(tmp_path)
+    prior, clip = toy.load(tmp_path), frames(3)
     before = prior(clip)
     twin = untrained_twin(prior)
     features = twin(clip)
@@ -43,7 +31,7 @@ def test_the_twin_of_every_prior(toy: Toy, folders: Callable[[Toy], Path]) -> No
     assert twin.fingerprint != prior.fingerprint
     # The prior goes on as it was, and what it kept of its weights is not in the twin: a plain prior's twin is the same.
     assert torch.equal(prior(clip), before)
-    plain = untrained_twin(toy.load(folders(toy), fast=False))
+    plain = untrained_twin(toy.load(tmp_path, fast=False))
     assert plain.fingerprint == twin.fingerprint
     assert float((plain(clip) - features).abs().max() / features.abs().max()) < 1e-4
     # The seed matters, and the clip.

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from ...config import PriorSettings
     from ...scenes.scene import Scene
 
+Priors = Annotated[
+    list[str], typer.Argument(metavar="PRIOR...", help="Names, see `vega3d ls priors`; NAME?key=value sets one.")
+]
+Contexts = Annotated[
+    list[str] | None,
+    typer.Option("--contexts", metavar="CONTEXT", help="frame, views, video; repeatable. Default: all it has."),
+]
+Store = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for features, to be used again.")]
 Scenes = Annotated[
     list[str],
     typer.Option(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,11 +10,14 @@ from ..output import print_json, yellow_warnings
 from .asked import (
     OUT,
     Change,
+    Contexts,
     Device,
     Out,
+    Priors,
     Rule,
     Scenes,
     Seed,
+    Store,
     Views,
     asked_priors,
     check_folder,
@@ -27,20 +29,15 @@ from .asked import (
 
 
 def correspondence(
-    priors: Annotated[
-        list[str], typer.Argument(metavar="PRIOR...", help="Names, see `vega3d ls priors`; NAME?key=value sets one.")
-    ],
+    priors: Priors,
     scenes: Scenes,
-    contexts: Annotated[
-        list[str] | None,
-        typer.Option("--contexts", metavar="CONTEXT", help="frame, views, video; repeatable. Default: all it has."),
-    ] = None,
+    contexts: Contexts = None,
     protocol: Rule = "visible",
     views: Views = 8,
     change: Change = None,
     seed: Seed = 0,
     device: Device = None,
-    store: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for features, to be used again.")] = None,
+    store: Store = None,
     folder: Out = OUT,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import Enum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,9 +11,12 @@ from ..output import print_json, yellow_warnings
 from .asked import (
     OUT,
     Change,
+    Contexts,
     Device,
     Out,
+    Priors,
     Scenes,
+    Store,
     asked_priors,
     check_folder,
     opened_scenes,
@@ -32,14 +34,9 @@ class HeadSize(str, Enum):
 
 
 def readout(
-    priors: Annotated[
-        list[str], typer.Argument(metavar="PRIOR...", help="Names, see `vega3d ls priors`; NAME?key=value sets one.")
-    ],
+    priors: Priors,
     scenes: Scenes,
-    contexts: Annotated[
-        list[str] | None,
-        typer.Option("--contexts", metavar="CONTEXT", help="frame, views, video; repeatable. Default: all it has."),
-    ] = None,
+    contexts: Contexts = None,
     size: Annotated[
         HeadSize, typer.Option(help="small: minutes on a CPU. full: the published head, 384 M parameters.")
     ] = HeadSize.small,
@@ -55,7 +52,7 @@ def readout(
     change: Change = None,
     seed: Annotated[int, typer.Option(help="Of the split, the heads, the clips, the twin and the noise.")] = 0,
     device: Device = None,
-    store: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for features, to be used again.")] = None,
+    store: Store = None,
     folder: Out = OUT,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
