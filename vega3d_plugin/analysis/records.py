@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -217,17 +217,40 @@ class CorrespondenceScores(Result):
         Raises:
             AnalysisError: it is not among them.
         """
-        found = [each for each in self.priors if each.prior == prior and context in (None, each.context)]
-        if not found:
-            names = ", ".join(each.label for each in self.priors)
-            raise AnalysisError(f"This result has no {prior!r}{f' ({context})' if context else ''}. It has: {names}.")
-        return found[0]
+        return prior_of(self.priors, prior, context)
 
     def rows(self) -> Iterator[tuple[PriorScores, str, dict[str, Interval]]]:
         """Every prior and control, with every figure."""
         for scores in self.priors:
             for control in scores.controls:
                 yield scores, control, {name: scores.figure(name, control) for name in self.figures}
+
+
+class _Labelled(Protocol):
+    @property
+    def prior(self) -> str: ...
+
+    @property
+    def context(self) -> str: ...
+
+    @property
+    def label(self) -> str: ...
+
+
+L = TypeVar("L", bound=_Labelled)
+
+
+def prior_of(priors: Sequence[L], prior: str, context: str | None) -> L:
+    """The first of a result's priors with this name and, where it is given, in this context.
+
+    Raises:
+        AnalysisError: it is not among them.
+    """
+    found = [each for each in priors if each.prior == prior and context in (None, each.context)]
+    if not found:
+        names = ", ".join(each.label for each in priors)
+        raise AnalysisError(f"This result has no {prior!r}{f' ({context})' if context else ''}. It has: {names}.")
+    return found[0]
 
 
 def bins(edges: Sequence[float] = ANGLES) -> list[tuple[float, float]]:

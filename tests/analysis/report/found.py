@@ -97,14 +97,14 @@ def swept(names: Sequence[str] = NAMES, prior: str = "some-prior") -> SweepResul
         return tuple({name: (0.3 + 0.01 * k + 0.1 * _number(s.scene, k),) * 2 for name in of.figures} for s in scenes)
 
     cells = [
-        Cell(timestep=t, tap=tap, values=values(7 * i + j), readout={"points": 0.4 - 0.01 * i})
+        Cell(timestep=t, tap=tap, values=values(7 * i + j), readout={"depth d1": 0.4 + 0.01 * i})
         for i, t in enumerate((0, 300))
         for j, tap in enumerate((0, 1, 2))
     ]
     return SweepResult(
         prior=prior, context="frame", settings={"name": prior}, protocol=of.protocol, options=of.options,
         figures=of.figures, headline=of.headline, library="0.1.0", timesteps=(0, 300), taps=(0, 1, 2),
-        cells=tuple(cells), scenes=scenes,
+        cells=tuple(cells), scenes=scenes, readouts={"depth d1": "share of pixels that a head has right"},
     )  # fmt: skip
 
 

@@ -51,6 +51,7 @@ def test_every_result_has_its_section(text: str) -> None:
         "position only",
         "★",
         "tap \\ timestep",
+        "share of pixels that a head has right.",
         "auc@30",
         "what the prior sees",
         "true depth",

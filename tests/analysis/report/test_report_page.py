@@ -179,3 +179,12 @@ def test_lines_leave_out_what_cannot_be_drawn() -> None:
     assert chart.y_ticks[0][0] == 100
     assert Lines("c", [Line("a", [(1, math.nan)])]).is_empty
     pages.check_page(render(Page("t", [Section("s", [Lines("c", [Line("a", [(5, 2)])])])])))
+
+
+def test_template_and_style_are_part_of_the_package() -> None:
+    """Files that are no modules are left out of a wheel unless they are named."""
+    root = Path(__file__).parents[3]
+    named = (root / "pyproject.toml").read_text(encoding="utf-8")
+    for file in (root / "vega3d_plugin" / "analysis").rglob("*"):
+        if file.is_file() and file.suffix not in (".py", ".pyc"):
+            assert f'"{file.relative_to(root / "vega3d_plugin").as_posix()}"' in named, file

@@ -7,7 +7,6 @@ Parameters have the released names.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,10 +39,9 @@ class PointDepthHead(nn.Module):
         for i, stage in enumerate(stages, start=1):
             self.scratch.add_module(f"layer{i}_rn", nn.Conv2d(stage, features, 3, padding=1, bias=False))
             self.scratch.add_module(f"refinenet{i}", _Fusion(features, coarsest=i == len(stages)))
-        self.scratch.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
-        self.scratch.output_conv2 = nn.Sequential(
-            nn.Conv2d(features // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, outputs, 1)
-        )
+        self.scratch.add_module("output_conv1", nn.Conv2d(features, features // 2, 3, padding=1))
+        last = nn.Sequential(nn.Conv2d(features // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, outputs, 1))
+        self.scratch.add_module("output_conv2", last)
 
     def forward(self, layers: Sequence[Tensor], grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
         """Four layers of tokens ``[B, S, h * w, D]`` to a map ``[B, S, H, W, outputs]`` of ``size``.
@@ -65,10 +63,11 @@ class PointDepthHead(nn.Module):
             target = (maps[i - 1].shape[-2], maps[i - 1].shape[-1]) if i else None
             out = self.scratch.get_submodule(f"refinenet{i + 1}")(maps[i], out, target)
         assert out is not None
-        scratch: Any = self.scratch
-        out = F.interpolate(scratch.output_conv1(out), size, mode="bilinear", align_corners=True)
-        last: Tensor = scratch.output_conv2(_placed(out, aspect))
-        return last.permute(0, 2, 3, 1).unflatten(0, (batch, views))
+        out = self.scratch.get_submodule("output_conv1")(out)
+        out = F.interpolate(out, size, mode="bilinear", align_corners=True)
+        out = self.scratch.get_submodule("output_conv2")(_placed(out, aspect))
+        found: Tensor = out.permute(0, 2, 3, 1).unflatten(0, (batch, views))
+        return found
 
 
 class _Fusion(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -44,10 +43,8 @@ def judge_head(
     The same clips are drawn for every prior and every control.
     """
     rng = np.random.default_rng([settings.seed, int(scene.truth.fingerprint[:12], 16)])
-    points: list[Any] = []
-    depths: list[Any] = []
-    rotations: list[Any] = []
-    translations: list[Any] = []
+    points, depths = list[float](), list[float]()
+    rotations, translations = list[Tensor](), list[Tensor]()
     for _ in range(clips):
         truth = clip_truth(scene.truth, sample_views(scene.truth.usable, rng, settings.start))
         batch = stack_clips([scene], [truth], device)

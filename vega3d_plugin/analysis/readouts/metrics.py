@@ -48,9 +48,9 @@ def depth_metrics(predicted: Tensor, true: Tensor, *, scale_invariant: bool = Fa
         empty = torch.nonzero(count == 0).flatten().tolist()
         raise AnalysisError(f"Images {empty} of {len(count)} have no depth, so they have no depth metrics.")
     ratio = torch.maximum(true / predicted.clamp_min(1e-9), predicted / true.clamp_min(1e-9))
-    shares = [((ratio < 1.25**k) & valid).sum(dim=(1, 2, 3)) / count for k in (1, 2, 3)]
+    d1, d2, d3 = (((ratio < 1.25**k) & valid).sum(dim=(1, 2, 3)) / count for k in (1, 2, 3))
     squares = torch.where(valid, (true - predicted).square(), 0).sum(dim=(1, 2, 3))
-    return DepthMetrics(shares[0], shares[1], shares[2], (squares / count).sqrt())
+    return DepthMetrics(d1, d2, d3, (squares / count).sqrt())
 
 
 def fit_scale_and_shift(predicted: Tensor, true: Tensor) -> Tensor:

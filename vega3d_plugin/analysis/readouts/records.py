@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ...contracts.errors import AnalysisError
 from ..intervals import Interval, difference_interval, mean_interval
-from ..records import ITSELF, Record, Result
+from ..records import ITSELF, Record, Result, prior_of
 
 if TYPE_CHECKING:
     pass
@@ -153,11 +152,7 @@ class ReadoutScores(Result):
         Raises:
             AnalysisError: it is not among them.
         """
-        found = [each for each in self.priors if each.prior == prior and context in (None, each.context)]
-        if not found:
-            names = ", ".join(each.label for each in self.priors)
-            raise AnalysisError(f"This result has no {prior!r}{f' ({context})' if context else ''}. It has: {names}.")
-        return found[0]
+        return prior_of(self.priors, prior, context)
 
     def rows(self) -> Iterator[tuple[PriorReadout, str, dict[str, Interval]]]:
         """Every prior and control, with every figure."""

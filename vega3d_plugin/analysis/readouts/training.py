@@ -97,10 +97,8 @@ class Standard:
         """Over all tokens of maps ``[V, C, h, w]``."""
         count = sum(each.numel() // each.shape[1] for each in maps)
         mean = torch.stack([each.double().sum(dim=(0, 2, 3)) for each in maps]).sum(dim=0) / count
-        squares = torch.stack([(each.double() - mean[:, None, None]).square().sum(dim=(0, 2, 3)) for each in maps]).sum(
-            dim=0
-        )
-        std = (squares / count).sqrt()
+        squares = [(each.double() - mean[:, None, None]).square().sum(dim=(0, 2, 3)) for each in maps]
+        std = (torch.stack(squares).sum(dim=0) / count).sqrt()
         # A channel that never changes says nothing, and must not be blown up either.
         still = std <= 1e-6 * mean.abs().clamp_min(1e-30)
         return cls(mean.float(), torch.where(still, 1.0, std).float())

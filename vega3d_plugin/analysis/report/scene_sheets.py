@@ -41,6 +41,10 @@ def write_scene_sheets(folder: str | Path, scenes: Sequence[Scene], views: int =
         if not path.is_file():
             sheet = draw_contact_sheet(scene, choose_views(scene, "uniform", min(views, len(scene)), gains=False))
             sheet.thumbnail((_WIDEST, _WIDEST), Image.Resampling.LANCZOS)
-            write_atomically(path, partial(sheet.save, format="JPEG", quality=_QUALITY))
+            write_atomically(path, partial(_save, sheet))
         written.append(path)
     return written
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
+    sheet.save(path, format="JPEG", quality=_QUALITY)

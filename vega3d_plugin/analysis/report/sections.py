@@ -106,7 +106,7 @@ def sweep_section(results: FoundResults) -> Section:
         blocks.append(findings(result.findings()))
         grids = []
         for name in [*result.figures, *result.readouts]:
-            about = result.figures.get(name, "a small head trained on these maps, judged on held-out scenes")
+            about = {**result.figures, **result.readouts}[name]
             best, close = None, []
             if name in result.figures:
                 best = _cell(result, result.best(name))
