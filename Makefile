@@ -1,6 +1,7 @@
 # make demo   the whole job once, offline, on two CPU cores
 # make test   lint, types and all tests, in both environments
 # make bench  the benchmarks
+# make faults   kills, races, threads, damaged files: one table of trials and failures, about five minutes
 # make analyse  does a prior know space: table, sweep, read-outs and report on rendered rooms, offline
 PYTHON ?= python3
 MODERN := .venv
@@ -12,7 +13,7 @@ export OMP_NUM_THREADS := 1
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types test-modern test-classic bench analyse clean
+.PHONY: demo test lint types test-modern test-classic bench faults analyse clean
 demo: $(MODERN)/.done
 	$(MODERN)/bin/vega3d demo
 
@@ -34,6 +35,9 @@ test-classic: $(CLASSIC)/.done
 bench: $(MODERN)/.done
 	env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/patch_overhead.py
 	env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/prior_throughput.py
+
+faults: $(MODERN)/.done
+	$(MODERN)/bin/python benchmarks/faults
 
 analyse: $(MODERN)/.done
 	env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/analyse.py
