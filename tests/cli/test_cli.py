@@ -18,6 +18,8 @@ from typer.testing import CliRunner, Result
 
 import vega3d
 from vega3d_plugin.branch.learned_scalars import learned_scalars
+from vega3d_plugin.checkpoints.branch_files import write_branch
+from vega3d_plugin.checkpoints.reading import read_saved
 from vega3d_plugin.cli import main, output
 from vega3d_plugin.cli.app import HELP, app
 from vega3d_plugin.contracts.errors import SavedBranchError
@@ -312,10 +314,9 @@ def test_info_as_json(saved: Path) -> None:
 
 
 def test_info_of_a_branch_whose_fuser_is_not_installed(saved: Path, tmp_path: Path) -> None:
-    for file in (saved / "branch").iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    config = tmp_path / "vega3d_config.json"
-    config.write_text(config.read_text().replace('"token_gated_residual"', '"somebody_elses"'))
+    branch = read_saved(saved / "branch")
+    record = json.loads(json.dumps(branch.record).replace('"token_gated_residual"', '"somebody_elses"'))
+    write_branch(tmp_path, record, branch.tensors)
     found = run_json("info", str(tmp_path))
     assert found["scalars"] == {"residual_scale": {"value": pytest.approx(0.137), "start": None}}
     assert "residual_scale  0.137\n" in run("info", str(tmp_path)).stdout.replace("  \n", "\n")

@@ -46,6 +46,9 @@ there is, checks that it works on your host, and looks into what was trained.
   vega3d score scanqa answers.jsonl      answers to a benchmark's figures
   vega3d data scanqa train.json --out rows.jsonl
                                          a benchmark's annotations as rows
+  vega3d scene clip room:0               a scene's views, from above and by eye
+  vega3d analyse correspondence tiny-wan --scenes room:0..3
+                                         does a prior know space?
   vega3d train qwen_vl/smoke             train as a recipe says, here offline
   vega3d run --recipe R -- train.py ARGS  a host's own script, with the branch
   vega3d prior info wan2.1-t2v-1.3b      what a prior is, before loading it
