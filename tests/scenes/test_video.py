@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import wave
+from pathlib import Path
 
 import av
 import numpy as np
@@ -12,7 +14,8 @@ from vega3d_plugin.contracts.clips import uniform_indices
 from vega3d_plugin.contracts.errors import FramesError, VideoError
 from vega3d_plugin.scenes import video
 from vega3d_plugin.scenes.rendered import render_room
-from vega3d_plugin.scenes.video import read_video, write_video
+from vega3d_plugin.scenes.upright import ShownFrame
+from vega3d_plugin.scenes.video import read_video, sample_video, write_video
 
 
 def numbered(count: int, size: tuple[int, int] = (32, 48)) -> np.ndarray:
@@ -59,8 +62,8 @@ def test_uniform_sampling(sixteen, count):
 
 def test_only_the_chosen_frames_are_converted(sixteen, monkeypatch):
     converted = []
-    real = video._pixels
-    monkeypatch.setattr(video, "_pixels", lambda frame: converted.append(1) or real(frame))
+    real = ShownFrame.pixels
+    monkeypatch.setattr(ShownFrame, "pixels", lambda frame: converted.append(1) or real(frame))
     read_video(sixteen, 3)
     assert len(converted) == 3
 
@@ -179,3 +182,42 @@ def test_wrong_rate_and_places(tmp_path, sixteen):
         write_video(tmp_path / "a.gif", numbered(2))
     with pytest.raises(VideoError, match="cannot be written"):
         write_video(sixteen / "a.mp4", numbered(2))
+
+
+# Videos that lie on their side
+
+TURNS = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
+
+
+def on_its_side(path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """Write a display matrix into an mp4's track header, as a phone does."""
+    data = bytearray(path.read_bytes())
+    # 44 bytes after the type: version and flags, times, id, duration, layer, group, volume, reserved.
+    place = data.index(b"tkhd") + 44
+    a, b, c, d = (value << 16 for value in matrix)
+    data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("degrees", sorted(TURNS))
+def test_a_video_from_a_phone_is_upright(tmp_path: Path, degrees: int) -> None:
+    """Turned clockwise by the matrix's angle, as ffmpeg, decord and players show it."""
+    frame = np.zeros((48, 80, 3), dtype=np.uint8)
+    frame[:24, :40] = 255  # white in the upper left corner, as it is stored
+    path = tmp_path / "phone.mp4"
+    write_video(path, np.stack([frame] * 3))
+    on_its_side(path, TURNS[degrees])
+    (shown, *_) = read_video(path)
+    expected = np.rot90(frame, k=-degrees // 90)
+    assert shown.shape == expected.shape
+    assert np.abs(shown.astype(int) - expected).mean() < 12
+    again, _ = sample_video(path, 2)
+    assert np.array_equal(again[0], shown)
+
+
+def test_a_video_at_an_odd_angle_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tilted.mp4"
+    write_video(path, np.zeros((3, 32, 32, 3), dtype=np.uint8))
+    on_its_side(path, (1, 1, -1, 1))
+    with pytest.raises(VideoError, match=r"tilted\.mp4 is shown turned by another angle than a quarter"):
+        read_video(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from vega3d_plugin.contracts.clips import uniform_indices
 from vega3d_plugin.contracts.errors import FramesError, VideoError, near_misses
+from vega3d_plugin.scenes.upright import ShownFrame, display_matrix
 from vega3d_plugin.storage.writing import write_atomically
 
 # Videos longer than this get a progress bar.
@@ -67,7 +67,7 @@ def _encode(path: Path, frames: NDArray[np.uint8], fps: int) -> None:
 
 
 def read_video(path: str | Path, count: int | None = None) -> NDArray[np.uint8]:
-    """Read a video as uint8 [T, H, W, 3] RGB, at the size of its first frame; rotation tags are ignored.
+    """Read a video as uint8 [T, H, W, 3] RGB, at the size of its first frame, upright as players show it.
 
     Args:
         path: any video that FFmpeg can decode.
@@ -96,20 +96,28 @@ def sample_video(
     if count is not None and count < 1:
         raise FramesError(f"{count} frames of {path} were asked for: ask for at least 1, or for None to get all.")
     if count is None:
-        kept = dict(enumerate(map(_pixels, _decode(path, f"Reading {path.name}"))))
+        kept = dict(enumerate(shown.pixels() for shown in decoded(path, f"Reading {path.name}")))
         indices = list(kept)
     else:
-        total = sum(1 for _ in _decode(path, f"Counting frames of {path.name}"))
+        total = sum(1 for _ in decoded(path, f"Counting frames of {path.name}"))
         indices = spread(total, count) if total else []
         wanted = set(indices)
-        kept = {i: _pixels(f) for i, f in enumerate(_decode(path, f"Reading {path.name}")) if i in wanted}
+        kept = {i: f.pixels() for i, f in enumerate(decoded(path, f"Reading {path.name}")) if i in wanted}
     if not kept:
         raise VideoError(f"{path} holds no frames: its video stream is empty. Record or export it again.")
     return np.stack([kept[i] for i in indices]), indices
 
 
-def _decode(path: Path, doing: str) -> Iterator[Any]:
-    """Yield the frames of a video one by one, all of the first one's size."""
+def decoded(path: Path, doing: str) -> Iterator[ShownFrame]:
+    """Yield the frames of a video one by one, all of the first one's size.
+
+    Args:
+        path: of the video.
+        doing: what the progress bar of a long video says.
+
+    Raises:
+        VideoError: it is no video, or breaks off.
+    """
     _check_file(path)
     done = 0
     try:
@@ -123,14 +131,17 @@ def _decode(path: Path, doing: str) -> Iterator[Any]:
                 raise VideoError(f"{path} has no video stream (streams found: {kinds}). Give a file with pictures.")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            bar = size = None
+            bar = size = matrix = None
             cut = False
             for packet in container.demux(stream):
                 # FFmpeg decodes a file that was cut short without complaint; only its last packet is marked.
                 cut = packet.is_corrupt if packet.size else cut
                 for frame in packet.decode():
-                    size = size or (frame.width, frame.height)
-                    yield frame if (frame.width, frame.height) == size else frame.reformat(*size)
+                    if size is None:
+                        size, matrix = (frame.width, frame.height), display_matrix(frame)
+                    if (frame.width, frame.height) != size:
+                        frame = frame.reformat(*size)
+                    yield ShownFrame(frame, matrix, path)
                     done += 1
                     if bar is not None:
                         bar.update()
@@ -158,8 +169,3 @@ def _check_file(path: Path) -> None:
     siblings = sorted(entry.name for entry in path.parent.iterdir() if entry.is_file())
     hint = near_misses(path.name, siblings) or " Check the path."
     raise VideoError(f"{path} does not exist.{hint}")
-
-
-def _pixels(frame: Any) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-    return pixels

@@ -29,11 +29,11 @@ def read(path: Path) -> Scene:
     Raises:
         VideoError: it cannot be read.
     """
-    from ..video import _decode
+    from ..video import decoded
 
     total, size = 0, (0, 0)
-    for frame in _decode(path, f"Counting frames of {path.name}"):
-        size = (frame.height, frame.width) if not total else size
+    for frame in decoded(path, f"Counting frames of {path.name}"):
+        size = frame.size if not total else size
         total += 1
     if not total:
         raise SceneError(f"{path} holds no frames: its video stream is empty. Record or export it again.")
@@ -76,17 +76,17 @@ class VideoFrames:
             SceneError: the video has become shorter.
             VideoError: it cannot be read any more.
         """
-        from ..video import _decode
+        from ..video import decoded
 
         with self.lock:
             if self.last is not None and index == self.next - 1:
                 return self.last.clone()
             if self.coming is None or index < self.next:
-                self.coming, self.next, self.last = _decode(self.path, f"Reading {self.path.name}"), 0, None
+                self.coming, self.next, self.last = decoded(self.path, f"Reading {self.path.name}"), 0, None
             for frame in self.coming:
                 self.next += 1
                 if self.next > index:
-                    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))
+                    pixels = torch.from_numpy(frame.pixels())
                     self.last = pixels.permute(2, 0, 1).float() / 255
                     return self.last.clone()
             self._forget()
