@@ -367,8 +367,8 @@ def test_doctor_fails_when_a_plugin_is_broken(broken_plugin: str) -> None:
 
 @pytest.mark.parametrize("found", [None, "4.40.1"])
 def test_doctor_fails_when_a_package_is_missing_or_too_old(monkeypatch: pytest.MonkeyPatch, found: str | None) -> None:
-    real = environment._version
-    monkeypatch.setattr(environment, "_version", lambda name: found if name == "transformers" else real(name))
+    real = environment.package_version
+    monkeypatch.setattr(environment, "package_version", lambda name: found if name == "transformers" else real(name))
     result = run("doctor")
     assert result.exit_code == 1
     shown = " ".join(result.stdout.split())

@@ -65,7 +65,7 @@ def test_a_picture_on_its_side_is_not_turned_by_the_reader_of_rows(room: Scene, 
 
 
 def test_training_takes_them_as_the_frames_of_one_video(room: Scene, tmp_path: Path) -> None:
-    """As the two lines that training needs do it: the scene is a video whose frames are listed."""
+    """The scene is a video whose frames are listed."""
     layouts.write_posed_images(room, tmp_path / "scene")
     settings = DataSettings(files=["rows.json"], frames=4)
     row = {
@@ -73,8 +73,7 @@ def test_training_takes_them_as_the_frames_of_one_video(room: Scene, tmp_path: P
         "conversations": [{"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": "Here."}],
     }
     for address in ("scene", "room:6?views=7&size=48x64"):
-        frames = scene_frames(address, tmp_path, settings.frames)
-        read = read_conversation({**row, "video": [frames]}, settings, tmp_path)
+        read = read_conversation({**row, "scene": address}, settings, tmp_path)
         (medium,) = read.media
         assert medium.kind == "video"
         video = load_video(Medium("video", medium.source), settings)

@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
 from ..contracts.printable import one_line
-from ..contracts.yaml_text import dump_yaml
 
 TEMPLATE = """---
 library_name: vega3d-plugin
@@ -47,19 +48,25 @@ def model_card(record: Mapping[str, Any], parameters: int) -> str:
 
     Whatever the record holds stands as code: it makes no heading, link, table or HTML.
     """
-    settings = dump_yaml(record["settings"])
+    # In the form of earlier versions, so that their cards are known as theirs.
+    settings = yaml.safe_dump(record["settings"], sort_keys=False)
     return TEMPLATE.format(
         host=_code(record["host"]["name"]),
-        hidden_size=_code(record["host"]["hidden_size"]),
+        hidden_size=_word(record["host"]["hidden_size"]),
         prior=_code(record["prior"]["name"]),
         source=_code(record["prior"]["source"]),
         fingerprint=_code(record["prior"]["fingerprint"]),
         fusion=_code(record["settings"]["fusion"]["name"]),
-        version=_code(record["library_version"]),
+        version=_word(record["library_version"]),
         parameters=parameters,
         settings=settings,
         fence="`" * max(3, _longest_run(settings) + 1),
     )
+
+
+def _word(value: Any) -> str:
+    """A number or a version as it is; anything else as code."""
+    return str(value) if re.fullmatch(r"[\w.+-]+", str(value), re.ASCII) else _code(value)
 
 
 def _code(value: Any) -> str:

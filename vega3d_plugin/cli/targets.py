@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from safetensors import SafetensorError
 
 from ..contracts.errors import Vega3dError
 from ..storage.writing import write_atomically
@@ -50,6 +49,9 @@ def write(path: Path, how: Callable[[Path], object]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    # Here, since verbs that write text need no torch.
+    from safetensors import SafetensorError
+
     try:
         write_atomically(path, how)
     except (OSError, SafetensorError) as error:

@@ -354,10 +354,14 @@ def test_a_saved_branch_cannot_have_code_imported(
         theirs.unlink(missing_ok=True)
         fresh = HOST.build()
         for way in ({}, {"prior": "callable"}, {"prior": {"name": "callable"}}, {"allow_prior": "callable"}):
-            with pytest.raises(PriorError, match=r"importing it runs its code.*That a saved branch names it is not"):
+            # What was put into the file by hand is found out before anything of it is used.
+            refusal = r"importing it runs its code.*That a saved branch names it is not|was changed after it was saved"
+            with pytest.raises((PriorError, SavedBranchError), match=refusal):
                 vega3d.load_pretrained(fresh, folder, **way)
         assert not theirs.exists()
         assert not vega3d.is_patched(fresh)
+        if content != text:
+            continue
         own = {"name": "callable", "options": {**target, "feature_dim": 6}}
         for prior in (own, vega3d.load_prior("callable", **target)):
             again = vega3d.load_pretrained(HOST.build(), folder, prior=prior)

@@ -91,8 +91,8 @@ def test_a_scene_of_files_starts_at_the_media_root(tmp_path: Path) -> None:
     ("scene", "words"),
     [
         ("kitchn", "scene: .*kitchn"),
-        (7, "scene: `scene` must be an address"),
-        ({"path": "room:0", "vews": 2}, "scene: .*unknown keys vews"),
+        (7, "scene: scene must be a mapping of settings"),
+        ({"path": "room:0", "vews": 2}, "vews: unknown key"),
         ({"path": "room:0", "views": 6}, "scene: 6 views, more than data.frames, which is 4"),
     ],
 )
