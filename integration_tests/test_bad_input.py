@@ -11,9 +11,11 @@ import hosts
 import pytest
 import torch
 from hosts import Host, freeze_host, logits, patch, train
+from safetensors.torch import save_file
 from torch import nn
 
 import vega3d
+from vega3d_plugin.checkpoints.reading import read_saved
 from vega3d_plugin.contracts import errors
 
 QWEN = hosts.named("qwen2_5_vl")
@@ -215,10 +217,12 @@ def saved(folder: Path, **settings: Any) -> Path:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    path = folder / "vega3d_config.json"
-    record = json.loads(path.read_text())
+    """Change the settings of a branch as earlier versions wrote it: nothing in it proves that its files fit."""
+    branch = read_saved(folder)
+    record = json.loads(json.dumps(branch.record))
     change(record)
-    path.write_text(json.dumps(record))
+    (folder / "vega3d_config.json").write_text(json.dumps(record))
+    save_file(branch.tensors, folder / "vega3d.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +234,10 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
         (lambda r: r.update(format=99), "format 99"),
         (lambda r: r.pop("prior"), "lacks prior"),
         (lambda r: r["settings"]["fusion"].update(name="concat", init="released"), "missing: fuser.projection"),
-        (lambda r: r["settings"]["projector"].update(hidden_dim=32), r"saved \[64, 384\], branch \[32, 384\]"),
+        (
+            lambda r: r["settings"]["projector"].update(hidden_dim=32),
+            r"saved \[64, 384\], its settings make \[32, 384\]",
+        ),
     ],
 )
 def test_a_saved_branch_that_does_not_fit(tmp_path: Path, change: Callable, match: str) -> None:

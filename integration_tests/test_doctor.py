@@ -191,7 +191,7 @@ def test_a_class_with_code_elsewhere(tmp_path: Path) -> None:
     assert (check.name, check.status) == ("load", "FAIL")
     assert f"transformers {transformers.__version__} has no class 'LlavaQwenForCausalLM'" in check.measured
     assert "Host 'llava_video' was seen to work with transformers 4.50.0, as LLaVA-NeXT" in check.measured
-    assert "vega3d_plugin.evaluation.doctor.examine.examine(model, processor)" in check.measured
+    assert "vega3d_plugin.doctor.examine(model, processor)" in check.measured
 
 
 def test_a_known_class_that_cannot_be_loaded_names_the_versions(

@@ -81,7 +81,7 @@ def half(model: nn.Module, rate: float) -> torch.optim.Optimizer:
 
 
 def test_steps_that_are_rounded_away_are_told(model: nn.Module) -> None:
-    weight = vega3d.get_handle(model).branch.fuser.gate_projection[0].weight
+    weight = dict(vega3d.get_handle(model).branch.named_parameters())["fuser.gate_projection.0.weight"]
     with pytest.warns(
         vega3d.errors.Vega3dWarning, match="bfloat16 without float32 copies, at a learning rate of 1e-05"
     ):

@@ -42,7 +42,7 @@ def _before_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs
     for branch in list(_BRANCHES):
         # FSDP may leave nothing of a parameter in this process.
         own = [p for p in branch.parameters() if p.requires_grad and id(p) in mine and p.numel()]
-        if not (own and branch.training and branch.trainable and branch.enabled):
+        if not (own and branch.training and branch.trainable and "disabled" not in branch.switches()):
             continue
         if all(p.grad is None for p in own):
             # Checked again if the caller mends it and goes on.
