@@ -57,14 +57,15 @@ def train(
 @app.command()
 def measure(
     folder: Folder,
-    worlds: int = 480,
-    block: Annotated[int, typer.Option(help="The middle block that is compared with its controls.")] = 2,
+    worlds: int = 120,
+    block: Annotated[int, typer.Option(help="The middle block that is compared with its controls.")] = 4,
 ) -> None:
     """Recall of moved points, depth read-out and continuations, on worlds that no curve was measured on."""
     from small_world.report import judge
 
     torch.set_num_threads(1)
-    print(judge(read_run(folder), worlds, block))
+    for line in judge(read_run(folder), worlds, block):
+        print(line, flush=True)
 
 
 @app.command()

@@ -74,7 +74,7 @@ def test_the_package_s_weights_are_small() -> None:
 )
 def test_settings_that_it_cannot_serve(folder: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(PriorError, match=message):
-        vega3d.load_prior("small-world", pretrained=folder, **settings)
+        vega3d.load_prior("small-world", pretrained=folder, **{"tap": 1, **settings})
 
 
 def test_frames_see_each_other_by_default(folder: Path) -> None:

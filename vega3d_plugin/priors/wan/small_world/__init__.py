@@ -23,7 +23,7 @@ SPECS = (
         feature_dim=128,
         contexts=("frame", "views"),
         # Clips of four frames were its longest. It learnt to look from frame to frame, so `views` is its default.
-        defaults={"tap": 2, "size": (24, 24), "context": "views", "window": 4, "overlap": 2},
+        defaults={"tap": 4, "size": (24, 24), "context": "views", "window": 4, "overlap": 2},
         options=NoOptions,
         licence="Apache 2.0, as this package",
         taps="0 to 5: blocks of the transformer",
