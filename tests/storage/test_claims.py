@@ -83,9 +83,20 @@ def test_a_dead_holder_keeps_nobody_out(tmp_path: Path, holder: subprocess.Popen
     assert os.listdir(tmp_path) == []
 
 
+#: A worker that is there, with what it inherited closed, before anything goes on.
+FORKED = """
+import os
+ready, told = os.pipe()
+if not os.fork():
+    os.write(told, b"x")
+    time.sleep(60)
+os.read(ready, 1)
+"""
+
+
 def test_workers_that_outlive_their_parent_do_not_keep_its_claim(tmp_path: Path) -> None:
     """A forked data loader has the parent's lock in its hands; it is closed there."""
-    script = HOLDER.replace('print("held"', 'import os\nif not os.fork():\n    time.sleep(60)\nprint("held"')
+    script = HOLDER.replace('print("held"', f'{FORKED}\nprint("held"')
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
