@@ -110,7 +110,7 @@ def test_naming_the_branch_too_is_refused_at_once(host: Host) -> None:
 def deep(host: Host) -> bool:
     """Whether the branch lies one module below the one that PEFT is told to copy, and this PEFT looks so far up."""
     path = vega3d.get_handle(build(host)).seam.path
-    return path.split(".")[-2] == around(host) and hasattr(peft.utils.other, "_get_submodules_with_grandparent")
+    return path.split(".")[-2:-1] == [around(host)] and hasattr(peft.utils.other, "_get_submodules_with_grandparent")
 
 
 LLAVA = hosts.named("llava")

@@ -144,7 +144,15 @@ class Encoder:
         if videos:
             given["videos"] = [self._frames(video) for video in videos]
             given |= self._video_options(videos)
-        out = dict(self.processor(text=[piece.text], return_tensors="pt", **given))
+        try:
+            out = dict(self.processor(text=[piece.text], return_tensors="pt", **given))
+        except (ValueError, TypeError, RuntimeError, ZeroDivisionError, IndexError) as error:
+            if not given:
+                raise
+            # A picture of one pixel, or 200 times as wide as high; processors say so each in its own way.
+            raise RowError(
+                f"the processor refuses its pictures ({_sizes(images, videos)}): {type(error).__name__}: {error}"
+            ) from error
         # transformers 4.50 leaves second_per_grid_ts a list.
         return {key: torch.tensor(value) if isinstance(value, list) else value for key, value in out.items()}
 
@@ -275,3 +283,12 @@ def _metadata(video: Video) -> dict[str, Any]:
         count = len(video.indices)
         return {"total_num_frames": count, "fps": DEFAULT_FPS, "frames_indices": list(range(count))}
     return {"total_num_frames": video.total, "fps": video.fps, "frames_indices": list(video.indices)}
+
+
+def _sizes(images: Sequence[Image.Image], videos: Sequence[Video]) -> str:
+    """Of the pictures and videos of a piece, for messages."""
+    shapes = [f"image {image.width}x{image.height}" for image in images]
+    for video in videos:
+        height, width = video.frames[0].shape[:2]
+        shapes.append(f"video of {len(video.frames)} frames {width}x{height}")
+    return ", ".join(shapes[:6]) + (", ..." if len(shapes) > 6 else "")
