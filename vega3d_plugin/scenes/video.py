@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from vega3d_plugin.contracts.clips import uniform_indices
 from vega3d_plugin.contracts.errors import FramesError, VideoError, near_misses
-from vega3d_plugin.scenes.upright import ShownFrame, display_matrix
+from vega3d_plugin.scenes.upright import ShownFrame, turn_of
 from vega3d_plugin.storage.writing import write_atomically
 
 # Videos longer than this get a progress bar.
@@ -131,17 +131,18 @@ def decoded(path: Path, doing: str) -> Iterator[ShownFrame]:
                 raise VideoError(f"{path} has no video stream (streams found: {kinds}). Give a file with pictures.")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            bar = size = matrix = None
+            bar = size = None
+            turn = 0
             cut = False
             for packet in container.demux(stream):
                 # FFmpeg decodes a file that was cut short without complaint; only its last packet is marked.
                 cut = packet.is_corrupt if packet.size else cut
                 for frame in packet.decode():
                     if size is None:
-                        size, matrix = (frame.width, frame.height), display_matrix(frame)
+                        size, turn = (frame.width, frame.height), turn_of(frame)
                     if (frame.width, frame.height) != size:
                         frame = frame.reformat(*size)
-                    yield ShownFrame(frame, matrix, path)
+                    yield ShownFrame(frame, turn, path)
                     done += 1
                     if bar is not None:
                         bar.update()
