@@ -20,6 +20,7 @@ from .ls import ls
 from .output import err, out
 from .prior import prior
 from .recipes import recipes
+from .report import report
 from .run import CONTEXT as RUN
 from .run import run
 from .scene import scene
@@ -50,6 +51,7 @@ there is, checks that it works on your host, and looks into what was trained.
   vega3d analyse correspondence tiny-wan --scenes room:0..3
                                          does a prior know space?
   vega3d train qwen_vl/smoke             train as a recipe says, here offline
+  vega3d report outputs/mine             a run's losses, shares and answers
   vega3d run --recipe R -- train.py ARGS  a host's own script, with the branch
   vega3d prior info wan2.1-t2v-1.3b      what a prior is, before loading it
   vega3d recipes show qwen_vl/smoke      settings of an experiment
@@ -98,6 +100,7 @@ app.command()(ablate)
 app.command()(score)
 app.command()(data)
 app.command()(train)
+app.command()(report)
 app.command(context_settings=RUN)(run)
 app.add_typer(analyse, name="analyse")
 app.add_typer(prior, name="prior")
