@@ -16,6 +16,7 @@ from .data import data
 from .demo import demo
 from .doctor import doctor
 from .info import info
+from .look import look
 from .ls import ls
 from .output import err, out
 from .prior import prior
@@ -52,6 +53,8 @@ there is, checks that it works on your host, and looks into what was trained.
                                          does a prior know space?
   vega3d train qwen_vl/smoke             train as a recipe says, here offline
   vega3d report outputs/mine             a run's losses, shares and answers
+  vega3d look CHECKPOINT --video mine.mp4 --question "..."
+                                         answers and shares on your own video
   vega3d run --recipe R -- train.py ARGS  a host's own script, with the branch
   vega3d prior info wan2.1-t2v-1.3b      what a prior is, before loading it
   vega3d recipes show qwen_vl/smoke      settings of an experiment
@@ -101,6 +104,7 @@ app.command()(score)
 app.command()(data)
 app.command()(train)
 app.command()(report)
+app.command()(look)
 app.command(context_settings=RUN)(run)
 app.add_typer(analyse, name="analyse")
 app.add_typer(prior, name="prior")

@@ -13,7 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -78,7 +80,7 @@ class Samples:
                     said = self._answer(model, conversation)
                 recorded: Recorded = []
                 if is_patched(model):
-                    with _recording(model, recorded):
+                    with recording(model, recorded):
                         self._answer(model, conversation, tokens=1)
                 frames = self._frames(conversation, recorded)
                 described.append(
@@ -103,7 +105,7 @@ class Samples:
                 recorded: Recorded = []
                 row: dict[str, Any] = {}
                 if is_patched(model):
-                    with _recording(model, recorded):
+                    with recording(model, recorded):
                         row["patched"] = self._answer(model, conversation)
                     with disabled(model):
                         row["off"] = self._answer(model, conversation)
@@ -155,7 +157,7 @@ class Samples:
         """Pictures, each with the clip and the row of tokens that it belongs to; -1 where there is no branch."""
         places = [(c, t) for c, (clip, _) in enumerate(recorded) for t in range(clip.grid.t)]
         if places:
-            return [(_frame(recorded[c][0], t), c, t) for c, t in evenly(places, FRAMES)]
+            return [(frame_of(recorded[c][0], t), c, t) for c, t in evenly(places, FRAMES)]
         images: list[Image.Image] = []
         for medium in conversation.media:
             images += self._images(medium)
@@ -220,7 +222,9 @@ def look_at(samples: Samples, *, fresh: bool, after: Callable[[], object]) -> An
 
 
 @contextmanager
-def _recording(model: nn.Module, found: Recorded) -> Iterator[None]:
+def recording(model: nn.Module, found: Recorded) -> Iterator[None]:
+    """Within it, clips and shares of this thread's calls are appended to ``found``."""
+
     def record(clips: Sequence[Clip], shares: Sequence[Shares]) -> None:
         found.extend(zip(clips, shares, strict=True))
 
@@ -240,11 +244,15 @@ def _still(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _frame(clip: Clip, row: int) -> Image.Image:
+def frame_of(clip: Clip, row: int) -> Image.Image:
     """The first frame that a row of tokens covers."""
-    frame = clip.frames[round(row * clip.frames.shape[0] / clip.grid.t)]
-    pixels = (255 * frame.float().clamp(0, 1)).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(pixels)
+    return Image.fromarray(clip_pixels(clip)[clip.frames.shape[0] * row // clip.grid.t])
+
+
+def clip_pixels(clip: Clip) -> NDArray[np.uint8]:
+    """The frames of a clip as the host saw them: uint8 ``[T, H, W, 3]``."""
+    pixels: NDArray[np.uint8] = (255 * clip.frames.float().clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return pixels
 
 
 def _places(recorded: Recorded) -> list[tuple[int, int]]:

@@ -149,7 +149,7 @@ def answers(run: Run) -> Section | None:
         table = Table(
             ["", "answer"], [(what, _said(said)) for what, said in lines], [0], str(row.get("name", "")), numeric=False
         )
-        blocks += [Prose([str(row.get("question", ""))]), Gallery(frame_pictures(run, row)), table]
+        blocks += [Prose([str(row.get("question", ""))]), Gallery(frame_pictures(run, row), small=True), table]
     whose = "rows that are held out" if run.held_out else "rows that are trained on (there are none held out)"
     when = f"after step {step:,}" if run.looks else "nothing has been trained yet"
     lead = f"{len(run.rows)} {whose}, {when}. At most 32 tokens each, the most likely one each time."
