@@ -288,38 +288,43 @@ class Simulation:
         """Pictures ``[T, H, W, 3]``, depth ``[T, H, W]`` metres and index of the object ``[T, H, W]``."""
         import mujoco
 
-        model, data = self.model, self.data
-        limits = model.vis.global_
+        limits = self.model.vis.global_
         limits.offheight, limits.offwidth = max(limits.offheight, size[0]), max(limits.offwidth, size[1])
+        with _renderer(mujoco, self.model, size) as renderer:
+            pictures = [renderer.render().copy() for _ in self._aimed(renderer, shots)]
+        # Pixels of a picture are means of several points of it; distances and numbers of objects have no mean.
+        samples, self.model.vis.quality.offsamples = self.model.vis.quality.offsamples, 0
+        with _renderer(mujoco, self.model, size) as renderer:
+            renderer.enable_depth_rendering()
+            depth = np.stack([renderer.render().copy() for _ in self._aimed(renderer, shots)])
+            renderer.disable_depth_rendering()
+            renderer.enable_segmentation_rendering()
+            shapes = np.stack([renderer.render().copy() for _ in self._aimed(renderer, shots)])
+        self.model.vis.quality.offsamples = samples
+        far = self.model.vis.map.zfar * self.model.stat.extent
+        measured = np.where(depth < 0.99 * far, depth, 0).astype(np.float32)
+        is_shape = shapes[..., 1] == mujoco.mjtObj.mjOBJ_GEOM
+        return np.stack(pictures), measured, self._owners()[np.where(is_shape, shapes[..., 0], -1)]
+
+    def _aimed(self, renderer: Any, shots: Sequence[Shot]) -> Iterator[None]:
+        """Aim a renderer at each shot in turn."""
+        import mujoco
+
         shown = mujoco.MjvOption()
         # Shapes for collisions and marks are not what policies see.
         shown.geomgroup[0] = 0
         shown.sitegroup[:] = 0
-        far = model.vis.map.zfar * model.stat.extent
-        owners = self._owners()
-        made: list[tuple[Any, Any, Any]] = []
+        model, data = self.model, self.data
         # Any camera will do, since it is moved; where it was is put back.
-        camera = self.model.camera(POLICY_CAMERAS[0]).id
+        camera = model.camera(POLICY_CAMERAS[0]).id
         before = data.cam_xpos[camera].copy(), data.cam_xmat[camera].copy(), float(model.cam_fovy[camera])
-        with _renderer(mujoco, model, size) as renderer:
-            for shot in shots:
-                data.cam_xpos[camera] = shot.pose[:3, 3]
-                data.cam_xmat[camera] = (shot.pose[:3, :3] @ _AXES).ravel()
-                model.cam_fovy[camera] = shot.field
-                renderer.update_scene(data, camera, shown)
-                picture = renderer.render().copy()
-                renderer.enable_depth_rendering()
-                depth = renderer.render().copy()
-                renderer.disable_depth_rendering()
-                renderer.enable_segmentation_rendering()
-                geometry = renderer.render()
-                renderer.disable_segmentation_rendering()
-                shape = geometry[..., 1] == mujoco.mjtObj.mjOBJ_GEOM
-                index = np.where(shape, owners[np.where(shape, geometry[..., 0], -1)], -1)
-                made.append((picture, np.where(depth < 0.99 * far, depth, 0), index.astype(np.int64)))
+        for shot in shots:
+            data.cam_xpos[camera] = shot.pose[:3, 3]
+            data.cam_xmat[camera] = (shot.pose[:3, :3] @ _AXES).ravel()
+            model.cam_fovy[camera] = shot.field
+            renderer.update_scene(data, camera, shown)
+            yield
         data.cam_xpos[camera], data.cam_xmat[camera], model.cam_fovy[camera] = before
-        pictures, depths, indices = (np.stack(part) for part in zip(*made, strict=True))
-        return pictures, depths.astype(np.float32), indices
 
     def _owners(self) -> NDArray[np.int64]:
         """For each of the simulator's shapes the number of its object, -1 for none; one -1 more at the end."""
