@@ -1,4 +1,4 @@
-"""HF Trainer and TRL's SFTTrainer with what a branch needs: its own groups, its gates in the log, whole checkpoints."""
+"""HF Trainer and TRL's SFTTrainer with what a branch needs: own groups, shares in the log, whole checkpoints."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from .data import Collator, ConversationData
 from .finite import check_logged, finite_gradients
 from .manifest import WRITING, checkpoints, clear_unfinished, seal_checkpoint, world_size
 from .model.building import Prepared, uses_bf16
-from .model.gates import GateMonitor, gate_logs
 from .model.parts import optimiser_groups
 from .model.restoring import restore_weights
+from .model.shares import ShareMonitor, share_logs
 
 #: DeepSpeed's option that has whole weights written.
 GATHER = "stage3_gather_16bit_weights_on_model_save"
@@ -194,7 +194,7 @@ def make_trainer(
         processing_class=prepared.processor,
         callbacks=[finite_gradients(arguments.output_dir)],
     )
-    trainer.vega3d = RunParts(train, prepared.parts, manifest, GateMonitor(prepared.model), claim)
+    trainer.vega3d = RunParts(train, prepared.parts, manifest, ShareMonitor(prepared.model), claim)
     return trainer
 
 
@@ -204,7 +204,7 @@ class RunParts:
 
     Attributes:
         train, parts, manifest: as the recipe has them, and what is written beside a checkpoint.
-        gates: watches the branch.
+        shares: watches the branch.
         claim: on the output folder, in the first process.
         redirect: where the checkpoint that is being written goes, else None.
         writing: name of this run's own folder for checkpoints that are being written; the same in all its processes,
@@ -214,7 +214,7 @@ class RunParts:
     train: TrainSettings
     parts: Mapping[str, PartSettings]
     manifest: Mapping[str, Any]
-    gates: GateMonitor
+    shares: ShareMonitor
     claim: FolderClaim | None = None
     redirect: Path | None = None
     writing: str = ""
@@ -232,8 +232,8 @@ class RunMixin:
     accelerator: Any
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, with the gates watched."""
-        with self.vega3d.gates:
+        """Train, with the shares of the branch watched."""
+        with self.vega3d.shares:
             return super().train(*args, **kwargs)  # type: ignore[misc]
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -278,11 +278,11 @@ class RunMixin:
         return self.lr_scheduler
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the gates of all processes, and the learning rate of each part."""
-        totals = self.vega3d.gates.take(self.args.device)
+        """Add the shares of all processes, and the learning rate of each part."""
+        totals = self.vega3d.shares.take(self.args.device)
         if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals, "sum")
-        logs |= gate_logs(totals)
+        logs |= share_logs(totals)
         check_logged(logs, self.state.global_step, self.args.output_dir)
         if "learning_rate" in logs and self.optimizer is not None:
             # One schedule for all: by the share of the first group, whose rate this is.
