@@ -35,6 +35,7 @@ from .manifest import (
 from .model.building import Prepared, check_host, prepare
 from .rows.encoding import Encoder
 from .rows.files import Rows
+from .stores import feature_store
 from .trainer import accumulation, make_arguments, make_trainer, total_steps
 
 log = logging.getLogger("vega3d")
@@ -137,7 +138,7 @@ def make_job(
     resume: bool = False,
     resume_from: Path | None = None,
     skip_bad_rows: bool = False,
-    store: Path | None = None,
+    store: str | Path | None = None,
     keep_output: bool = False,
     progress: Callable[[Sequence[int]], Any] = iter,
 ) -> Job:
@@ -149,7 +150,7 @@ def make_job(
         resume: go on from the last checkpoint in the output folder, or begin where there is none yet.
         resume_from: go on from this checkpoint.
         skip_bad_rows: as ``data.skip_bad_rows=true``.
-        store: folder of a feature store.
+        store: folder or URL of a feature store; default: what the recipe says.
         keep_output: nothing will be written, so the output folder may hold anything.
         progress: wraps the numbers of the rows while they are checked.
 
@@ -170,7 +171,7 @@ def make_job(
         arguments = make_arguments(settings, train, output)
         prepared_data = ConversationData(rows, Encoder(None, data, train.max_length), report=output / REPORT)
         bad = prepared_data.check(progress)
-        prepared = prepare(settings, train, store)
+        prepared = prepare(settings, train, feature_store(settings, store))
         prepared_data.encoder.processor = prepared.processor
     except BaseException:
         if claim is not None:
