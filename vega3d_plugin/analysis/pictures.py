@@ -112,7 +112,7 @@ def share_frame(
         if shares:
             _check_map(np.asarray(shares[i]), "shares", 2, "[h, w]")
             scaled = np.clip((np.asarray(shares[i], np.float64) - low) / max(high - low, 1e-12), 0, 1)
-            below = [_heated(plain, scaled)]
+            below = [heated(plain, scaled)]
         columns.append([plain, *below])
     rows = [max(column[k].height for column in columns) for k in range(len(columns[0]))]
     widths = [column[0].width for column in columns]

@@ -26,6 +26,7 @@ from .run import CONTEXT as RUN
 from .run import run
 from .scene import scene
 from .score import score
+from .store import store
 from .train import train
 
 # Lines are kept by some versions of typer and joined by others, save in a paragraph that begins with \b; so are those
@@ -57,6 +58,7 @@ there is, checks that it works on your host, and looks into what was trained.
                                          answers and shares on your own video
   vega3d run --recipe R -- train.py ARGS  a host's own script, with the branch
   vega3d prior info wan2.1-t2v-1.3b      what a prior is, before loading it
+  vega3d store info features             look after a store of features
   vega3d recipes show qwen_vl/smoke      settings of an experiment
   vega3d prior features kitchen.mp4 --prior tiny-wan
                                          what it sees in a video, as a picture
@@ -109,4 +111,5 @@ app.command(context_settings=RUN)(run)
 app.add_typer(analyse, name="analyse")
 app.add_typer(prior, name="prior")
 app.add_typer(scene, name="scene")
+app.add_typer(store, name="store")
 app.add_typer(recipes, name="recipes")
