@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from ..contracts.clips import Clip, TokenGrid
 from ..contracts.errors import AlignmentError
+from ..contracts.framing import Framing
 from ..contracts.priors import Prior, Span
+from ..priors.frozen.resizing import resize_framed
 
 Space = Literal["bilinear", "adaptive_avg"]
 
@@ -67,6 +70,26 @@ def align_clip(features: Tensor, clip: Clip, prior: Prior, *, merge: int, space:
     spans = prior.spans(clip.frames.shape[0], features.shape[0])
     aligned = align(features, grid_of(clip, merge), space=space, spans=spans)
     return aligned.contiguous(memory_format=torch.channels_last)
+
+
+def together(clip: Clip, prior: Prior) -> Clip:
+    """All views of a clip's scene as one clip, on this clip's grid: each is brought to the prior's size on its own.
+
+    A prior without a size of its own sees them in that of the first view.
+    """
+    views = clip.scene
+    assert views is not None
+    if views.seen is None:
+        views.seen = _at_one_size(views.frames, prior)
+    return replace(clip, frames=views.seen, grid=TokenGrid(len(views.frames), clip.grid.h, clip.grid.w), place=0)
+
+
+def _at_one_size(views: Sequence[Tensor], prior: Prior) -> Tensor:
+    sizes = [(view.shape[-2], view.shape[-1]) for view in views]
+    framings = [prior.framing(size) for size in sizes]
+    if len({framing.size for framing in framings}) > 1:
+        framings = [Framing.stretch(size, sizes[0]) for size in sizes]
+    return torch.cat([resize_framed(view[None], framing) for view, framing in zip(views, framings, strict=True)])
 
 
 def align_space(features: Tensor, size: tuple[int, int], mode: Space = "bilinear") -> Tensor:

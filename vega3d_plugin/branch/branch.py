@@ -19,7 +19,7 @@ from ..contracts.shares import measured_shares
 from ..features.store import FeatureStore, dtype_key
 from ..storage.record import RECORD_BYTES, encode_record, make_record
 from . import calls
-from .alignment import align_clip, grid_of
+from .alignment import align_clip, grid_of, together
 from .blocks import Recorder, open_blocks, switches
 from .copies import running
 from .first_step import watch_first_steps
@@ -131,6 +131,9 @@ class GenerativeBranch(nn.Module):
             start += count
         idle = list(self.fuser.idle_parameters(None))
         out = torch.cat(fused) if len(fused) > 1 else fused[0]
+        if dtype.itemsize < tokens.dtype.itemsize:
+            # What the branch changes is added, so that a branch that changes nothing leaves every bit of them.
+            out = tokens + (out - tokens.to(dtype)).to(tokens.dtype)
         if idle and torch.is_grad_enabled():
             out = out + self._touch(idle).to(out.dtype)
         return out.to(tokens.dtype)
@@ -145,6 +148,9 @@ class GenerativeBranch(nn.Module):
 
     def aligned(self, clip: Clip, device: torch.device) -> Tensor:
         """A clip's features on its grid of patches, ``[past + t, C, h, w]``; from the store when it has them."""
+        if clip.scene is not None and clip.frames is not clip.scene.seen:
+            # Among views of other sizes: on this one's grid, as one of them.
+            return self.aligned(together(clip, self.prior), device)[clip.place : clip.place + 1]
 
         def resample(features: Tensor) -> Tensor:
             space, merge = self.settings.space, self.projector.merge
@@ -158,7 +164,7 @@ class GenerativeBranch(nn.Module):
         """The prior's feature map ``[T', C, h, w]`` of a clip, from the store when it has it."""
         if self.store is None or self.store.form.aligned:
             with _undisturbed(clip), turn(self.prior):
-                return _channels_last(self._extract(clip))
+                return self._computed(clip)
         return self._kept(clip, self.store, lambda features: features)
 
     def _kept(self, clip: Clip, store: FeatureStore, finish: Callable[[Tensor], Tensor]) -> Tensor:
@@ -172,11 +178,20 @@ class GenerativeBranch(nn.Module):
                     # Another thread may have been there while this one waited.
                     features = store.get(name)
                     if features is None:
-                        features = finish(_channels_last(self._extract(clip)))
+                        features = finish(self._computed(clip))
                         kept = store.put(name, features)
                         # What the next epoch will read.
                         features = kept if store.form.numbers else features
             return _channels_last(features)
+
+    def _computed(self, clip: Clip) -> Tensor:
+        """The prior's map; of views of several sizes it is computed once for all of them."""
+        views = clip.scene
+        if views is None:
+            return _channels_last(self._extract(clip))
+        if views.features is None:
+            views.features = _channels_last(self._extract(clip))
+        return views.features
 
     def _fused(self, semantic: Tensor, generative: Tensor, clips: Sequence[Clip]) -> Tensor:
         """Tokens ``[sum of t, h, w, D]`` of these clips, fused; their shares go to whoever records them."""

@@ -97,7 +97,8 @@ class NotingReader(Protocol):
         """What :meth:`SeamReader.read` will need to know of this call, which is about to be made.
 
         The notes of a method are valid until it returns, those of a forward until tokens have been fused or the
-        host's forward ends. None for a call without pixels.
+        host's forward ends, as long as they say themselves that they last (``lasts``: one forward fuses twice). None
+        for a call without pixels. A reader that can do without says so with ``notes_optional = True``.
         """
         ...
 

@@ -279,8 +279,8 @@ class BranchSettings(Settings):
     Attributes:
         prior, fusion, projector: of its parts.
         space: alignment in space, ``bilinear`` (released Qwen branch) or ``adaptive_avg`` (released LLaVA branch).
-        images: ``separate``: every image is a clip of its own, as released; ``scene``: the images of one sample that
-            have one size are the views of one clip. Matters for a prior with context ``views`` or ``video``.
+        images: ``separate``: every image is a clip of its own, as released; ``scene``: the images of one sample are the
+            views of one clip, whatever their sizes. Matters for a prior with context ``views`` or ``video``.
         history: observations, the current one included, that a policy's clip holds while it acts (not in training):
             1 is none before. Call ``vega3d.get_handle(model).reset()`` when an episode starts.
     """
