@@ -118,7 +118,7 @@ def test_views_of_several_sizes_are_one_scene(host: Host) -> None:
 
 def test_each_view_of_a_scene_of_several_sizes_gets_its_own_colours(host: Host) -> None:
     """Black, white and grey views: the features that reach the projector are those of the view at that place."""
-    model, prior = watch(host, images="scene")
+    model, _ = watch(host, images="scene")
     branch = vega3d.get_handle(model).branch
     found = []
     generative = type(branch).generative_tokens
