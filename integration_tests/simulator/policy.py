@@ -89,19 +89,27 @@ def evaluate(
         options: of the script, after those of ``libero_short.py``.
         run: options of ``vega3d run``.
     """
-    source = host_source("openvla-oft")
-    assert source is not None
-    command = [
-        sys.executable, "-m", "vega3d_plugin.run", "--recipe", recipe, *run, "--",
+    said = run_in_checkout(
+        "-m", "vega3d_plugin.run", "--recipe", recipe, *run, "--",
         HERE / "host_scripts" / "libero_short.py", *options[:2], "--pretrained_checkpoint", checkpoint,
         "--task_suite_name", "libero_spatial", "--center_crop", False, "--local_log_dir", logs, *options[2:],
-    ]  # fmt: skip
+    )  # fmt: skip
+    (log,) = logs.glob("EVAL-*.txt")
+    return log.read_text(), said
+
+
+def run_in_checkout(*words: object) -> str:
+    """Run python in a checkout of OFT, as its scripts are run; all that was said."""
+    source = host_source("openvla-oft")
+    assert source is not None
     environment = {
         **os.environ,
         # The checkout's packages must be imported as its script does it.
         "VEGA3D_HOST_SOURCES": "",
         # dlimp, which OFT reads its data with, is in no package index: a checkout beside it.
-        "PYTHONPATH": os.pathsep.join(map(str, [HERE, HERE.parent / "tests", source, source.parent / "dlimp_openvla"])),
+        "PYTHONPATH": os.pathsep.join(
+            map(str, [HERE / "host_scripts", HERE, HERE.parent / "tests", source, source.parent / "dlimp_openvla"])
+        ),
         "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"),
         "TF_CPP_MIN_LOG_LEVEL": "3",
         # Else transformers looks into TensorFlow first, whose Keras it does not know.
@@ -114,9 +122,9 @@ def evaluate(
         for entry in source.iterdir():
             Path(here, entry.name).symlink_to(entry)
         ended = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, timeout=900, cwd=here,
+            list(map(str, [sys.executable, *words])), capture_output=True, text=True, timeout=1500, cwd=here,
             env={**environment, "HF_MODULES_CACHE": f"{here}/modules"}, check=False,
         )  # fmt: skip
-    assert ended.returncode == 0, f"exit code {ended.returncode}\n" + ended.stdout[-3000:] + ended.stderr[-6000:]
-    (log,) = logs.glob("EVAL-*.txt")
-    return log.read_text(), ended.stderr
+    said = ended.stdout[-5000:] + ended.stderr[-6000:]
+    assert ended.returncode == 0, f"exit code {ended.returncode}\n{said}"
+    return ended.stdout + ended.stderr
