@@ -83,6 +83,11 @@ def install(host: str) -> None:
     absent = {name for name in ABSENT[host] if name == "trl" or importlib.util.find_spec(name) is None}
     sys.meta_path.insert(0, Finder(absent))
     {"llava": llava, "oft": oft}[host]()
+    without_a_gpu()
+
+
+def without_a_gpu() -> None:
+    """Calls to a GPU that is not there do nothing, or are for the CPU."""
     if not torch.cuda.is_available():
         for name in ("synchronize", "empty_cache", "set_device"):
             # One function each, as torch.compile wants it.

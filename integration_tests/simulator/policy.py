@@ -98,6 +98,27 @@ def evaluate(
     return log.read_text(), said
 
 
+def finetune(recipe: Path, base: Path, data: Path, runs: Path, steps: int = 4) -> str:
+    """Train through ``vega3d run`` with OFT's script and its own data pipeline; all that was said.
+
+    The last checkpoint, merged, is ``runs/tiny--STEPS_chkpt``.
+    """
+    values = {
+        "vla_path": base, "data_root_dir": data, "dataset_name": STATISTICS, "run_root_dir": runs,
+        "use_l1_regression": True, "num_images_in_input": 2, "use_proprio": True, "batch_size": 1,
+        "learning_rate": 1e-2, "max_steps": steps, "save_freq": steps, "image_aug": False, "lora_rank": 4,
+        "run_id_override": "tiny", "grad_accumulation_steps": 1, "merge_lora_during_training": True,
+        # It is filled before the first step.
+        "shuffle_buffer_size": 100,
+    }  # fmt: skip
+    flags = [word for name, value in values.items() for word in (f"--{name}", value)]
+    return run_in_checkout(
+        "-m", "torch.distributed.run", "--nproc-per-node", 1, "--rdzv-backend", "c10d",
+        "--rdzv-endpoint", "localhost:0", "-m", "vega3d_plugin.run", "--recipe", recipe, "--",
+        HERE / "host_scripts" / "libero_finetune.py", *flags,
+    )  # fmt: skip
+
+
 def run_in_checkout(*words: object) -> str:
     """Run python in a checkout of OFT, as its scripts are run; all that was said."""
     source = host_source("openvla-oft")
