@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -141,7 +142,11 @@ def run_in_checkout(*words: object) -> str:
     with tempfile.TemporaryDirectory(prefix="vega3d-libero-") as here:
         # The script finds its files from where it is run, and writes there.
         for entry in source.iterdir():
-            Path(here, entry.name).symlink_to(entry)
+            if entry.name == "experiments":
+                # OFT's replay writes in there, and the checkout stays as it is.
+                shutil.copytree(entry, Path(here, entry.name))
+            else:
+                Path(here, entry.name).symlink_to(entry)
         ended = subprocess.run(
             list(map(str, [sys.executable, *words])), capture_output=True, text=True, timeout=1500, cwd=here,
             env={**environment, "HF_MODULES_CACHE": f"{here}/modules"}, check=False,
