@@ -79,7 +79,7 @@ def share_sheet(
     constant = high - low < 1e-7  # below what float32 can tell apart
     scaled = np.full(values.shape, 0.5) if constant else (values - low) / (high - low)
     plain = [_resized(frames[i], size, Image.Resampling.LANCZOS) for i in shown]
-    mixed = [_heated(a, plane) for a, plane in zip(plain, scaled, strict=True)]
+    mixed = [heated(a, plane) for a, plane in zip(plain, scaled, strict=True)]
     sheet = _sheet(title, [f"frame {i}" for i in shown], plain, mixed, footer=64)
     _colour_bar(sheet, values, constant)
     return sheet
@@ -112,7 +112,7 @@ def share_frame(
         if shares:
             _check_map(np.asarray(shares[i]), "shares", 2, "[h, w]")
             scaled = np.clip((np.asarray(shares[i], np.float64) - low) / max(high - low, 1e-12), 0, 1)
-            below = [_heated(plain, scaled)]
+            below = [heated(plain, scaled)]
         columns.append([plain, *below])
     rows = [max(column[k].height for column in columns) for k in range(len(columns[0]))]
     widths = [column[0].width for column in columns]
@@ -211,8 +211,8 @@ def _check_shares(shares: NDArray[Any]) -> None:
         raise FramesError(f"Shares must lie in 0..1, found {shares.min():.6g} to {shares.max():.6g}.")
 
 
-def _heated(frame: Image.Image, values: NDArray[np.float64]) -> Image.Image:
-    """Values in 0..1 as colours over a grey frame, so that the colours of the scene cannot be taken for values."""
+def heated(frame: Image.Image, values: NDArray[np.float64]) -> Image.Image:
+    """Values ``[h, w]`` in 0..1 as colours over a grey frame, whose own colours cannot be taken for values then."""
     heat = _resized(heat_colours(values), frame.size, Image.Resampling.NEAREST)
     return Image.blend(frame.convert("L").convert("RGB"), heat, _OPACITY)
 

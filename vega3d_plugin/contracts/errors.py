@@ -36,7 +36,15 @@ class UnknownNameError(Vega3dError, KeyError):
 
 
 class SettingsError(Vega3dError, ValueError):
-    """One or more settings are wrong; the message lists every one of them with its path."""
+    """One or more settings are wrong; the message lists every one of them with its path.
+
+    Attributes:
+        mistakes: the keys and the message of each, where it is known which setting is wrong.
+    """
+
+    def __init__(self, message: str, mistakes: Iterable[tuple[tuple[int | str, ...], str]] = ()) -> None:
+        super().__init__(message)
+        self.mistakes = tuple(mistakes)
 
 
 class PluginError(Vega3dError):

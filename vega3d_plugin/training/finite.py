@@ -55,7 +55,7 @@ def check_logged(logs: Mapping[str, Any], step: int, output: str | Path) -> None
     Raises:
         TrainError: names them, the setting to change, and the last whole checkpoint.
     """
-    watched = [name for name in logs if name in ("loss", "grad_norm") or name.startswith(WATCHED)]
+    watched = [name for name in logs if name in ("loss", "grad_norm", "eval_loss") or name.startswith(WATCHED)]
     wrong = [name for name in watched if not math.isfinite(float(logs[name]))]
     if wrong:
         raise TrainError(f"Step {step}: {', '.join(wrong)} is NaN or infinite. {_way_out(output)}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...contracts.settings import BranchSettings
 from ...recipes.library import branch_settings, read_recipe
+from ..stores import feature_store
 from .episodes import Start, waiting_places, watched
 from .optimizers import nothing_built
 from .script import Command, RunError, run_command
@@ -23,7 +24,7 @@ def make_session(
     say: Callable[[str], None],
     *,
     overrides: Sequence[str] = (),
-    store: Path | None = None,
+    store: str | Path | None = None,
     record: Path | None = None,
 ) -> Session | None:
     """A session with the settings of a recipe; None when it has no branch (``prior: null``).
@@ -32,7 +33,7 @@ def make_session(
         recipe: name or file.
         say: takes one line for the user.
         overrides: such as ``prior.tap=16``.
-        store: folder of features.
+        store: folder or URL of features; default: what the recipe says.
         record: folder for videos of what the hosts saw.
 
     Raises:
@@ -40,7 +41,7 @@ def make_session(
         UnknownNameError, SettingsError: see :func:`~vega3d_plugin.recipes.library.read_recipe`.
     """
     # What the recipe says of data and the host's weights is the script's business.
-    settings = read_recipe(recipe, overrides, blocks={*BranchSettings.model_fields, "tune"})
+    settings = read_recipe(recipe, overrides, blocks={*BranchSettings.model_fields, "tune", "store"})
     if settings.prior is None:
         if record is not None:
             raise RunError(f"--record draws what the branch does, and {recipe} has none (prior: null).")
@@ -49,7 +50,7 @@ def make_session(
     return Session(
         adapter=settings.host.adapter,
         settings=branch_settings(settings),
-        store=store,
+        store=feature_store(settings, store),
         branch_lr=None if part is None else part.learning_rate,
         frozen=part is not None and part.mode == "frozen",
         seed=0 if settings.train is None else settings.train.seed,
