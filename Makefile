@@ -38,7 +38,7 @@ test-libero: $(LIBERO)/.done
 	@test -d "$$VEGA3D_HOST_SOURCES/openvla-oft" && test -d "$$VEGA3D_HOST_SOURCES/dlimp_openvla" || { \
 	  echo "make test-libero needs VEGA3D_HOST_SOURCES: a folder with the checkouts openvla-oft"; \
 	  echo "(github.com/moojink/openvla-oft) and dlimp_openvla (github.com/moojink/dlimp_openvla)."; exit 1; }
-	VEGA3D_LIBERO=1 $(LIBERO)/bin/python -m pytest -q integration_tests/simulator
+	VEGA3D_LIBERO=1 USE_TF=0 $(LIBERO)/bin/python -m pytest -q integration_tests/simulator
 
 bench: $(MODERN)/.done
 	env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/patch_overhead.py
