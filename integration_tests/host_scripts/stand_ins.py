@@ -81,6 +81,9 @@ def install(host: str) -> None:
 
     # LLaVA-NeXT brings a `trl` of its own, which needs `datasets`.
     absent = {name for name in ABSENT[host] if name == "trl" or importlib.util.find_spec(name) is None}
+    if host == "oft" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        # Without it imageio, which comes with scikit-image, cannot write the script's videos.
+        absent.add("imageio")
     sys.meta_path.insert(0, Finder(absent))
     {"llava": llava, "oft": oft}[host]()
     without_a_gpu()
