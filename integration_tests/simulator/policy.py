@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from host_sources import host_source
 from rows.openvla import HALF, IMAGENET, SIDE, oft_module, real_model, real_module, seeded
 
 import vega3d
+from vega3d_plugin.priors.wan.tiny import RandomWeightsWarning
 
 HERE = Path(__file__).parents[1]
 STATISTICS = "libero_spatial_no_noops"
@@ -50,7 +52,9 @@ def write_checkpoint(folder: Path, recipe: Path, tokenizer: Any) -> Path:
     """What OFT's training leaves: the merged model, heads, statistics, and the branch beside them."""
     write_base(folder, tokenizer)
     model = real_model("openvla-oft").to(torch.bfloat16)
-    vega3d.patch(model, config=vega3d_settings(recipe), processor=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RandomWeightsWarning)
+        vega3d.patch(model, config=vega3d_settings(recipe), processor=None)
     branch = vega3d.get_handle(model).branch
     with torch.no_grad():
         # As after some training: a fresh one changes nothing.

@@ -95,7 +95,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("files", type=Path, nargs="+")
     given = parser.parse_args()
-    print(f"Wrote {write_rlds(given.out, given.files)}")
+    # TensorFlow Datasets looks up the package of a builder's class, and `__main__` has none.
+    from simulator import rlds
+
+    print(f"Wrote {rlds.write_rlds(given.out, given.files)}")
 
 
 if __name__ == "__main__":
