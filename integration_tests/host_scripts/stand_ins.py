@@ -81,8 +81,16 @@ def install(host: str) -> None:
 
     # LLaVA-NeXT brings a `trl` of its own, which needs `datasets`.
     absent = {name for name in ABSENT[host] if name == "trl" or importlib.util.find_spec(name) is None}
+    if host == "oft" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        # Without it imageio, which comes with scikit-image, cannot write the script's videos.
+        absent.add("imageio")
     sys.meta_path.insert(0, Finder(absent))
     {"llava": llava, "oft": oft}[host]()
+    without_a_gpu()
+
+
+def without_a_gpu() -> None:
+    """Calls to a GPU that is not there do nothing, or are for the CPU."""
     if not torch.cuda.is_available():
         for name in ("synchronize", "empty_cache", "set_device"):
             # One function each, as torch.compile wants it.
