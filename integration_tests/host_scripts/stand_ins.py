@@ -31,6 +31,7 @@ ABSENT = {
         "draccus", "wandb", "tensorflow", "tensorflow_datasets", "tensorflow_graphics", "dlimp", "json_numpy",
         "absl", "jsonlines", "libero", "imageio", "robosuite", "sentencepiece",
     ),
+    "vg": ("flash_attn", "decord", "cv2", "deepspeed"),
 }  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def install(host: str) -> None:
     # LLaVA-NeXT brings a `trl` of its own, which needs `datasets`.
     absent = {name for name in ABSENT[host] if name == "trl" or importlib.util.find_spec(name) is None}
     sys.meta_path.insert(0, Finder(absent))
-    {"llava": llava, "oft": oft}[host]()
+    {"llava": llava, "oft": oft, "vg": vg}[host]()
     if not torch.cuda.is_available():
         for name in ("synchronize", "empty_cache", "set_device"):
             # One function each, as torch.compile wants it.
@@ -109,6 +110,22 @@ def llava() -> None:
     if "metrics" not in inspect.signature(save).parameters:
         transformers.Trainer._save_checkpoint = lambda self, model, trial, metrics=None: save(self, model, trial)
     module.Accelerator = lambda dispatch_batches, split_batches, **options: accelerate.Accelerator(**options)
+
+
+def vg() -> None:
+    """Calls to a GPU: VG-LLM's script asks for flash attention by name, and which of torchrun's processes it is."""
+    import transformers
+
+    if torch.cuda.is_available():
+        return
+    build = transformers.PreTrainedModel.from_pretrained.__func__
+
+    def from_pretrained(cls: type, *args: Any, attn_implementation: str = "sdpa", **options: Any) -> Any:
+        return build(cls, *args, attn_implementation="sdpa", **options)
+
+    transformers.PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 
 
 def oft() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..contracts.clips import TokenGrid
 from ..contracts.errors import AlignmentError
+from ..contracts.framing import Framing
 from ..contracts.priors import Span
 
 Space = Literal["bilinear", "adaptive_avg"]
@@ -45,6 +46,37 @@ def align(
     else:
         out = align_space(align_time(features.float(), grid.t, spans), size, space)
     return out.to(features.dtype)
+
+
+def over_frame(features: Tensor, framing: Framing) -> Tensor:
+    """A map of the part of a frame that the prior saw, as a map of the whole frame, at about the same density.
+
+    A host's tokens are of the whole frame, so each is to meet the features of its own place. The released code takes
+    the map of the cut for one of the whole: on the squashed 384x384 frames of its LLaVA host, which are cut to
+    1280x720, the top token meets the feature of the row 22% further down.
+
+    Args:
+        features: ``[T', C, h', w']``.
+        framing: of the prior, for frames of this size.
+
+    Returns:
+        ``[T', C, h, w]``, in the dtype of ``features``; 0 at places that the prior did not see. The map itself where it
+        saw the whole frame.
+    """
+    left, top, right, bottom = framing.box
+    height, width = framing.frame
+    rows, columns = features.shape[-2:]
+    size = (max(1, round(rows * height / (bottom - top))), max(1, round(columns * width / (right - left))))
+    if max(abs(left), abs(top), abs(right - width), abs(bottom - height)) < 0.5:
+        return features
+    y = (torch.arange(size[0], device=features.device) + 0.5) * (height / size[0])
+    x = (torch.arange(size[1], device=features.device) + 0.5) * (width / size[1])
+    # -1 and 1 are the edges of the cut.
+    down, across = (y - top) / (bottom - top) * 2 - 1, (x - left) / (right - left) * 2 - 1
+    at = torch.stack([across.expand(size), down[:, None].expand(size)], dim=-1).expand(len(features), -1, -1, -1)
+    placed = F.grid_sample(features.float(), at, mode="bilinear", padding_mode="border", align_corners=False)
+    seen = (down.abs() <= 1)[:, None] & (across.abs() <= 1)
+    return (placed * seen).to(features.dtype)
 
 
 def align_space(features: Tensor, size: tuple[int, int], mode: Space = "bilinear") -> Tensor:

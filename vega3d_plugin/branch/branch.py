@@ -18,7 +18,7 @@ from ..contracts.settings import BranchSettings
 from ..features.store import FeatureStore, dtype_key
 from ..storage.record import RECORD_BYTES, encode_record, make_record
 from . import calls
-from .alignment import align
+from .alignment import align, over_frame
 from .blocks import Recorder, open_blocks, switches
 from .copies import running
 from .first_step import watch_first_steps
@@ -142,9 +142,16 @@ class GenerativeBranch(nn.Module):
             features = self.features(clip).to(device)
             patches = TokenGrid(clip.past + clip.grid.t, clip.grid.h * merge, clip.grid.w * merge)
             spans = self.prior.spans(clip.frames.shape[0], features.shape[0])
+            if not self._as_released():
+                features = over_frame(features, self.prior.framing((clip.frames.shape[-2], clip.frames.shape[-1])))
             maps.append(align(features, patches, space=self.settings.space, spans=spans)[clip.past :])
         generative = project(self.projector, torch.cat(maps).to(dtype))
         return generative * 0 if "zeroed" in self.switches() else generative
+
+    def _as_released(self) -> bool:
+        """Whether a map of the middle of a frame is taken for one of the whole frame."""
+        settings = self.prior.settings
+        return settings is not None and settings.preset == "released"
 
     def features(self, clip: Clip) -> Tensor:
         """The prior's feature map ``[T', C, h, w]`` of a clip, from the store when it has it."""

@@ -41,6 +41,7 @@ def make_session(
         store=store,
         branch_lr=None if part is None else part.learning_rate,
         frozen=part is not None and part.mode == "frozen",
+        master_float32=settings.train is None or settings.train.master_float32 is not False,
         seed=0 if settings.train is None else settings.train.seed,
         say=say,
     )

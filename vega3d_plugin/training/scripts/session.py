@@ -74,6 +74,7 @@ class Session:
         branch_lr: learning rate of the branch, in parameter groups of its own; None: that of the groups the script
             puts it in.
         frozen: the branch stays as it is: for the host's training with a branch that is done.
+        master_float32: a branch that trains is held in float32, whatever the host is held in.
         seed: of a new branch's weights.
         say: takes one line for the user.
     """
@@ -83,6 +84,7 @@ class Session:
     store: FeatureStore | str | Path | None = None
     branch_lr: float | None = None
     frozen: bool = False
+    master_float32: bool = True
     seed: int = 0
     say: Callable[[str], None] = print
     hosts: list[Host] = field(default_factory=list)
@@ -257,7 +259,15 @@ class Session:
         for host in self.hosts_in(module):
             model = host.ref()
             if model is not None and is_patched(model):
-                unfreeze(get_handle(model).branch)
+                branch = get_handle(model).branch
+                unfreeze(branch)
+                self.raise_precision(host, branch)
+
+    def raise_precision(self, host: Host, branch: GenerativeBranch) -> None:
+        """Have a branch that is about to train hold its weights in float32, and tell."""
+        if self.master_float32 and hold_in_float32(branch):
+            host.start = _sums(branch) if host.start else ()
+            self.tell(f"the branch of {host.name} is held in float32 while it trains; the host keeps its own dtype")
 
     # Saving.
 
@@ -322,6 +332,22 @@ def unfreeze(branch: GenerativeBranch) -> None:
     """Let the branch train, unless its handle was told to freeze it."""
     if branch.trainable:
         branch.requires_grad_(True)
+
+
+def hold_in_float32(branch: GenerativeBranch) -> bool:
+    """Hold a branch that is about to train in float32; True where it was not.
+
+    In bfloat16 a step that is smaller than about a 500th of a weight is lost by rounding: at a rate of 1e-5 most are.
+    DeepSpeed keeps float32 copies of its own, and FSDP takes one dtype alone.
+    """
+    sharding = any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("DEEPSPEED", "FSDP"))
+    if not branch.trainable or sharding or _is_sharded(branch):
+        return False
+    half = [p for p in branch.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
+    for parameter in half:
+        # The same object, because optimisers and the script may hold it.
+        parameter.data = parameter.data.float()
+    return bool(half)
 
 
 def rank() -> int:
