@@ -38,6 +38,7 @@ def run(
     *words: object,
     processes: int = 0,
     beside: Mapping[str, Path] | None = None,
+    out: bool = False,
     **variables: str,
 ) -> str:
     """Run a script of a checkout; what was said.
@@ -49,6 +50,7 @@ def run(
         words: script and arguments.
         processes: of torchrun; 0: without it.
         beside: what lies in the folder of the run beside the checkout's own entries: name to path.
+        out: give what it wrote to its standard output.
         variables: of the environment.
     """
     source = host_source(checkout)
@@ -79,7 +81,7 @@ def run(
             env={**environment, "HF_MODULES_CACHE": f"{here}/modules"}, check=False,
         )  # fmt: skip
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-6000:]
-    return ended.stderr
+    return ended.stdout if out else ended.stderr
 
 
 def branch_of(folder: Path) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from ...patching import patch
 from ...plugins import plugin_manager
 from ...storage.record import CONFIG_FILE
 from ..model.restoring import reload_renamed
+from .initialisers import own_initialisers
 from .state_dicts import is_branchs, is_state_of
 from .waiting import before_first_call
 from .wraps import Wraps
@@ -166,7 +167,7 @@ class Session:
     def _add(self, host: Host, model: nn.Module) -> None:
         """Patch a model, the host itself or a ``PeftModel`` of it, and load the branch it was saved with."""
         prior = [] if self.prior is None else [self.prior]
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), own_initialisers():
             # Equal on all ranks and in every run, and the script's own random numbers stay what they were: a branch is
             # made on the CPU, and torch.manual_seed would set the GPUs' generators too.
             torch.default_generator.manual_seed(self.seed)
@@ -195,7 +196,7 @@ class Session:
         if not self.hosts_in(model):
             return
         try:
-            with self.outermost("load"):
+            with self.outermost("load"), own_initialisers():
                 load_pretrained(model, folder, prior=get_handle(model).prior, host=self.adapter)
         except PatchError as error:
             raise SavedBranchError(
