@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from vega3d_plugin.branch.alignment import over_frame
 from vega3d_plugin.contracts.framing import Framing
 from vega3d_plugin.contracts.priors import Prior
 from vega3d_plugin.contracts.settings import PriorSettings
+from vega3d_plugin.features.store import FeatureStore
 from vega3d_plugin.priors.frozen.resizing import resize_crop, resize_stretch
 from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
 
@@ -102,5 +105,20 @@ def test_by_hand() -> None:
     framing = Framing((4, 4), (4, 4), (1, 0), (2, 4))
     features = torch.tensor([1.0, 2.0])[None, None, :, None].expand(1, 1, 2, 4)
     assert over_frame(features, framing)[0, 0, :, 0].tolist() == [0, 1, 2, 0]
-    whole = Framing.stretch((30, 40), (90, 160))
-    assert over_frame(features, whole) is features
+
+
+def test_aligned_maps_in_a_store_are_told_apart(tmp_path: Path) -> None:
+    """The prior's features are the same with and without the preset, and so is their key."""
+    clip = vega3d.Clip(ramp(96)[None], vega3d.TokenGrid(1, 14, 14), "image")
+
+    class Same(Brightness):
+        def __init__(self, **settings: object) -> None:
+            super().__init__(**settings)
+            self.fingerprint = "brightness"
+
+    maps = []
+    for settings in ({}, {"preset": "released"}):
+        model = tiny_model()
+        vega3d.patch(model, Same(**settings), store=FeatureStore(tmp_path, form="aligned"), processor=tiny_processor())
+        maps.append(vega3d.get_handle(model).branch.aligned(clip, torch.device("cpu")))
+    assert not torch.equal(*maps)

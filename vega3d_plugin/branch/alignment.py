@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..contracts.clips import TokenGrid
+from ..contracts.clips import Clip, TokenGrid
 from ..contracts.errors import AlignmentError
 from ..contracts.framing import Framing
-from ..contracts.priors import Span
+from ..contracts.priors import Prior, Span
 
 Space = Literal["bilinear", "adaptive_avg"]
 
@@ -39,13 +39,55 @@ def align(
     if features.ndim != 4 or min(features.shape) < 1:
         raise AlignmentError(f"A feature map is [T', C, h', w'], got {list(features.shape)}.")
     size = (grid.h, grid.w)
-    # In float32 throughout, and rounded once. Both steps are linear and commute; the one that shrinks the map goes
-    # first.
-    if grid.h * grid.w < features.shape[-2] * features.shape[-1]:
-        out = align_time(align_space(features.float(), size, space), grid.t, spans)
-    else:
-        out = align_space(align_time(features.float(), grid.t, spans), size, space)
-    return out.to(features.dtype)
+    # In float32 throughout, whatever the host's autocast says, and rounded once. Both steps are linear and commute; the
+    # one that shrinks the map goes first.
+    with torch.autocast(features.device.type, enabled=False):
+        if grid.h * grid.w < features.shape[-2] * features.shape[-1]:
+            out = align_time(align_space(features.float(), size, space), grid.t, spans)
+        else:
+            out = align_space(align_time(features.float(), grid.t, spans), size, space)
+        return out.to(features.dtype)
+
+
+def grid_of(clip: Clip, merge: int) -> TokenGrid:
+    """The grid that a clip's features are resampled to: of patches, and with the frames that have no tokens.
+
+    Args:
+        clip: with the host's token grid.
+        merge: patches per token and axis that the projector takes.
+    """
+    return TokenGrid(clip.past + clip.grid.t, clip.grid.h * merge, clip.grid.w * merge)
+
+
+def align_clip(features: Tensor, clip: Clip, prior: Prior, *, merge: int, space: Space) -> Tensor:
+    """A prior's feature map ``[T', C, h', w']`` of a clip, resampled to :func:`grid_of` it. Without parameters.
+
+    Returns:
+        ``[past + t, C, h, w]``, in the dtype of ``features`` and in one memory layout, channels last.
+    """
+    spans = prior.spans(clip.frames.shape[0], features.shape[0])
+    framing = placement(clip, prior)
+    if framing is not None:
+        with torch.autocast(features.device.type, enabled=False):
+            features = over_frame(features, framing)
+    aligned = align(features, grid_of(clip, merge), space=space, spans=spans)
+    return aligned.contiguous(memory_format=torch.channels_last)
+
+
+def placement(clip: Clip, prior: Prior) -> Framing | None:
+    """The part of a clip's frames that the prior saw, where tokens are to meet the features of their own place.
+
+    None where it saw them whole; and with the released preset, which takes a map of the part for one of the whole.
+    """
+    settings = prior.settings
+    if settings is not None and settings.preset == "released":
+        return None
+    framing = prior.framing((clip.frames.shape[-2], clip.frames.shape[-1]))
+    left, top, right, bottom = framing.box
+    height, width = framing.frame
+    # Half a pixel is the rounding of a size.
+    whole = max(abs(left), abs(top), abs(right - width), abs(bottom - height)) < 0.5
+    return None if whole else framing
 
 
 def over_frame(features: Tensor, framing: Framing) -> Tensor:
@@ -60,15 +102,12 @@ def over_frame(features: Tensor, framing: Framing) -> Tensor:
         framing: of the prior, for frames of this size.
 
     Returns:
-        ``[T', C, h, w]``, in the dtype of ``features``; 0 at places that the prior did not see. The map itself where it
-        saw the whole frame.
+        ``[T', C, h, w]``, in the dtype of ``features``; 0 at places that the prior did not see.
     """
     left, top, right, bottom = framing.box
     height, width = framing.frame
     rows, columns = features.shape[-2:]
     size = (max(1, round(rows * height / (bottom - top))), max(1, round(columns * width / (right - left))))
-    if max(abs(left), abs(top), abs(right - width), abs(bottom - height)) < 0.5:
-        return features
     y = (torch.arange(size[0], device=features.device) + 0.5) * (height / size[0])
     x = (torch.arange(size[1], device=features.device) + 0.5) * (width / size[1])
     # -1 and 1 are the edges of the cut.
