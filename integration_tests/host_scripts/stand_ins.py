@@ -31,7 +31,7 @@ ABSENT = {
         "draccus", "wandb", "tensorflow", "tensorflow_datasets", "tensorflow_graphics", "dlimp", "json_numpy",
         "absl", "jsonlines", "libero", "imageio", "robosuite", "sentencepiece",
     ),
-    "llava3d": ("deepspeed", "trl", "matplotlib"),
+    "llava3d": ("deepspeed", "trl", "matplotlib", "torch_scatter"),
     "vg": ("flash_attn", "decord", "cv2", "deepspeed"),
 }  # fmt: skip
 
