@@ -19,7 +19,7 @@ from ..contracts.shares import measured_shares
 from ..features.store import FeatureStore, dtype_key
 from ..storage.record import RECORD_BYTES, encode_record, make_record
 from . import calls
-from .alignment import align_clip, grid_of, together
+from .alignment import align_clip, grid_of, placement, together
 from .blocks import Recorder, open_blocks, switches
 from .copies import running
 from .first_step import watch_first_steps
@@ -171,7 +171,9 @@ class GenerativeBranch(nn.Module):
         """The store's map of a clip, else the prior's, finished in the store's form, and then kept."""
         with _undisturbed(clip):
             key = dtype_key(clip.key, self.prior.dtype_on(clip.frames.device))
-            name = store.form.name(key, grid_of(clip, self.projector.merge), self.settings.space)
+            # A map of a part is another where it was moved to its own place.
+            space = self.settings.space + ("_placed" if placement(clip, self.prior) else "")
+            name = store.form.name(key, grid_of(clip, self.projector.merge), space)
             features = store.get(name)
             if features is None:
                 with turn(self.prior):

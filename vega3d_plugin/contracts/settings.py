@@ -128,11 +128,13 @@ class PriorSettings(Settings):
         tap: block whose output is the feature, 0-based; negative counts from the end (the released default is -1,
             its scripts pass 20 of 30).
         size: height and width in pixels that frames are resized to.
-        resize: ``crop``: cover the size and crop the centre, as released; ``stretch``: keep the whole frame.
+        resize: ``crop``: cover the size and crop the centre, as released; tokens beyond the cut then have no features
+            (0). ``stretch``: keep the whole frame.
         context: how much of a clip the prior sees at once: ``frame``: each frame alone, as released; ``views``: every
             frame its own latent frame, attended jointly (sparse views); ``video``: the causal video VAE.
         seed: of the noise; one seed gives a clip one feature map.
-        preset: ``released``: the oddities of the released code, for checkpoints trained with it; what it sets can be
+        preset: ``released``: the oddities of the released code, for checkpoints trained with it: the map of a cut is
+            fused as if it were of the whole frame. What else it sets can be
             seen with ``vega3d prior info``, and is overruled by what is given beside it.
         window: contexts ``views`` and ``video``: latent steps that are attended jointly; longer clips are cut into
             overlapping windows. None: the prior's own, about the length it was trained on.
