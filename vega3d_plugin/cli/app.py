@@ -11,6 +11,7 @@ from ..plugins import plugin_manager
 from ..storage.record import library_version
 from .ablate import ablate
 from .analyse import analyse
+from .answer import answer
 from .convert import convert
 from .data import data
 from .demo import demo
@@ -42,6 +43,8 @@ there is, checks that it works on your host, and looks into what was trained.
   vega3d ls priors                       or: hosts, fusers, plugins, recipes
   vega3d info outputs/checkpoint-500     what a saved branch holds
   vega3d convert released --out branch   a released checkpoint as a branch
+  vega3d answer MODEL --data mine.json --out answers.jsonl
+                                         answers of a model to your questions
   vega3d ablate MODEL --data mine.json   does the branch help, on your data?
   vega3d score scanqa answers.jsonl      answers to a benchmark's figures
   vega3d data scanqa train.json --out rows.jsonl
@@ -94,6 +97,7 @@ app.command()(doctor)
 app.command()(ls)
 app.command()(info)
 app.command()(convert)
+app.command()(answer)
 app.command()(ablate)
 app.command()(score)
 app.command()(data)
