@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -148,8 +148,15 @@ def _device() -> str | None:
     return f"cuda:{local}" if local is not None and torch.cuda.is_available() else None
 
 
+class Start(Protocol):
+    """Starts a bar: over how many questions, how many of them are done, and whose answers they are."""
+
+    def __call__(self, total: int, found: int, what: str = ...) -> Callable[[int], None]:
+        """Returns what is called with the number of questions of each batch."""
+
+
 @contextmanager
-def progress() -> Iterator[Callable[[int, int], Callable[[int], None]]]:
+def progress() -> Iterator[Start]:
     """A bar over questions: call what it yields with their number and how many are done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as bar:

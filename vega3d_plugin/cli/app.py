@@ -12,6 +12,7 @@ from ..storage.record import library_version
 from .ablate import ablate
 from .analyse import analyse
 from .answer import answer
+from .compare import compare
 from .convert import convert
 from .data import data
 from .demo import demo
@@ -46,6 +47,8 @@ there is, checks that it works on your host, and looks into what was trained.
   vega3d answer MODEL --data mine.json --out answers.jsonl
                                          answers of a model to your questions
   vega3d ablate MODEL --data mine.json   does the branch help, on your data?
+  vega3d compare with=out/a without=out/b --data mine.json
+                                         runs against each other and controls
   vega3d score scanqa answers.jsonl      answers to a benchmark's figures
   vega3d data scanqa train.json --out rows.jsonl
                                          a benchmark's annotations as rows
@@ -99,6 +102,7 @@ app.command()(info)
 app.command()(convert)
 app.command()(answer)
 app.command()(ablate)
+app.command()(compare)
 app.command()(score)
 app.command()(data)
 app.command()(train)

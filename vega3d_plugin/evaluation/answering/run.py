@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,7 +183,9 @@ class _Asking:
         if not self.likelihood or question.expected is None:
             return {}
         losses = answer_likelihood(self.host.model, encoded)
-        return {"nll": float(losses.sum()), "nll_tokens": int(losses.numel())}
+        # JSON has no NaN; a likelihood that is none stays visible as null.
+        nll = float(losses.sum())
+        return {"nll": nll if math.isfinite(nll) else None, "nll_tokens": int(losses.numel())}
 
     def _encoded(self, question: Question) -> Encoded:
         return self.host.encoder(question.conversation)
