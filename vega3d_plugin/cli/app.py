@@ -11,6 +11,8 @@ from ..plugins import plugin_manager
 from ..storage.record import library_version
 from .ablate import ablate
 from .analyse import analyse
+from .answer import answer
+from .compare import compare
 from .convert import convert
 from .data import data
 from .demo import demo
@@ -45,7 +47,11 @@ there is, checks that it works on your host, and looks into what was trained.
   vega3d ls priors                       or: hosts, fusers, plugins, recipes
   vega3d info outputs/checkpoint-500     what a saved branch holds
   vega3d convert released --out branch   a released checkpoint as a branch
+  vega3d answer MODEL --data mine.json --out answers.jsonl
+                                         answers of a model to your questions
   vega3d ablate MODEL --data mine.json   does the branch help, on your data?
+  vega3d compare with=out/a without=out/b --data mine.json
+                                         runs against each other and controls
   vega3d score scanqa answers.jsonl      answers to a benchmark's figures
   vega3d data scanqa train.json --out rows.jsonl
                                          a benchmark's annotations as rows
@@ -101,7 +107,9 @@ app.command()(doctor)
 app.command()(ls)
 app.command()(info)
 app.command()(convert)
+app.command()(answer)
 app.command()(ablate)
+app.command()(compare)
 app.command()(score)
 app.command()(data)
 app.command()(train)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .rows.conversation import Conversation, Turn
-from .rows.encoding import IGNORED, Encoded, Encoder
+from .rows.encoding import IGNORED, Encoded, Encoder, stack_media
 
 
 def encode_question(encoder: Encoder, turns: Sequence[Turn]) -> Encoded:
@@ -47,13 +47,22 @@ def on_model(model: nn.Module, batch: Encoded) -> Encoded:
     }
 
 
-@torch.no_grad()
 def generate(model: Any, processor: Any, prompt: Encoded, **options: Any) -> tuple[str, int]:
-    """The answer to a prompt, stripped, and how many tokens were generated.
+    """The answer to one prompt; see :func:`generate_batch`."""
+    return generate_batch(model, processor, [prompt], **options)[0]
+
+
+@torch.no_grad()
+def generate_batch(model: Any, processor: Any, prompts: Sequence[Encoded], **options: Any) -> list[tuple[str, int]]:
+    """The answers to several prompts, stripped, and how many tokens each has, its end included.
+
+    Prompts whose pictures fit into one batch are answered together, padded on the left; others one after the other.
+    A prompt's answer is what it gets alone, but for rounding: kernels round by the shape of a batch, so that in half
+    precision two tokens that are equally likely may change places.
 
     Args:
         model, processor: of the host.
-        prompt: from :func:`encode_question` or :func:`split_answer`.
+        prompts: from :func:`encode_question` or :func:`split_answer`.
         options: of ``generate``; greedy unless they say otherwise.
     """
     chosen = {"do_sample": False, **options}
@@ -63,10 +72,69 @@ def generate(model: Any, processor: Any, prompt: Encoded, **options: Any) -> tup
     tokenizer = processor.tokenizer
     if tokenizer.pad_token_id is not None:
         chosen.setdefault("pad_token_id", tokenizer.pad_token_id)
-    out = model.generate(**on_model(model, prompt), **chosen)
-    new = out[0, prompt["input_ids"].shape[1] :]
-    text: str = tokenizer.decode(new, skip_special_tokens=True)
-    return text.strip(), int(new.shape[0])
+    answers: list[tuple[str, int]] = [("", 0)] * len(prompts)
+    for places in _fitting(prompts):
+        batch = _padded([prompts[place] for place in places], _pad(tokenizer))
+        out = model.generate(**on_model(model, batch), **chosen)[:, batch["input_ids"].shape[1] :]
+        for place, new in zip(places, out, strict=True):
+            answer = _until_end(new, _ends(model, tokenizer))
+            text: str = tokenizer.decode(answer, skip_special_tokens=True)
+            answers[place] = text.strip(), int(answer.shape[0])
+    return answers
+
+
+def _fitting(prompts: Sequence[Encoded]) -> list[list[int]]:
+    """Places of prompts that go into one batch: with the same kinds of inputs, of sizes that can be stacked."""
+    groups: dict[Any, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        shapes = [(key, _inner(key, value)) for key, value in prompt.items() if not _along(value, prompt)]
+        groups.setdefault((frozenset(prompt), tuple(sorted(shapes))), []).append(place)
+    return list(groups.values())
+
+
+def _inner(key: str, value: Any) -> tuple[int, ...]:
+    """The shape that inputs of one batch share; a differing number of crops is filled up when they are stacked."""
+    if not isinstance(value, Tensor):
+        return ()
+    return tuple(value.shape[2:] if key == "pixel_values" and value.ndim == 5 else value.shape[1:])
+
+
+def _padded(prompts: Sequence[Encoded], pad: int) -> Encoded:
+    """One batch, padded on the left, where an answer does not begin: ``[B, L]`` along the tokens."""
+    if len(prompts) == 1:
+        return dict(prompts[0])
+    longest = max(prompt["input_ids"].shape[1] for prompt in prompts)
+    batch: Encoded = {}
+    for key, value in prompts[0].items():
+        parts = [prompt[key] for prompt in prompts]
+        if _along(value, prompts[0]):
+            fill = pad if key == "input_ids" else 0
+            parts = [F.pad(part, (longest - part.shape[1], 0), value=fill) for part in parts]
+            batch[key] = torch.cat(parts)
+        else:
+            batch[key] = stack_media(key, parts) if isinstance(value, Tensor) else value
+    return batch
+
+
+def _along(value: Any, prompt: Encoded) -> bool:
+    return isinstance(value, Tensor) and value.shape == prompt["input_ids"].shape
+
+
+def _pad(tokenizer: Any) -> int:
+    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end an answer."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = tokenizer.eos_token_id if ends is None else ends
+    return [] if ends is None else [int(end) for end in (ends if isinstance(ends, list | tuple) else [ends])]
+
+
+def _until_end(tokens: Tensor, ends: Sequence[int]) -> Tensor:
+    """The tokens of one answer up to its end; behind it stands padding, where others of the batch went on."""
+    found = torch.isin(tokens, torch.tensor(ends, device=tokens.device, dtype=tokens.dtype)).nonzero()
+    return tokens[: int(found[0]) + 1] if len(found) else tokens
 
 
 @torch.no_grad()
