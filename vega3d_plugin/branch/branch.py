@@ -161,11 +161,22 @@ class GenerativeBranch(nn.Module):
                 return _channels_last(self._extract(clip))
         return self._kept(clip, self.store, lambda features: features)
 
+    def entry_name(self, clip: Clip, store: FeatureStore) -> str:
+        """The name of a clip's entry in a store, by the store's form."""
+        key = dtype_key(clip.key, self.prior.dtype_on(clip.frames.device))
+        return store.form.name(key, grid_of(clip, self.projector.merge), self.settings.space)
+
+    def fill(self, clip: Clip) -> None:
+        """Have the store keep a clip's map in its form, as a forward would."""
+        if self.store is not None and self.store.form.aligned:
+            self.aligned(clip, clip.frames.device)
+        else:
+            self.features(clip)
+
     def _kept(self, clip: Clip, store: FeatureStore, finish: Callable[[Tensor], Tensor]) -> Tensor:
         """The store's map of a clip, else the prior's, finished in the store's form, and then kept."""
         with _undisturbed(clip):
-            key = dtype_key(clip.key, self.prior.dtype_on(clip.frames.device))
-            name = store.form.name(key, grid_of(clip, self.projector.merge), self.settings.space)
+            name = self.entry_name(clip, store)
             features = store.get(name)
             if features is None:
                 with turn(self.prior):

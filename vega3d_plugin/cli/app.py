@@ -15,6 +15,7 @@ from .convert import convert
 from .data import data
 from .demo import demo
 from .doctor import doctor
+from .extract import extract
 from .info import info
 from .ls import ls
 from .output import err, out
@@ -50,6 +51,8 @@ there is, checks that it works on your host, and looks into what was trained.
   vega3d scene clip room:0               a scene's views, from above and by eye
   vega3d analyse correspondence tiny-wan --scenes room:0..3
                                          does a prior know space?
+  vega3d extract qwen_vl/smoke --store features
+                                         encode its clips once, beforehand
   vega3d train qwen_vl/smoke             train as a recipe says, here offline
   vega3d run --recipe R -- train.py ARGS  a host's own script, with the branch
   vega3d prior info wan2.1-t2v-1.3b      what a prior is, before loading it
@@ -99,6 +102,7 @@ app.command()(convert)
 app.command()(ablate)
 app.command()(score)
 app.command()(data)
+app.command()(extract)
 app.command()(train)
 app.command(context_settings=RUN)(run)
 app.add_typer(analyse, name="analyse")
