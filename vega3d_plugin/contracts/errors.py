@@ -36,7 +36,27 @@ class UnknownNameError(Vega3dError, KeyError):
 
 
 class SettingsError(Vega3dError, ValueError):
-    """One or more settings are wrong; the message lists every one of them with its path."""
+    """One or more settings are wrong; the message lists every one of them with its path.
+
+    Attributes:
+        mistakes: the keys and the message of each, where it is known which setting is wrong.
+    """
+
+    def __init__(self, message: str, mistakes: Iterable[tuple[tuple[int | str, ...], str]] = ()) -> None:
+        super().__init__(message)
+        self.mistakes = tuple(mistakes)
+
+
+class SettingsClashError(ValueError):
+    """Settings of one block that do not go together; raised by the block's own rules.
+
+    Attributes:
+        names: of these settings, in their block.
+    """
+
+    def __init__(self, message: str, *names: str) -> None:
+        super().__init__(message)
+        self.names = names
 
 
 class PluginError(Vega3dError):

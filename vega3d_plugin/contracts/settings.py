@@ -52,8 +52,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     @classmethod
-    def parse(cls: type[S], values: Mapping[str, Any] | S, where: str = "") -> S:
+    def parse(cls: type[S], values: Mapping[str, Any] | S, where: str = "", inside: tuple[str, ...] = ()) -> S:
         """Build settings from a mapping.
+
+        Args:
+            values: names and values.
+            where: for messages.
+            inside: keys under which these settings stand in larger ones, for :attr:`SettingsError.mistakes`.
 
         Raises:
             SettingsError: lists every unknown key, wrong type, value out of range and unknown name, with its path
@@ -69,7 +74,9 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise SettingsError(_report(cls, error, where)) from None
+            found = _mistakes(cls, error)
+            inner = ((inside + keys, message) for keys, message in found)
+            raise SettingsError(_report(found, error.error_count(), where), inner) from None
 
     @classmethod
     def read(cls: type[S], path: str | Path) -> S:
@@ -303,8 +310,8 @@ def _known_name(kind: str, name: str, known: tuple[str, ...] | list[str]) -> str
     return name
 
 
-def _report(cls: type[Settings], error: ValidationError, where: str) -> str:
-    lines = []
+def _mistakes(cls: type[Settings], error: ValidationError) -> list[tuple[tuple[int | str, ...], str]]:
+    found = []
     for item in error.errors(include_url=False)[:SHOWN]:
         if item["type"] == "extra_forbidden":
             known = _fields_at(cls, item["loc"][:-1])
@@ -313,8 +320,12 @@ def _report(cls: type[Settings], error: ValidationError, where: str) -> str:
             message = item["msg"].removeprefix("Value error, ")
             if item["type"] != "value_error":
                 message += f", found {brief(item['input'])}"
-        lines.append(f"  {setting_path(item['loc'])}: {message}")
-    total = error.error_count()
+        found.append((item["loc"], message))
+    return found
+
+
+def _report(found: Sequence[tuple[tuple[int | str, ...], str]], total: int, where: str) -> str:
+    lines = [f"  {setting_path(keys)}: {message}" for keys, message in found]
     if total > SHOWN:
         lines.append(f"  ... and {total - SHOWN} more")
     count = f"{total} setting{'s are' if total > 1 else ' is'} wrong"

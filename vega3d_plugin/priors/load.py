@@ -116,7 +116,9 @@ def resolve(settings: PriorSettings) -> PriorSettings:
     merged = {key: value for layer in layers for key, value in layer.items()}
     options = {key: value for layer in layers for key, value in layer.get("options", {}).items()}
     if spec.options is not None:
-        options = spec.options.parse(options, where=f"the options of prior {spec.name!r}").to_dict()
+        options = spec.options.parse(
+            options, where=f"the options of prior {spec.name!r}", inside=("options",)
+        ).to_dict()
     resolved = PriorSettings.parse({**merged, "options": options})
     if resolved.context not in spec.contexts:
         raise PriorError(

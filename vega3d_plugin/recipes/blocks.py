@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ..contracts.errors import SettingsClashError
 from ..contracts.settings import Float, Int, Positive, Settings, _known_name
 from ..features.forms import FORMS
 
@@ -99,12 +100,16 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _rate(self) -> DataSettings:
         if (self.sampling == "fps") != (self.fps is not None):
-            raise ValueError("`sampling: fps` and `fps` go together: give both or neither")
+            raise SettingsClashError("`sampling: fps` and `fps` go together: give both or neither", "sampling", "fps")
         if self.min_frames > self.frames:
-            raise ValueError(f"min_frames {self.min_frames} is more than frames {self.frames}")
+            raise SettingsClashError(
+                f"min_frames {self.min_frames} is more than frames {self.frames}", "min_frames", "frames"
+            )
         if self.video_as != "images" and (self.resize or self.preset):
             word = f"resize: {self.resize}" if self.resize else f"preset: {self.preset}"
-            raise ValueError(f"`{word}` is about images, so it needs `video_as: images`")
+            raise SettingsClashError(
+                f"`{word}` is about images, so it needs `video_as: images`", word.split(":")[0], "video_as"
+            )
         return self
 
 
@@ -168,10 +173,14 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _fit(self) -> TrainSettings:
         if (self.schedule == "step") != (self.decay_steps is not None):
-            raise ValueError("`schedule: step` and `decay_steps` go together: give both or neither")
+            raise SettingsClashError(
+                "`schedule: step` and `decay_steps` go together: give both or neither", "schedule", "decay_steps"
+            )
         if self.batch_size % self.per_device_batch_size:
-            raise ValueError(
-                f"batch_size {self.batch_size} cannot be made of per_device_batch_size {self.per_device_batch_size}"
+            raise SettingsClashError(
+                f"batch_size {self.batch_size} cannot be made of per_device_batch_size {self.per_device_batch_size}",
+                "batch_size",
+                "per_device_batch_size",
             )
         return self
 
@@ -220,7 +229,7 @@ class PartSettings(Settings):
     @model_validator(mode="after")
     def _used(self) -> PartSettings:
         if self.mode == "frozen" and self.learning_rate is not None:
-            raise ValueError("a frozen part has no learning_rate")
+            raise SettingsClashError("a frozen part has no learning_rate", "mode", "learning_rate")
         return self
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import re
 import types
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from ..branch.handle import CHILD
-from ..contracts.errors import SettingsError, Vega3dError, near_misses
+from ..contracts.errors import SettingsClashError, SettingsError, Vega3dError, near_misses
 from ..contracts.printable import brief
 from ..contracts.settings import FusionSettings, PriorSettings, Settings, _fields_at
 from ..contracts.tables import FUSERS
@@ -26,25 +26,35 @@ from .schema import RecipeSettings
 def check(layers: Layers) -> RecipeSettings | None:
     """Check the values, note every mistake in ``layers.problems``, and return the settings when there is none."""
     values = layers.values
-    found = list(_mistakes(strict_schema(), values))
+    parsed, found = _parsed(strict_schema(), values)
     # A block's own rules run only when its settings are right one by one. Once more without the wrong ones, they are
-    # told in the same report; what speaks of a setting that was left out may be no mistake.
-    wrong = [keys for keys, kind, _ in found if kind != "missing"]
+    # told in the same report, unless a rule is about a setting that was left out: then it may be no mistake.
+    wrong = [mistake.keys for mistake in found if mistake.kind != "missing"]
     if wrong:
-        left_out = re.compile(rf"\b({'|'.join(re.escape(str(keys[-1])) for keys in wrong if keys) or '(?!)'})\b")
-        again = _mistakes(strict_schema(), _without(values, wrong))
-        found += [m for m in again if m[1] == "value_error" and not left_out.search(m[2])]
+        found += [
+            mistake
+            for mistake in _parsed(strict_schema(), _without(values, wrong))[1]
+            if mistake.kind == "value_error" and not any(mistake.is_about(keys) for keys in wrong)
+        ]
     told = {problem.keys for problem in layers.problems}
-    for keys, _, message in found:
-        if keys not in told:
-            layers.wrong(message, keys)
-    sound = _without(values, wrong)
-    for keys, message in (*_prior(sound), *_fusion(sound), *_lora(sound)):
+    for mistake in found:
+        if mistake.keys not in told:
+            layers.wrong(mistake.message, mistake.keys)
+    # What is parsed once is not parsed again.
+    sound = {**_without(values, wrong), **_blocks(parsed, values)}
+    for keys, message in (*_prior(sound, values), *_fusion(sound), *_lora(sound)):
         if keys not in wrong:
             layers.wrong(message, keys)
     if layers.problems:
         return None
-    return RecipeSettings.model_validate(values)
+    return RecipeSettings.model_validate(sound)
+
+
+def _blocks(parsed: RecipeSettings | None, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The blocks that were given, as settings; ``lora`` stays as it was written, for PEFT."""
+    if parsed is None:
+        return {}
+    return {name: getattr(parsed, name) for name in values if name != "lora"}
 
 
 class _Lora(Settings):
@@ -89,21 +99,38 @@ def _plain(hint: Any) -> bool:
     return hint in (int, float, bool, str, list, dict, type(None))
 
 
-Mistake = tuple[Keys, str, str]
+@dataclass(frozen=True)
+class Mistake:
+    """What pydantic found: the setting, its name of the mistake, the message, and the settings of a block's rule."""
+
+    keys: Keys
+    kind: str
+    message: str
+    names: tuple[str, ...] = ()
+
+    def is_about(self, keys: Keys) -> bool:
+        """Whether this is a rule of a block that looks at a setting; one that names none looks at the whole block."""
+        inside = keys[: len(self.keys)] == self.keys
+        return inside and (not self.names or keys[len(self.keys) :][:1] in {(name,) for name in self.names})
 
 
-def _mistakes(schema: type[RecipeSettings], values: Mapping[str, Any]) -> Iterator[Mistake]:
-    """Setting, pydantic's name of the mistake, and the message."""
+def _parsed(schema: type[RecipeSettings], values: Mapping[str, Any]) -> tuple[RecipeSettings | None, list[Mistake]]:
     try:
-        schema.model_validate(values)
+        return schema.model_validate(values), []
     except ValidationError as error:
-        merged: dict[Keys, tuple[str, list[str]]] = {}
-        for item in error.errors(include_url=False):
-            keys = item["loc"] if item["type"] in ("extra_forbidden", "missing") else _real(item["loc"], values)
-            # Of a choice of types pydantic reports each: one mistake, several ways out.
-            merged.setdefault(keys, (item["type"], []))[1].append(_message(schema, item))
-        for keys, (kind, messages) in merged.items():
-            yield keys, kind, "; or ".join(dict.fromkeys(messages))
+        return None, list(_mistakes(schema, values, error))
+
+
+def _mistakes(schema: type[RecipeSettings], values: Mapping[str, Any], error: ValidationError) -> Iterator[Mistake]:
+    merged: dict[Keys, tuple[str, list[str], tuple[str, ...]]] = {}
+    for item in error.errors(include_url=False):
+        keys = item["loc"] if item["type"] in ("extra_forbidden", "missing") else _real(item["loc"], values)
+        # Of a choice of types pydantic reports each: one mistake, several ways out.
+        rule = item.get("ctx", {}).get("error")
+        names = rule.names if isinstance(rule, SettingsClashError) else ()
+        merged.setdefault(keys, (item["type"], [], names))[1].append(_message(schema, item))
+    for keys, (kind, messages, names) in merged.items():
+        yield Mistake(keys, kind, "; or ".join(dict.fromkeys(messages)), names)
 
 
 def _message(schema: type[RecipeSettings], item: Any) -> str:
@@ -141,13 +168,15 @@ def _without(values: Mapping[str, Any], wrong: list[Keys]) -> dict[str, Any]:
 
 
 def _valid(cls: type[Any], value: Any) -> Any:
+    if isinstance(value, cls):
+        return value
     try:
         return cls.model_validate(value)
     except ValidationError:
         return None
 
 
-def _prior(values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
+def _prior(values: Mapping[str, Any], written: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
     """What only the prior itself can judge: its contexts, presets and own options."""
     given = values.get("prior", {})
     prior = None if given is None else _valid(PriorSettings, given)
@@ -156,12 +185,10 @@ def _prior(values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
     try:
         resolve(prior)
     except SettingsError as error:
-        # A headline, then a line for each setting; or one sentence.
-        _, *lines = str(error).splitlines()
-        for line in lines or [str(error)]:
-            name, colon, message = line.strip().partition(": ")
-            own = bool(lines) and bool(colon)
-            yield ("prior", name) if own else ("prior",), message if own else line
+        for keys, message in error.mistakes or (((), str(error)),):
+            # A family's own options may stand beside those of all priors.
+            beside = keys[:1] == ("options",) and keys[1:2] and keys[1] in written["prior"]
+            yield ("prior", *(keys[1:] if beside else keys)), message
     except Vega3dError as error:
         yield ("prior",), str(error)
 

@@ -172,8 +172,7 @@ def branch_settings(recipe: Recipe | str | Path | RecipeSettings, overrides: Seq
             "This recipe has `prior: null`: it trains the host without a branch, so there is nothing to patch. Ask "
             "`recipe.prior is None` before patching."
         )
-    given = settings.model_dump(include=fields, exclude_unset=True)
-    return BranchSettings.parse(given)
+    return BranchSettings.parse({name: getattr(settings, name) for name in fields & settings.model_fields_set})
 
 
 def examine_recipe(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> Examined:

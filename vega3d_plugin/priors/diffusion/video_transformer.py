@@ -189,7 +189,7 @@ def without_padding(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return embeds[:, :end], mask[:, :end]
 
 
-def number_of(config: Mapping[str, Any], key: str, file: Path) -> int:
+def number_of(config: Mapping[str, Any], key: str, file: Path | str) -> int:
     """A whole number above zero from a model's configuration.
 
     Raises:

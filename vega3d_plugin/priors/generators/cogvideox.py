@@ -17,19 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from ...contracts.errors import CheckpointError, PriorError
-from ...contracts.priors import Prior, PriorSpec
-from ...contracts.settings import NoOptions, PriorSettings
+from ...contracts.settings import PriorSettings
 from ...storage.reading import JsonObject
-from ...storage.weights import read_json
+from ...storage.weights import Tensors, read_json
+from ..diffusion.families import DiffusersFamily, diffusers_class
 from ..diffusion.flow_matching import NoiseLevel
-from ..diffusion.prior import ALL_CONTEXTS
-from ..diffusion.video_transformer import VideoTransformerPrior, load_encoder, number_of
-from ..frozen.components import expect, load_component, locate, read_config, until
-from ..frozen.prior import Reload, resolved_tap
-from ..prompts.by_pipeline import pipeline_prompt, prompt_tensor
+from ..diffusion.video_transformer import VideoTransformerPrior
+from ..frozen.components import expect
+from ..frozen.prior import Reload
+from ..prompts.by_pipeline import prompt_tensor
 
-WEIGHT_PATTERNS = ["transformer/*", "vae/*", "scheduler/*", "empty_prompt.safetensors"]
-TEXT_PATTERNS = ["text_encoder/*", "tokenizer/*", "model_index.json"]
 PROMPT = "prompt_embeds"
 # Both have the same levels of noise; they differ in how they step from one to the next.
 SCHEDULERS = {"CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"}
@@ -41,10 +38,10 @@ class CogVideoXPrior(VideoTransformerPrior):
     Args:
         transformer: diffusers' ``CogVideoXTransformer3DModel`` whose LAST block is the tap.
         vae: diffusers' ``AutoencoderKLCogVideoX``; only its encoder is used.
-        prompt: embedding of the empty prompt, ``[1, tokens, text_dim]``, padding included.
-        alphas: the schedule's cumulative product of alphas, ``[timesteps]``.
+        prompt: ``prompt_embeds [1, tokens, text_dim]``, padding included.
         settings: resolved settings; ``shift`` does not matter: the schedule has its own.
         reload: rebuilds this prior from its settings, so that a pickle carries no weights; None pickles the weights.
+        alphas: the schedule's cumulative product of alphas, ``[timesteps]``.
 
     Raises:
         PriorError: a size that does not fit, or that is beyond the positions that the model has.
@@ -57,10 +54,11 @@ class CogVideoXPrior(VideoTransformerPrior):
         self,
         transformer: nn.Module,
         vae: nn.Module,
-        prompt: Tensor,
-        alphas: Tensor,
+        prompt: Tensors,
         settings: PriorSettings,
         reload: Reload | None = None,
+        *,
+        alphas: Tensor,
     ) -> None:
         config: Any = transformer.config
         vae_config: Any = vae.config
@@ -71,7 +69,7 @@ class CogVideoXPrior(VideoTransformerPrior):
         super().__init__(
             transformer,
             vae,
-            {PROMPT: prompt},
+            prompt,
             settings,
             feature_dim=config.num_attention_heads * config.attention_head_dim,
             patch_size=config.patch_size,
@@ -153,115 +151,89 @@ class CogVideoXPrior(VideoTransformerPrior):
         return CogVideoXPipeline._prepare_rotary_positional_embeddings(pipeline, height, width, steps, device)
 
 
-def load_cogvideox(settings: PriorSettings) -> Prior:
-    """Build a CogVideoX prior from ``settings.pretrained``, a folder in diffusers' layout or a hub id.
+class CogVideoX(DiffusersFamily):
+    """CogVideoX in diffusers' layout."""
 
-    Raises:
-        CheckpointError: the folder is missing, half there, or holds another architecture.
-        PromptError: no embedding of the empty prompt, and no text encoder to compute it.
-    """
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+    prior = CogVideoXPrior
+    licence = "CogVideoX licence: research free, commercial use after registration"
+    transformer, vae, pipeline = "CogVideoXTransformer3DModel", "AutoencoderKLCogVideoX", "CogVideoXPipeline"
+    weights = ("transformer/*", "vae/*", "scheduler/*", "empty_prompt.safetensors")
 
-    folder, is_local = locate(settings, WEIGHT_PATTERNS)
-    config = _transformer_config(folder)
-    vae_config = read_config(folder / "vae", "AutoencoderKLCogVideoX")
-    alphas = _alphas(folder)
-    tap = resolved_tap(settings.tap, config.integer("num_layers"), settings.name)
-    prompt = _prompt_of(folder, settings, is_local, config)
-    transformer = load_component(
-        folder / "transformer",
-        lambda: CogVideoXTransformer3DModel.from_config({**config, "num_layers": tap + 1}),
-        wanted=until("transformer_blocks", tap),
-    )
-    vae = load_encoder(folder / "vae", lambda: AutoencoderKLCogVideoX.from_config(vae_config))
-    settings = settings.model_copy(update={"tap": tap})
-    return CogVideoXPrior(transformer, vae, prompt[PROMPT], alphas, settings, reload=load_cogvideox)
+    def check(self, config: JsonObject, folder: Path) -> None:
+        """Refuse image-to-video weights."""
+        if config.get("ofs_embed_dim") or config.get("in_channels", 16) != config.get("out_channels", 16):
+            raise CheckpointError(
+                f"{config.file} is of an image-to-video CogVideoX; this prior needs text-to-video weights."
+            )
 
+    def more(self, folder: Path) -> dict[str, Any]:
+        """The schedule of noise."""
+        file = folder / "scheduler" / "scheduler_config.json"
+        config = read_json(file)
+        expect(config.get("_class_name"), SCHEDULERS, file)
+        alphas: Tensor = diffusers_class("CogVideoXDDIMScheduler").from_config(config).alphas_cumprod
+        return {"alphas": alphas.double()}
 
-def load_prompt(settings: PriorSettings) -> dict[str, Tensor]:
-    """The empty prompt's ``prompt_embeds [1, tokens, text_dim]``, without loading anything else."""
-    folder, is_local = locate(settings, WEIGHT_PATTERNS)
-    return _prompt_of(folder, settings, is_local, _transformer_config(folder))
-
-
-def _transformer_config(folder: Path) -> JsonObject:
-    config = read_config(folder / "transformer", "CogVideoXTransformer3DModel")
-    file = folder / "transformer" / "config.json"
-    number_of(config, "num_layers", file)
-    if config.get("ofs_embed_dim") or config.get("in_channels", 16) != config.get("out_channels", 16):
-        raise CheckpointError(f"{file} is of an image-to-video CogVideoX; this prior needs text-to-video weights.")
-    return config
-
-
-def _alphas(folder: Path) -> Tensor:
-    from diffusers import CogVideoXDDIMScheduler
-
-    file = folder / "scheduler" / "scheduler_config.json"
-    config = read_json(file)
-    expect(config.get("_class_name"), SCHEDULERS, file)
-    alphas: Tensor = CogVideoXDDIMScheduler.from_config(config).alphas_cumprod
-    return alphas.double()
-
-
-def _prompt_of(folder: Path, settings: PriorSettings, is_local: bool, config: JsonObject) -> dict[str, Tensor]:
-    length = config.integer("max_text_seq_length", 226)
-
-    def encode(pipeline: Any) -> dict[str, Tensor]:
+    def encode(self, pipeline: Any, config: JsonObject) -> Tensors:
+        """By T5, padded."""
+        length = _text_length(config)
         embeds, _ = pipeline.encode_prompt("", do_classifier_free_guidance=False, max_sequence_length=length)
         return {PROMPT: embeds}
 
-    tensors = pipeline_prompt(folder, settings, is_local, "CogVideoXPipeline", encode, TEXT_PATTERNS)
-    return {PROMPT: prompt_tensor(tensors, PROMPT, config.integer("text_embed_dim", 4096), lengths={length})}
+    def prompt_tensors(self, found: Tensors, config: JsonObject) -> Tensors:
+        """``prompt_embeds``, padding included."""
+        width = config.integer("text_embed_dim", 4096)
+        return {PROMPT: prompt_tensor(found, PROMPT, width, lengths={_text_length(config)})}
 
 
-# Trained on 49 frames, which are 13 latent steps; the 1.5 on 81, which are 11 tokens of two steps each.
-_FIRST = {"size": (480, 720), "window": 13, "overlap": 3}
+def _text_length(config: JsonObject) -> int:
+    return config.integer("max_text_seq_length", 226)
+
+
+FAMILY = CogVideoX()
 
 SPECS = (
-    PriorSpec(
+    FAMILY.row(
         "cogvideox-2b",
-        load_cogvideox,
         "CogVideoX text-to-video, 2B, 30 blocks",
         source="THUDM/CogVideoX-2b",
-        feature_dim=1920,
-        contexts=ALL_CONTEXTS,
+        width=1920,
+        blocks=30,
+        tap=20,
+        size=(480, 720),
+        # 49 frames are 13 latent steps.
+        window=13,
+        overlap=3,
         # Its schedule is noisier than the 5B's: this timestep has as much noise as 300 there.
-        defaults={"tap": 20, "timestep": 165, **_FIRST},
-        options=NoOptions,
-        prompt=load_prompt,
-        kind=CogVideoXPrior,
-        licence="Apache 2.0",
-        taps="0 to 29: blocks of the transformer",
+        timestep=165,
         parameters=1.3,
+        licence="Apache 2.0",
     ),
-    PriorSpec(
+    FAMILY.row(
         "cogvideox-5b",
-        load_cogvideox,
         "CogVideoX text-to-video, 5B, 42 blocks",
         source="THUDM/CogVideoX-5b",
-        feature_dim=3072,
-        contexts=ALL_CONTEXTS,
-        defaults={"tap": 28, "timestep": 300, **_FIRST},
-        options=NoOptions,
-        prompt=load_prompt,
-        kind=CogVideoXPrior,
-        licence="CogVideoX licence: research free, commercial use after registration",
-        taps="0 to 41: blocks of the transformer",
+        width=3072,
+        blocks=42,
+        tap=28,
+        size=(480, 720),
+        window=13,
+        overlap=3,
+        timestep=300,
         parameters=3.9,
     ),
-    PriorSpec(
+    FAMILY.row(
         "cogvideox1.5-5b",
-        load_cogvideox,
         "CogVideoX 1.5 text-to-video, 5B, 42 blocks, for larger frames",
         source="THUDM/CogVideoX1.5-5B",
-        feature_dim=3072,
-        contexts=ALL_CONTEXTS,
-        defaults={"tap": 28, "timestep": 300, "size": (768, 1360), "window": 11, "overlap": 3},
-        options=NoOptions,
-        prompt=load_prompt,
-        kind=CogVideoXPrior,
-        licence="CogVideoX licence: research free, commercial use after registration",
-        taps="0 to 41: blocks of the transformer",
+        width=3072,
+        blocks=42,
+        tap=28,
+        size=(768, 1360),
+        # 81 frames are 11 tokens of two latent steps each.
+        window=11,
+        overlap=3,
+        timestep=300,
         parameters=3.9,
     ),
 )

@@ -27,25 +27,21 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...contracts.errors import CheckpointError, PromptError
-from ...contracts.priors import Prior, PriorSpec
 from ...contracts.settings import Float, PriorSettings, Settings
 from ...storage.reading import JsonObject
 from ...storage.weights import Tensors, read_json
+from ..diffusion.families import DiffusersFamily
 from ..diffusion.flow_matching import NoiseLevel
-from ..diffusion.prior import ALL_CONTEXTS
-from ..diffusion.video_transformer import VideoTransformerPrior, load_encoder, number_of, per_channel
+from ..diffusion.video_transformer import VideoTransformerPrior, number_of, per_channel
 from ..fast import Reduction
 from ..fast.linears import CONVOLVED_LINEARS
 from ..fast.single_frame_vae import SINGLE_FRAME_VAE, SINGLE_PASS_NORMS
-from ..frozen.components import load_component, locate, read_config, until
-from ..frozen.prior import Reload, resolved_tap
-from ..prompts.by_pipeline import pipeline_prompt, prompt_tensor
+from ..frozen.components import read_config
+from ..frozen.prior import Reload
+from ..prompts.by_pipeline import prompt_tensor
 
 EMBEDS = "prompt_embeds"
 TEXT_LENGTH = 512
-
-WEIGHT_PATTERNS = ["transformer/*", "vae/*", "scheduler/*", "empty_prompt.safetensors"]
-TEXT_PATTERNS = ["text_encoder/*", "tokenizer/*", "model_index.json"]
 
 
 class Cosmos2Options(Settings):
@@ -79,9 +75,11 @@ class CosmosPrior(VideoTransformerPrior):
         vae: of which only the encoder is used.
         prompt: ``prompt_embeds [1, n, text_dim]``, without its padding.
         settings: resolved settings; ``size`` must be divisible by 16.
-        vae_stride, time_stride: of the VAE.
         reload: rebuilds this prior from its settings, so that a pickle carries no weights; None pickles the weights.
     """
+
+    #: In the VAE's configuration: pixels and frames per latent, and what they are where it does not say.
+    strides: ClassVar[tuple[tuple[str, int], tuple[str, int]]]
 
     def __init__(
         self,
@@ -89,12 +87,10 @@ class CosmosPrior(VideoTransformerPrior):
         vae: nn.Module,
         prompt: Tensors,
         settings: PriorSettings,
-        *,
-        vae_stride: int,
-        time_stride: int,
         reload: Reload | None = None,
     ) -> None:
         config: Any = transformer.config
+        vae_stride, time_stride = (int(getattr(vae.config, *stride) or stride[1]) for stride in self.strides)
         super().__init__(
             transformer,
             vae,
@@ -135,6 +131,7 @@ class Cosmos2Prior(CosmosPrior):
     """Features of Cosmos-Predict2, whose VAE is Wan 2.1's (``AutoencoderKLWan``)."""
 
     family = "cosmos-predict2"
+    strides = (("scale_factor_spatial", 8), ("scale_factor_temporal", 4))
     reductions: ClassVar[tuple[Reduction, ...]] = (CONVOLVED_LINEARS, SINGLE_FRAME_VAE, SINGLE_PASS_NORMS)
 
     def noise_level(self) -> NoiseLevel:
@@ -157,6 +154,7 @@ class Cosmos1Prior(CosmosPrior):
     """
 
     family = "cosmos-predict1"
+    strides = (("spatial_compression_ratio", 8), ("temporal_compression_ratio", 8))
 
     def __init__(self, *args: Any, sigma_data: float = 0.5, **rest: Any) -> None:
         self.sigma_data = sigma_data
@@ -209,111 +207,72 @@ def _per_step(values: Any, like: Tensor) -> Tensor:
     return table[:, steps][None, :, :, None, None]
 
 
-# Loading
+class _Cosmos(DiffusersFamily):
+    """What both generations share."""
+
+    licence = "NVIDIA Open Model License"
+    transformer = "CosmosTransformer3DModel"
+    weights = ("transformer/*", "vae/*", "scheduler/*", "empty_prompt.safetensors")
+    #: In the VAE's configuration: how many channels its latents have.
+    channels: ClassVar[str]
+
+    def check(self, config: JsonObject, folder: Path) -> None:
+        """Text2World or Video2World; Predict2.5 and Transfer are refused."""
+        known = read_config(folder / "vae", self.vae).get(self.channels, 16)
+        given = number_of(config, "in_channels", config.file)
+        others = config.get("use_crossattn_projection") or config.get("img_context_dim_in")
+        if given not in (known, known + 1) or others:
+            raise CheckpointError(
+                f"{config.file} is of another Cosmos: it has {given} input channels, expected {known} (text) or "
+                f"{known + 1} (Video2World), and no crossattn_proj or img_context_proj, as Predict2.5 and Transfer "
+                "have them. Use Cosmos-Predict1 or Cosmos-Predict2."
+            )
+
+    def cut(self, config: JsonObject, tap: int) -> tuple[Callable[[], Any], Callable[[str], bool]]:
+        """The model would resize the padding mask with torchvision and append it; as a channel it needs neither."""
+        masks = {"in_channels": config["in_channels"] + 1, "concat_padding_mask": False}
+        changed = {**config, **(masks if config.get("concat_padding_mask", True) else {})}
+        return super().cut(JsonObject(changed, config.file, config.error), tap)
+
+    def encode(self, pipeline: Any, config: JsonObject) -> Tensors:
+        """By T5."""
+        embeds, _ = pipeline.encode_prompt("", do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH)
+        return {EMBEDS: _without_padding(embeds)}
+
+    def prompt_tensors(self, found: Tensors, config: JsonObject) -> Tensors:
+        """``prompt_embeds``, without padding."""
+        embeds = prompt_tensor(found, EMBEDS, config.integer("text_embed_dim"))
+        if embeds.shape[1] > TEXT_LENGTH:
+            raise PromptError(
+                f"The empty prompt's {EMBEDS} has {embeds.shape[1]} tokens, expected at most {TEXT_LENGTH}."
+            )
+        return {EMBEDS: _without_padding(embeds)}
 
 
-def load_predict2(settings: PriorSettings) -> Prior:
-    """Build Cosmos-Predict2 from ``settings.pretrained``, a folder or a hub id, in diffusers' layout.
+class CosmosPredict2(_Cosmos):
+    """Cosmos-Predict2 in diffusers' layout."""
 
-    Video2World and Text2Image checkpoints are told apart by their channels.
-
-    Raises:
-        CheckpointError: the folder is missing, half there, or holds another architecture.
-        PromptError: no embedding of the empty prompt, and no text encoder to compute it.
-        PriorError: a tap outside the blocks, or a size that does not fit.
-    """
-    from diffusers import AutoencoderKLWan
-
-    folder, is_local = locate(settings, WEIGHT_PATTERNS)
-    config, vae_config = _configs(folder, "AutoencoderKLWan", "z_dim")
-    transformer, tap = _transformer(folder, config, settings)
-    vae = load_encoder(folder / "vae", lambda: AutoencoderKLWan.from_config(vae_config))
-    return Cosmos2Prior(
-        transformer,
-        vae,
-        _prompt_of(folder, is_local, settings, config, PIPELINE2),
-        settings.model_copy(update={"tap": tap}),
-        vae_stride=int(getattr(vae.config, "scale_factor_spatial", 8) or 8),
-        time_stride=int(getattr(vae.config, "scale_factor_temporal", 4) or 4),
-        reload=load_predict2,
-    )
+    prior = Cosmos2Prior
+    options = Cosmos2Options
+    vae, channels, pipeline = "AutoencoderKLWan", "z_dim", "Cosmos2VideoToWorldPipeline"
 
 
-def load_predict1(settings: PriorSettings) -> Prior:
-    """Build Cosmos-Predict1; as :func:`load_predict2`."""
-    from diffusers import AutoencoderKLCosmos
+class CosmosPredict1(_Cosmos):
+    """Cosmos-Predict1 in diffusers' layout."""
 
-    folder, is_local = locate(settings, WEIGHT_PATTERNS)
-    config, vae_config = _configs(folder, "AutoencoderKLCosmos", "latent_channels")
-    transformer, tap = _transformer(folder, config, settings)
-    vae = load_encoder(folder / "vae", lambda: AutoencoderKLCosmos.from_config(vae_config))
-    return Cosmos1Prior(
-        transformer,
-        vae,
-        _prompt_of(folder, is_local, settings, config, PIPELINE1),
-        settings.model_copy(update={"tap": tap}),
-        vae_stride=vae.config.spatial_compression_ratio,
-        time_stride=vae.config.temporal_compression_ratio,
-        sigma_data=_sigma_data(folder),
-        reload=load_predict1,
-    )
+    prior = Cosmos1Prior
+    options = Cosmos1Options
+    vae, channels, pipeline = "AutoencoderKLCosmos", "latent_channels", "CosmosTextToWorldPipeline"
 
-
-def _configs(folder: Path, vae: str, channels: str) -> tuple[JsonObject, JsonObject]:
-    config = read_config(folder / "transformer", "CosmosTransformer3DModel")
-    vae_config = read_config(folder / "vae", vae)
-    known = vae_config.get(channels, 16)
-    given = number_of(config, "in_channels", folder / "transformer" / "config.json")
-    if given not in (known, known + 1) or config.get("use_crossattn_projection") or config.get("img_context_dim_in"):
-        raise CheckpointError(
-            f"{folder / 'transformer' / 'config.json'} is of another Cosmos: it has {given} input channels, expected "
-            f"{known} (text) or {known + 1} (Video2World), and no crossattn_proj or img_context_proj, as Predict2.5 "
-            "and Transfer have them. Use Cosmos-Predict1 or Cosmos-Predict2."
-        )
-    return config, vae_config
-
-
-def _transformer(folder: Path, config: dict[str, Any], settings: PriorSettings) -> tuple[Any, int]:
-    from diffusers import CosmosTransformer3DModel
-
-    tap = resolved_tap(
-        settings.tap, number_of(config, "num_layers", folder / "transformer" / "config.json"), settings.name
-    )
-    # The model would resize the padding mask with torchvision and append it; as a channel of ours it needs neither.
-    masks = {"in_channels": config["in_channels"] + 1, "concat_padding_mask": False}
-    config = {**config, **(masks if config.get("concat_padding_mask", True) else {}), "num_layers": tap + 1}
-    transformer = load_component(
-        folder / "transformer",
-        lambda: CosmosTransformer3DModel.from_config(config),
-        wanted=until("transformer_blocks", tap),
-    )
-    return transformer, tap
-
-
-def _sigma_data(folder: Path) -> float:
-    file = folder / "scheduler" / "scheduler_config.json"
-    value = read_json(file).get("sigma_data", 0.5) if file.is_file() else 0.5
-    if not isinstance(value, int | float) or value <= 0:
-        raise CheckpointError(f"{file} gives sigma_data as {value!r}, expected a number above 0 (0.5 as published).")
-    return float(value)
-
-
-# Prompt
-
-PIPELINE1, PIPELINE2 = "CosmosTextToWorldPipeline", "Cosmos2VideoToWorldPipeline"
-
-
-def _prompt_of(folder: Path, is_local: bool, settings: PriorSettings, config: JsonObject, pipeline: str) -> Tensors:
-    found = pipeline_prompt(folder, settings, is_local, pipeline, _encoded_prompt, TEXT_PATTERNS)
-    embeds = prompt_tensor(found, EMBEDS, config.integer("text_embed_dim"))
-    if embeds.shape[1] > TEXT_LENGTH:
-        raise PromptError(f"The empty prompt's {EMBEDS} has {embeds.shape[1]} tokens, expected at most {TEXT_LENGTH}.")
-    return {EMBEDS: _without_padding(embeds)}
-
-
-def _encoded_prompt(pipe: Any) -> Tensors:
-    embeds, _ = pipe.encode_prompt("", do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH)
-    return {EMBEDS: _without_padding(embeds)}
+    def more(self, folder: Path) -> dict[str, Any]:
+        """The deviation of the latents, of the scheduler."""
+        file = folder / "scheduler" / "scheduler_config.json"
+        value = read_json(file).get("sigma_data", 0.5) if file.is_file() else 0.5
+        if not isinstance(value, int | float) or value <= 0:
+            raise CheckpointError(
+                f"{file} gives sigma_data as {value!r}, expected a number above 0 (0.5 as published)."
+            )
+        return {"sigma_data": float(value)}
 
 
 def _without_padding(embeds: Tensor) -> Tensor:
@@ -321,49 +280,31 @@ def _without_padding(embeds: Tensor) -> Tensor:
     return embeds[:, : int(filled.max()) + 1 if len(filled) else 1]
 
 
-def _prompt(pipeline: str) -> Callable[[PriorSettings], Tensors]:
-    def prompt(settings: PriorSettings) -> Tensors:
-        folder, is_local = locate(settings, WEIGHT_PATTERNS)
-        config = read_config(folder / "transformer", "CosmosTransformer3DModel")
-        return _prompt_of(folder, is_local, settings, config, pipeline)
-
-    return prompt
-
-
-LICENCE = "NVIDIA Open Model License"
-
 SPECS = (
-    PriorSpec(
+    CosmosPredict2().row(
         "cosmos-predict2-2b",
-        load_predict2,
         "Cosmos-Predict2 Video2World, 2B, 28 blocks, with Wan's VAE; without given frames",
         source="nvidia/Cosmos-Predict2-2B-Video2World",
-        feature_dim=2048,
-        contexts=ALL_CONTEXTS,
-        # Two thirds of the depth, as the paper's tap in Wan. Trained on 93 frames, which are 24 latent steps. Its
-        # schedule has no shift.
-        defaults={"tap": 19, "size": (704, 1280), "shift": 1.0, "window": 24, "overlap": 4},
-        options=Cosmos2Options,
-        prompt=_prompt(PIPELINE2),
-        licence=LICENCE,
-        taps="0 to 27: blocks of the transformer",
+        width=2048,
+        blocks=28,
+        tap=19,
+        size=(704, 1280),
+        # Trained on 93 frames, which are 24 latent steps. Its schedule has no shift.
+        window=24,
+        shift=1.0,
         parameters=1.5,
-        kind=Cosmos2Prior,
     ),
-    PriorSpec(
+    CosmosPredict1().row(
         "cosmos-predict1-7b",
-        load_predict1,
         "Cosmos-Predict1 Text2World, 7B, 28 blocks, latent steps of 8 frames",
         source="nvidia/Cosmos-1.0-Diffusion-7B-Text2World",
-        feature_dim=4096,
-        contexts=ALL_CONTEXTS,
+        width=4096,
+        blocks=28,
+        tap=19,
+        size=(704, 1280),
         # As above; trained on 121 frames, which are 16 latent steps.
-        defaults={"tap": 19, "size": (704, 1280), "shift": 1.0, "window": 16, "overlap": 4},
-        options=Cosmos1Options,
-        prompt=_prompt(PIPELINE1),
-        licence=LICENCE,
-        taps="0 to 27: blocks of the transformer",
+        window=16,
+        shift=1.0,
         parameters=5.2,
-        kind=Cosmos1Prior,
     ),
 )

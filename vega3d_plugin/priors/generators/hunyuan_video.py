@@ -11,6 +11,7 @@ CLIP's pooled embedding comes beside it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...contracts.errors import CheckpointError
-from ...contracts.priors import Prior, PriorSpec
 from ...contracts.settings import Float, PriorSettings, Settings
 from ...storage.reading import JsonObject
 from ...storage.weights import Tensors
+from ..diffusion.families import DiffusersFamily, diffusers_class
 from ..diffusion.flow_matching import NoiseLevel
-from ..diffusion.prior import ALL_CONTEXTS
-from ..diffusion.video_transformer import VideoTransformerPrior, load_encoder, number_of, prompt_mask, without_padding
-from ..frozen.components import load_component, locate, read_config, until
-from ..frozen.prior import Reload, resolved_tap
-from ..prompts.by_pipeline import pipeline_prompt, prompt_tensor
+from ..diffusion.video_transformer import VideoTransformerPrior, number_of, prompt_mask, without_padding
+from ..frozen.components import until
+from ..frozen.prior import Reload
+from ..prompts.by_pipeline import prompt_tensor
 
 EMBEDS, MASK, POOLED = "prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds"
 DUAL, SINGLE = "transformer_blocks", "single_transformer_blocks"
-
-WEIGHT_PATTERNS = ["transformer/*", "vae/*", "empty_prompt.safetensors"]
-TEXT_PATTERNS = ["text_encoder/*", "text_encoder_2/*", "tokenizer/*", "tokenizer_2/*", "model_index.json"]
 
 
 class HunyuanVideoOptions(Settings):
@@ -115,100 +112,74 @@ class HunyuanVideoPrior(VideoTransformerPrior):
         )
 
 
-def load_hunyuan_video(settings: PriorSettings) -> Prior:
-    """Build the prior from ``settings.pretrained``, a folder or a hub id, in diffusers' layout.
+class HunyuanVideo(DiffusersFamily):
+    """HunyuanVideo in diffusers' layout."""
 
-    Raises:
-        CheckpointError: the folder is missing, half there, or holds another architecture.
-        PromptError: no embedding of the empty prompt, and no text encoders to compute it.
-        PriorError: a tap outside the blocks, or a size that does not fit.
-    """
-    folder, is_local = locate(settings, WEIGHT_PATTERNS)
-    config = _transformer_config(folder)
-    transformer, tap = _transformer(folder, config, settings)
-    vae = _vae(folder)
-    prompt = _prompt_of(folder, is_local, settings, config)
-    return HunyuanVideoPrior(
-        transformer, vae, prompt, settings.model_copy(update={"tap": tap}), reload=load_hunyuan_video
-    )
+    prior = HunyuanVideoPrior
+    options = HunyuanVideoOptions
+    licence = "Tencent Hunyuan Community License (not for use in the EU, the UK and South Korea)"
+    transformer, vae = "HunyuanVideoTransformer3DModel", "AutoencoderKLHunyuanVideo"
+    pipeline = "HunyuanVideoPipeline"
+    texts = ("text_encoder/*", "text_encoder_2/*", "tokenizer/*", "tokenizer_2/*", "model_index.json")
 
+    def check(self, config: JsonObject, folder: Path) -> None:
+        """Refuse image-to-video weights."""
+        kind = config.get("image_condition_type")
+        if kind is not None or config.get("in_channels") != config.get("out_channels"):
+            raise CheckpointError(
+                f"{folder} holds an image-to-video HunyuanVideo (image_condition_type {kind!r}, "
+                f"{config.get('in_channels')} channels in, {config.get('out_channels')} out); this prior needs "
+                "text-to-video weights, such as hunyuanvideo-community/HunyuanVideo."
+            )
 
-def _transformer_config(folder: Path) -> JsonObject:
-    config = read_config(folder / "transformer", "HunyuanVideoTransformer3DModel")
-    kind = config.get("image_condition_type")
-    if kind is not None or config.get("in_channels") != config.get("out_channels"):
-        raise CheckpointError(
-            f"{folder} holds an image-to-video HunyuanVideo (image_condition_type {kind!r}, "
-            f"{config.get('in_channels')} channels in, {config.get('out_channels')} out); this prior needs "
-            "text-to-video weights, such as hunyuanvideo-community/HunyuanVideo."
-        )
-    return config
+    def blocks(self, config: JsonObject) -> int:
+        """Of both stacks."""
+        return sum(_stacks(config))
 
+    def cut(self, config: JsonObject, tap: int) -> tuple[Callable[[], Any], Callable[[str], bool]]:
+        """The tap counts over both stacks."""
+        dual, _ = _stacks(config)
+        shorter = {**config, "num_layers": min(tap + 1, dual), "num_single_layers": max(0, tap + 1 - dual)}
+        is_dual, is_single = until(DUAL, tap), until(SINGLE, tap - dual)
+        build = lambda: diffusers_class(self.transformer).from_config(shorter)  # noqa: E731
+        return build, lambda key: is_dual(key) and is_single(key)
 
-def _transformer(folder: Path, config: dict[str, Any], settings: PriorSettings) -> tuple[Any, int]:
-    from diffusers import HunyuanVideoTransformer3DModel
+    def encode(self, pipeline: Any, config: JsonObject) -> Tensors:
+        """By Llama, and CLIP's pooled text."""
+        embeds, pooled, mask = pipeline.encode_prompt("")
+        embeds, mask = without_padding(embeds, mask.bool())
+        return {EMBEDS: embeds, MASK: mask, POOLED: pooled}
 
-    file = folder / "transformer" / "config.json"
-    dual, single = number_of(config, "num_layers", file), number_of(config, "num_single_layers", file)
-    tap = resolved_tap(settings.tap, dual + single, settings.name)
-    config = {**config, "num_layers": min(tap + 1, dual), "num_single_layers": max(0, tap + 1 - dual)}
-    is_dual, is_single = until(DUAL, tap), until(SINGLE, tap - dual)
-    transformer = load_component(
-        folder / "transformer",
-        lambda: HunyuanVideoTransformer3DModel.from_config(config),
-        wanted=lambda key: is_dual(key) and is_single(key),
-    )
-    return transformer, tap
-
-
-def _vae(folder: Path) -> Any:
-    from diffusers import AutoencoderKLHunyuanVideo
-
-    config = read_config(folder / "vae", "AutoencoderKLHunyuanVideo")
-    return load_encoder(folder / "vae", lambda: AutoencoderKLHunyuanVideo.from_config(config))
+    def prompt_tensors(self, found: Tensors, config: JsonObject) -> Tensors:
+        """``prompt_embeds``, ``prompt_attention_mask`` and ``pooled_prompt_embeds``."""
+        embeds = prompt_tensor(found, EMBEDS, config.integer("text_embed_dim"))
+        # The transformer averages over the tokens that count.
+        mask = prompt_mask(found, MASK, embeds.shape[1], needs_text=True)
+        pooled = prompt_tensor(found, POOLED, config.integer("pooled_projection_dim"), lengths={1})
+        embeds, mask = without_padding(embeds, mask)
+        return {EMBEDS: embeds, MASK: mask, POOLED: pooled[:, 0]}
 
 
-# Prompt
-
-
-def _prompt_of(folder: Path, is_local: bool, settings: PriorSettings, config: JsonObject) -> Tensors:
-    found = pipeline_prompt(folder, settings, is_local, "HunyuanVideoPipeline", _encoded_prompt, TEXT_PATTERNS)
-    embeds = prompt_tensor(found, EMBEDS, config.integer("text_embed_dim"))
-    # The transformer averages over the tokens that count.
-    mask = prompt_mask(found, MASK, embeds.shape[1], needs_text=True)
-    pooled = prompt_tensor(found, POOLED, config.integer("pooled_projection_dim"), lengths={1})
-    embeds, mask = without_padding(embeds, mask)
-    return {EMBEDS: embeds, MASK: mask, POOLED: pooled[:, 0]}
-
-
-def _encoded_prompt(pipe: Any) -> Tensors:
-    embeds, pooled, mask = pipe.encode_prompt("")
-    embeds, mask = without_padding(embeds, mask.bool())
-    return {EMBEDS: embeds, MASK: mask, POOLED: pooled}
-
-
-def _prompt(settings: PriorSettings) -> Tensors:
-    folder, is_local = locate(settings, WEIGHT_PATTERNS)
-    return _prompt_of(folder, is_local, settings, _transformer_config(folder))
+def _stacks(config: JsonObject) -> tuple[int, int]:
+    """Dual-stream and single-stream blocks."""
+    return number_of(config, "num_layers", config.file), number_of(config, "num_single_layers", config.file)
 
 
 SPECS = (
-    PriorSpec(
+    HunyuanVideo().row(
         "hunyuan-video",
-        load_hunyuan_video,
         "HunyuanVideo text-to-video, 13B, 20 dual-stream and 40 single-stream blocks",
         source="hunyuanvideo-community/HunyuanVideo",
-        feature_dim=3072,
-        contexts=ALL_CONTEXTS,
-        # Two thirds of the depth, as the paper's tap in Wan; also the middle of the single-stream blocks, where the
-        # video tokens have long seen each other and are not yet turned into a velocity. 540p is one of the sizes it
-        # was trained at, and it was trained on 129 frames, which are 33 latent steps.
-        defaults={"tap": 40, "size": (544, 960), "shift": 7.0, "window": 33, "overlap": 4},
-        options=HunyuanVideoOptions,
-        prompt=_prompt,
-        licence="Tencent Hunyuan Community License (not for use in the EU, the UK and South Korea)",
-        taps="0 to 19: dual-stream blocks, 20 to 59: single-stream blocks",
+        width=3072,
+        blocks=60,
+        # Also the middle of the single-stream blocks, where the video tokens have long seen each other and are not yet
+        # turned into a velocity.
+        tap=40,
+        # 540p is one of the sizes it was trained at; 129 frames are 33 latent steps.
+        size=(544, 960),
+        window=33,
+        shift=7.0,
         parameters=10.0,
-        kind=HunyuanVideoPrior,
+        taps="0 to 19: dual-stream blocks, 20 to 59: single-stream blocks",
     ),
 )

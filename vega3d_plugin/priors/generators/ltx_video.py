@@ -15,18 +15,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...contracts.errors import CheckpointError
-from ...contracts.priors import Prior, PriorSpec
 from ...contracts.settings import PriorSettings, Settings
 from ...storage.reading import JsonObject
+from ...storage.weights import Tensors
+from ..diffusion.families import DiffusersFamily
 from ..diffusion.flow_matching import TRAIN_TIMESTEPS, NoiseLevel
-from ..diffusion.prior import ALL_CONTEXTS
-from ..diffusion.video_transformer import VideoTransformerPrior, load_encoder, number_of, per_channel, prompt_mask
-from ..frozen.components import load_component, locate, read_config, until
-from ..frozen.prior import Reload, resolved_tap
-from ..prompts.by_pipeline import pipeline_prompt, prompt_tensor
+from ..diffusion.video_transformer import VideoTransformerPrior, per_channel, prompt_mask
+from ..frozen.prior import Reload
+from ..prompts.by_pipeline import prompt_tensor
 
-WEIGHT_PATTERNS = ["transformer/*", "vae/*", "empty_prompt.safetensors"]
-TEXT_PATTERNS = ["text_encoder/*", "tokenizer/*", "model_index.json"]
 PROMPT, MASK = "prompt_embeds", "prompt_attention_mask"
 
 
@@ -47,8 +44,7 @@ class LTXVideoPrior(VideoTransformerPrior):
     Args:
         transformer: diffusers' ``LTXVideoTransformer3DModel`` whose LAST block is the tap.
         vae: diffusers' ``AutoencoderKLLTXVideo``; only its encoder is used.
-        prompt: embedding of the empty prompt, ``[1, tokens, text_dim]``, padding included.
-        mask: which of its tokens count, ``[1, tokens]``.
+        prompt: ``prompt_embeds [1, tokens, text_dim]``, padding included, and ``prompt_attention_mask [1, tokens]``.
         settings: resolved settings; ``shift`` does not matter: a timestep is a share of noise.
         reload: rebuilds this prior from its settings, so that a pickle carries no weights; None pickles the weights.
 
@@ -63,8 +59,7 @@ class LTXVideoPrior(VideoTransformerPrior):
         self,
         transformer: nn.Module,
         vae: nn.Module,
-        prompt: Tensor,
-        mask: Tensor,
+        prompt: Tensors,
         settings: PriorSettings,
         reload: Reload | None = None,
     ) -> None:
@@ -75,7 +70,7 @@ class LTXVideoPrior(VideoTransformerPrior):
             transformer,
             vae,
             # The latents' statistics are no parameters, but features depend on them.
-            {PROMPT: prompt, MASK: mask, "mean": parts.latents_mean, "std": parts.latents_std},
+            {**prompt, "mean": parts.latents_mean, "std": parts.latents_std},
             settings,
             feature_dim=config.num_attention_heads * config.attention_head_dim,
             patch_size=1,
@@ -118,70 +113,44 @@ class LTXVideoPrior(VideoTransformerPrior):
         )
 
 
-def load_ltx_video(settings: PriorSettings) -> Prior:
-    """Build an LTX-Video prior from ``settings.pretrained``, a folder in diffusers' layout or a hub id.
+class LTXVideo(DiffusersFamily):
+    """LTX-Video in diffusers' layout."""
 
-    Raises:
-        CheckpointError: the folder is missing, half there, or holds another architecture.
-        PromptError: no embedding of the empty prompt, and no text encoder to compute it.
-    """
-    from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+    prior = LTXVideoPrior
+    options = LTXVideoOptions
+    licence = "LTX-Video Open Weights licence"
+    transformer, vae, pipeline = "LTXVideoTransformer3DModel", "AutoencoderKLLTXVideo", "LTXPipeline"
 
-    folder, is_local = locate(settings, WEIGHT_PATTERNS)
-    config = _transformer_config(folder)
-    vae_config = read_config(folder / "vae", "AutoencoderKLLTXVideo")
-    tap = resolved_tap(settings.tap, config.integer("num_layers"), settings.name)
-    prompt = _prompt_of(folder, settings, is_local, config)
-    transformer = load_component(
-        folder / "transformer",
-        lambda: LTXVideoTransformer3DModel.from_config({**config, "num_layers": tap + 1}),
-        wanted=until("transformer_blocks", tap),
-    )
-    vae = load_encoder(folder / "vae", lambda: AutoencoderKLLTXVideo.from_config(vae_config))
-    settings = settings.model_copy(update={"tap": tap})
-    return LTXVideoPrior(transformer, vae, prompt[PROMPT], prompt[MASK], settings, reload=load_ltx_video)
+    def check(self, config: JsonObject, folder: Path) -> None:
+        """Refuse patches of several latents."""
+        if config.get("patch_size", 1) != 1 or config.get("patch_size_t", 1) != 1:
+            raise CheckpointError(
+                f"{config.file} has patches of several latents; this prior knows one token per latent."
+            )
 
-
-def load_prompt(settings: PriorSettings) -> dict[str, Tensor]:
-    """The empty prompt's embedding ``[1, tokens, text_dim]`` and mask ``[1, tokens]``, without anything else."""
-    folder, is_local = locate(settings, WEIGHT_PATTERNS)
-    return _prompt_of(folder, settings, is_local, _transformer_config(folder))
-
-
-def _transformer_config(folder: Path) -> JsonObject:
-    config = read_config(folder / "transformer", "LTXVideoTransformer3DModel")
-    file = folder / "transformer" / "config.json"
-    number_of(config, "num_layers", file)
-    if config.get("patch_size", 1) != 1 or config.get("patch_size_t", 1) != 1:
-        raise CheckpointError(f"{file} has patches of several latents; this prior knows one token per latent.")
-    return config
-
-
-def _prompt_of(folder: Path, settings: PriorSettings, is_local: bool, config: JsonObject) -> dict[str, Tensor]:
-    def encode(pipeline: Any) -> dict[str, Tensor]:
+    def encode(self, pipeline: Any, config: JsonObject) -> Tensors:
+        """By T5."""
         embeds, mask, *_ = pipeline.encode_prompt("", do_classifier_free_guidance=False)
         return {PROMPT: embeds, MASK: mask}
 
-    tensors = pipeline_prompt(folder, settings, is_local, "LTXPipeline", encode, TEXT_PATTERNS)
-    embeds = prompt_tensor(tensors, PROMPT, config.integer("caption_channels", 4096))
-    return {PROMPT: embeds, MASK: prompt_mask(tensors, MASK, embeds.shape[1], needs_text=True)}
+    def prompt_tensors(self, found: Tensors, config: JsonObject) -> Tensors:
+        """``prompt_embeds`` and ``prompt_attention_mask``, padding included."""
+        embeds = prompt_tensor(found, PROMPT, config.integer("caption_channels", 4096))
+        return {PROMPT: embeds, MASK: prompt_mask(found, MASK, embeds.shape[1], needs_text=True)}
 
 
 SPECS = (
-    PriorSpec(
+    LTXVideo().row(
         "ltx-video",
-        load_ltx_video,
         "LTX-Video text-to-video, 2B, 28 blocks: fast, with coarse maps (32 pixels a feature)",
         source="Lightricks/LTX-Video",
-        feature_dim=2048,
-        contexts=ALL_CONTEXTS,
+        width=2048,
+        blocks=28,
+        tap=18,
+        size=(512, 704),
         # 161 frames, the pipeline's length, are 21 latent steps.
-        defaults={"tap": 18, "timestep": 300, "size": (512, 704), "window": 21, "overlap": 4},
-        options=LTXVideoOptions,
-        prompt=load_prompt,
-        kind=LTXVideoPrior,
-        licence="LTX-Video Open Weights licence",
-        taps="0 to 27: blocks of the transformer",
+        window=21,
+        timestep=300,
         parameters=1.5,
     ),
 )

@@ -10,29 +10,22 @@ the pooled text is then a constant and the video tokens see themselves alone. T5
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ...contracts.priors import Prior, PriorSpec
 from ...contracts.settings import PriorSettings, Settings
 from ...storage.reading import JsonObject
 from ...storage.weights import Tensors
+from ..diffusion.families import DiffusersFamily, diffusers_class
 from ..diffusion.flow_matching import NoiseLevel
-from ..diffusion.prior import ALL_CONTEXTS
-from ..diffusion.video_transformer import (
-    VideoTransformerPrior,
-    load_encoder,
-    number_of,
-    per_channel,
-    prompt_mask,
-    without_padding,
-)
-from ..frozen.components import load_component, locate, read_config, until
-from ..frozen.prior import Reload, resolved_tap
-from ..prompts.by_pipeline import pipeline_prompt, prompt_tensor
+from ..diffusion.video_transformer import VideoTransformerPrior, per_channel, prompt_mask, without_padding
+from ..frozen.components import until
+from ..frozen.prior import Reload
+from ..prompts.by_pipeline import prompt_tensor
 
 EMBEDS, MASK = "prompt_embeds", "prompt_attention_mask"
 
@@ -42,7 +35,6 @@ WEIGHT_PATTERNS = [
     for part in ("transformer", "vae")
     for name in ("config.json", "diffusion_pytorch_model.safetensors*", "diffusion_pytorch_model-*")
 ] + ["empty_prompt.safetensors"]
-TEXT_PATTERNS = ["text_encoder/*", "tokenizer/*", "model_index.json"]
 
 
 class MochiOptions(Settings):
@@ -135,59 +127,38 @@ class MochiPrior(VideoTransformerPrior):
             hook.remove()
 
 
-def load_mochi(settings: PriorSettings) -> Prior:
-    """Build the prior from ``settings.pretrained``, a folder or a hub id, in diffusers' layout.
+class Mochi(DiffusersFamily):
+    """Mochi in diffusers' layout."""
 
-    Raises:
-        CheckpointError: the folder is missing, half there, or holds another architecture.
-        PromptError: the option ``prompt`` is ``encoded``, and there is no embedding and no text encoder.
-        PriorError: a tap outside the blocks, or a size that does not fit.
-    """
-    folder, is_local = locate(settings, WEIGHT_PATTERNS)
-    config = read_config(folder / "transformer", "MochiTransformer3DModel")
-    transformer, tap = _transformer(folder, config, settings)
-    vae = _vae(folder)
-    prompt = _prompt_of(folder, is_local, settings, config)
-    return MochiPrior(transformer, vae, prompt, settings.model_copy(update={"tap": tap}), reload=load_mochi)
+    prior = MochiPrior
+    options = MochiOptions
+    transformer, vae, pipeline = "MochiTransformer3DModel", "AutoencoderKLMochi", "MochiPipeline"
+    weights = WEIGHT_PATTERNS
 
+    def cut(self, config: JsonObject, tap: int) -> tuple[Callable[[], Any], Callable[[str], bool]]:
+        """Cut and not built shorter: the last block of a Mochi lacks what only leads to further text tokens."""
 
-def _transformer(folder: Path, config: dict[str, Any], settings: PriorSettings) -> tuple[Any, int]:
-    from diffusers import MochiTransformer3DModel
+        def build() -> Any:
+            model = diffusers_class(self.transformer).from_config(config)
+            del model.transformer_blocks[tap + 1 :]
+            return model
 
-    blocks = number_of(config, "num_layers", folder / "transformer" / "config.json")
-    tap = resolved_tap(settings.tap, blocks, settings.name)
+        return build, until("transformer_blocks", tap)
 
-    def build() -> Any:
-        # Cut and not built shorter: the last block of a Mochi lacks what only leads to further text tokens.
-        model = MochiTransformer3DModel.from_config(config)
-        del model.transformer_blocks[tap + 1 :]
-        return model
+    def _prompt_of(self, folder: Path, is_local: bool, settings: PriorSettings, config: JsonObject) -> Tensors:
+        if settings.options["prompt"] == "zeros":
+            return _no_text(config.integer("text_embed_dim"))
+        return super()._prompt_of(folder, is_local, settings, config)
 
-    return load_component(folder / "transformer", build, wanted=until("transformer_blocks", tap)), tap
+    def encode(self, pipeline: Any, config: JsonObject) -> Tensors:
+        """By T5."""
+        embeds, mask, _, _ = pipeline.encode_prompt("", do_classifier_free_guidance=False)
+        return _without_padding(embeds, mask.bool())
 
-
-def _vae(folder: Path) -> Any:
-    from diffusers import AutoencoderKLMochi
-
-    config = read_config(folder / "vae", "AutoencoderKLMochi")
-    return load_encoder(folder / "vae", lambda: AutoencoderKLMochi.from_config(config))
-
-
-# Prompt
-
-
-def _prompt_of(folder: Path, is_local: bool, settings: PriorSettings, config: JsonObject) -> Tensors:
-    width = config.integer("text_embed_dim")
-    if settings.options["prompt"] == "zeros":
-        return _no_text(width)
-    found = pipeline_prompt(folder, settings, is_local, "MochiPipeline", _encoded_prompt, TEXT_PATTERNS)
-    embeds = prompt_tensor(found, EMBEDS, width)
-    return _without_padding(embeds, prompt_mask(found, MASK, embeds.shape[1]))
-
-
-def _encoded_prompt(pipe: Any) -> Tensors:
-    embeds, mask, _, _ = pipe.encode_prompt("", do_classifier_free_guidance=False)
-    return _without_padding(embeds, mask.bool())
+    def prompt_tensors(self, found: Tensors, config: JsonObject) -> Tensors:
+        """``prompt_embeds`` and ``prompt_attention_mask``, without padding."""
+        embeds = prompt_tensor(found, EMBEDS, config.integer("text_embed_dim"))
+        return _without_padding(embeds, prompt_mask(found, MASK, embeds.shape[1]))
 
 
 def _without_padding(embeds: Tensor, mask: Tensor) -> Tensors:
@@ -202,27 +173,18 @@ def _no_text(width: int) -> Tensors:
     return {EMBEDS: torch.zeros(1, 1, width), MASK: torch.zeros(1, 1, dtype=torch.bool)}
 
 
-def _prompt(settings: PriorSettings) -> Tensors:
-    folder, is_local = locate(settings, WEIGHT_PATTERNS)
-    return _prompt_of(folder, is_local, settings, read_config(folder / "transformer", "MochiTransformer3DModel"))
-
-
 SPECS = (
-    PriorSpec(
+    Mochi().row(
         "mochi-1",
-        load_mochi,
         "Mochi 1 text-to-video, 10B, 48 blocks, latent steps of 6 frames",
         source="genmo/mochi-1-preview",
-        feature_dim=3072,
-        contexts=ALL_CONTEXTS,
-        # Two thirds of the depth, as the paper's tap in Wan. Trained on up to 163 frames, which are 28 latent steps.
-        # Its schedule has no shift.
-        defaults={"tap": 32, "size": (480, 848), "shift": 1.0, "window": 28, "overlap": 4},
-        options=MochiOptions,
-        prompt=_prompt,
-        licence="Apache 2.0",
-        taps="0 to 47: blocks of the transformer",
+        width=3072,
+        blocks=48,
+        tap=32,
+        size=(480, 848),
+        # Trained on up to 163 frames, which are 28 latent steps. Its schedule has no shift.
+        window=28,
+        shift=1.0,
         parameters=7.0,
-        kind=MochiPrior,
     ),
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ...contracts.errors import CheckpointError, PromptError
 from ...contracts.priors import Prior
-from ...contracts.settings import PriorSettings
+from ...contracts.settings import NoOptions, PriorSettings, Settings
 from ...storage.reading import JsonObject
 from ...storage.weights import Tensors, listing, read_json, read_tensors, weight_files
+from ..diffusion.families import Family
 from ..frozen.components import assemble, download, expect, locate, read_config, until  # fmt: skip
-from ..frozen.prior import Reload, resolved_tap
+from ..frozen.prior import resolved_tap
 from ..prompts.one_vector import empty_prompt
 from .original_vae import read_original_vae
 from .prior import WanPrior
@@ -29,24 +30,48 @@ SECOND = "transformer_2"
 
 
 @dataclass(frozen=True)
-class Variant:
+class Variant(Family):
     """What tells one kind of Wan checkpoint from another.
 
     Attributes:
         transformer: diffusers' class.
         original: ``_class_name`` and ``model_type`` in the original layout.
         folders: of the transformer, in diffusers' layout and in the original one (empty: the checkpoint's own).
-        prior: makes the prior.
+        prior: the class of its priors.
         patched_vae: its VAE takes patches of pixels: that of Wan 2.2 5B, whose latents are of 16x16 pixels.
         meaning: for messages.
+        options, presets, licence, taps: as of every family.
     """
 
     transformer: str = "WanTransformer3DModel"
     original: tuple[str, str] = ("WanModel", "t2v")
     folders: tuple[str, str] = ("transformer", "")
-    prior: Callable[..., WanPrior] = WanPrior
+    prior: type[WanPrior] = WanPrior
     patched_vae: bool = False
     meaning: str = "text-to-video weights"
+    options: type[Settings] = NoOptions
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    licence: str = Family.licence
+    taps: str = Family.taps
+
+    def load(self, settings: PriorSettings) -> Prior:
+        """As promised by :class:`~vega3d_plugin.priors.diffusion.families.Family`, from either layout."""
+        self.check(settings)
+        folder, is_local = locate(settings, self.patterns)
+        layout = find_layout(folder, self)
+        transformer, tap = build_transformer(layout, settings, self)
+        vae = build_vae(layout)
+        context = _context(folder, is_local, settings, int(transformer.config.text_dim))
+        return self.prior(transformer, vae, context, settings.model_copy(update={"tap": tap}), reload=self.load)
+
+    def prompt(self, settings: PriorSettings) -> Tensors:
+        """The empty prompt's embedding ``context [n, text_dim]`` of the checkpoint, without loading anything else."""
+        folder, is_local = locate(settings, self.patterns)
+        text_dim = find_layout(folder, self).transformer_config.integer("text_dim", 4096)
+        return {"context": _context(folder, is_local, settings, text_dim)}
+
+    def check(self, settings: PriorSettings) -> None:
+        """Refuse settings that this kind of checkpoint cannot serve, before anything is read."""
 
     @property
     def patterns(self) -> list[str]:
@@ -58,7 +83,9 @@ class Variant:
         ]  # fmt: skip
 
 
-TEXT_TO_VIDEO = Variant()
+TEXT_TO_VIDEO = Variant(presets={"released": {"tap": -1}})
+#: Builds a Wan text-to-video prior from settings.
+load_wan = TEXT_TO_VIDEO.load
 
 
 @dataclass(frozen=True)
@@ -70,34 +97,6 @@ class Layout:
     transformer_files: list[Path]
     vae_config: dict[str, Any] | None
     vae_files: list[Path]
-
-
-def load_wan(settings: PriorSettings) -> Prior:
-    """Build a Wan text-to-video prior from ``settings.pretrained``, a folder or a hub id.
-
-    Raises:
-        CheckpointError: the folder is missing, half there, or holds another architecture.
-        PromptError: no embedding of the empty prompt, and no text encoder to compute it.
-    """
-    return load_variant(settings, TEXT_TO_VIDEO, load_wan)
-
-
-def load_variant(settings: PriorSettings, variant: Variant, reload: Reload) -> Prior:
-    """Build a prior from one kind of Wan checkpoint; ``reload`` does the same again, from settings alone."""
-    folder, is_local = locate(settings, variant.patterns)
-    layout = find_layout(folder, variant)
-    transformer, tap = build_transformer(layout, settings, variant)
-    vae = build_vae(layout)
-    context = _context(folder, is_local, settings, int(transformer.config.text_dim))
-    settings = settings.model_copy(update={"tap": tap})
-    return variant.prior(transformer, vae, context, settings, reload=reload)
-
-
-def load_prompt(settings: PriorSettings, variant: Variant = TEXT_TO_VIDEO) -> Tensors:
-    """The empty prompt's embedding ``context [n, text_dim]`` of the checkpoint, without loading anything else."""
-    folder, is_local = locate(settings, variant.patterns)
-    text_dim = find_layout(folder, variant).transformer_config.integer("text_dim", 4096)
-    return {"context": _context(folder, is_local, settings, text_dim)}
 
 
 def _context(folder: Path, is_local: bool, settings: PriorSettings, text_dim: int) -> Tensor:

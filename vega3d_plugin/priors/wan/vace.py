@@ -12,14 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ...contracts.errors import PriorError
-from ...contracts.priors import Prior, PriorSpec
 from ...contracts.settings import PriorSettings, Settings
 from ..diffusion.flow_matching import draw_noise
-from ..diffusion.prior import ALL_CONTEXTS
 from ..fast import Reduction
-from .checkpoint import Variant, load_prompt, load_variant
+from .checkpoint import Variant
 from .prior import WanPrior
-from .specs import WINDOW
 from .vace_padding import released_padding
 
 # The mask has one channel for each pixel that a latent covers.
@@ -126,50 +123,32 @@ VACE = Variant(
     original=("VaceWanModel", "vace"),
     prior=WanVacePrior,
     meaning="VACE weights",
+    options=VaceOptions,
+    presets={"released": {"tap": -1, "context": "frame", "options": {"reference": "released"}}},
+    taps="blocks of the transformer, each with the hint of the control branch",
 )
 
-
-def _load(settings: PriorSettings) -> Prior:
-    return load_variant(settings, VACE, _load)
-
-
-def _prompt(settings: PriorSettings) -> dict[str, Tensor]:
-    return load_prompt(settings, VACE)
-
-
-RELEASED = {"released": {"tap": -1, "context": "frame", "options": {"reference": "released"}}}
-
 SPECS = (
-    PriorSpec(
+    VACE.row(
         "wan2.1-vace-1.3b",
-        _load,
         "Wan 2.1 VACE, 1.3B, 30 blocks: given the frames as control, and the first as reference",
         source="Wan-AI/Wan2.1-VACE-1.3B-diffusers",
-        feature_dim=1536,
-        contexts=ALL_CONTEXTS,
-        defaults={"tap": 20, "size": (480, 832), **WINDOW},
-        presets=RELEASED,
-        options=VaceOptions,
-        prompt=_prompt,
-        kind=WanVacePrior,
-        licence="Apache 2.0",
-        taps="0 to 29: blocks of the transformer, each with the hint of the control branch",
+        width=1536,
+        blocks=30,
+        tap=20,
+        size=(480, 832),
+        window=21,
         parameters=1.6,
     ),
-    PriorSpec(
+    VACE.row(
         "wan2.1-vace-14b",
-        _load,
         "Wan 2.1 VACE, 14B, 40 blocks; the tap keeps the 1.3B's relative depth",
         source="Wan-AI/Wan2.1-VACE-14B-diffusers",
-        feature_dim=5120,
-        contexts=ALL_CONTEXTS,
-        defaults={"tap": 27, "size": (480, 832), **WINDOW},
-        presets=RELEASED,
-        options=VaceOptions,
-        prompt=_prompt,
-        kind=WanVacePrior,
-        licence="Apache 2.0",
-        taps="0 to 39: blocks of the transformer, each with the hint of the control branch",
+        width=5120,
+        blocks=40,
+        tap=27,
+        size=(480, 832),
+        window=21,
         parameters=12,
     ),
 )
