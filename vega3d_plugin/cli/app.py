@@ -15,6 +15,7 @@ from .convert import convert
 from .data import data
 from .demo import demo
 from .doctor import doctor
+from .extract import extract
 from .info import info
 from .look import look
 from .ls import ls
@@ -26,6 +27,7 @@ from .run import CONTEXT as RUN
 from .run import run
 from .scene import scene
 from .score import score
+from .store import store
 from .train import train
 
 # Lines are kept by some versions of typer and joined by others, save in a paragraph that begins with \b; so are those
@@ -51,12 +53,15 @@ there is, checks that it works on your host, and looks into what was trained.
   vega3d scene clip room:0               a scene's views, from above and by eye
   vega3d analyse correspondence tiny-wan --scenes room:0..3
                                          does a prior know space?
+  vega3d extract qwen_vl/smoke --store features
+                                         encode its clips once, beforehand
   vega3d train qwen_vl/smoke             train as a recipe says, here offline
   vega3d report outputs/mine             a run's losses, shares and answers
   vega3d look CHECKPOINT --video mine.mp4 --question "..."
                                          answers and shares on your own video
   vega3d run --recipe R -- train.py ARGS  a host's own script, with the branch
   vega3d prior info wan2.1-t2v-1.3b      what a prior is, before loading it
+  vega3d store info features             look after a store of features
   vega3d recipes show qwen_vl/smoke      settings of an experiment
   vega3d prior features kitchen.mp4 --prior tiny-wan
                                          what it sees in a video, as a picture
@@ -102,6 +107,7 @@ app.command()(convert)
 app.command()(ablate)
 app.command()(score)
 app.command()(data)
+app.command()(extract)
 app.command()(train)
 app.command()(report)
 app.command()(look)
@@ -109,4 +115,5 @@ app.command(context_settings=RUN)(run)
 app.add_typer(analyse, name="analyse")
 app.add_typer(prior, name="prior")
 app.add_typer(scene, name="scene")
+app.add_typer(store, name="store")
 app.add_typer(recipes, name="recipes")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,7 +20,7 @@ def run(
     command: Annotated[
         list[str] | None, typer.Argument(metavar="-- SCRIPT ARGS", help="As after `python`; `-m MODULE ARGS` too.")
     ] = None,
-    store: Annotated[Path | None, typer.Option(help="Folder of features: each clip is encoded once.")] = None,
+    store: Annotated[str | None, typer.Option(metavar="URL", help="Folder or URL: each clip is encoded once.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="SETTING=VALUE", help="As prior.tap=16; may be repeated.")
     ] = None,

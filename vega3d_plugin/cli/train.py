@@ -30,7 +30,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
     resume_from: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on from this checkpoint.")] = None,
     skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out, count and list them.")] = False,
-    store: Annotated[Path | None, typer.Option(help="Folder of features: each clip is encoded once.")] = None,
+    store: Annotated[str | None, typer.Option(metavar="URL", help="Folder or URL: each clip is encoded once.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The plan or the result, machine-readable.")] = False,
 ) -> None:
     """Train a host of transformers as a recipe says: patched, with LoRA or in full.

@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..contracts.errors import SettingsClashError
-from ..contracts.settings import Float, Int, Positive, Settings
+from ..contracts.settings import Float, Int, Positive, Settings, _known_name
+from ..features.forms import FORMS
 
+FORM_NAMES = tuple(map(str, FORMS))
 Bool = Annotated[bool, Field(strict=True)]
 Rate = Annotated[Float, Field(gt=0)]
 
@@ -189,6 +191,31 @@ class TrainSettings(Settings):
                 "per_device_batch_size",
             )
         return self
+
+
+class StoreSettings(Settings):
+    """Where features are kept. A text alone stands for ``{url: TEXT}``.
+
+    Attributes:
+        url: a folder, or a URL that fsspec opens, such as ``s3://bucket/features``.
+        form: in which maps are kept: ``native``, ``aligned`` (on the host's token grid: smaller, and the same results),
+            either with ``-bf16`` or ``-int8`` (smaller still, rounded).
+        cache_gb: for a URL: how much of it may lie on this machine's disk, in GB; 0 for nothing.
+    """
+
+    url: Annotated[str, Field(min_length=1)]
+    form: str = "native"
+    cache_gb: Annotated[Int, Field(ge=0, le=1 << 20)] = 50
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, values: Any) -> Any:
+        return {"url": values} if isinstance(values, str) else values
+
+    @field_validator("form")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _known_name("form of features", name, FORM_NAMES)
 
 
 class PartSettings(Settings):

@@ -41,6 +41,7 @@ from .rows.encoding import Encoder
 from .rows.files import Rows
 from .run_log import FILES, RunLog
 from .samples import Samples, look_at
+from .stores import feature_store
 from .trainer import accumulation, make_arguments, make_trainer, total_steps
 from .validation import overlap
 
@@ -169,7 +170,7 @@ def make_job(
     resume: bool = False,
     resume_from: Path | None = None,
     skip_bad_rows: bool = False,
-    store: Path | None = None,
+    store: str | Path | None = None,
     keep_output: bool = False,
     progress: Callable[[Sequence[int]], Any] = iter,
 ) -> Job:
@@ -181,7 +182,7 @@ def make_job(
         resume: go on from the last checkpoint in the output folder, or begin where there is none yet.
         resume_from: go on from this checkpoint.
         skip_bad_rows: as ``data.skip_bad_rows=true``.
-        store: folder of a feature store.
+        store: folder or URL of a feature store; default: what the recipe says.
         keep_output: nothing will be written, so the output folder may hold anything.
         progress: wraps the numbers of the rows while they are checked.
 
@@ -203,7 +204,7 @@ def make_job(
         prepared_data = ConversationData(rows, Encoder(None, data, train.max_length), report=output / REPORT)
         bad = prepared_data.check(progress)
         held_out = _held_out(prepared_data, data, progress)
-        prepared = prepare(settings, train, store)
+        prepared = prepare(settings, train, feature_store(settings, store))
         prepared_data.encoder.processor = prepared.processor
     except BaseException:
         if claim is not None:

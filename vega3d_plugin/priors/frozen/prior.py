@@ -216,8 +216,10 @@ class FrozenPrior(Prior):
                 yield
                 return
             device = usable(self.settings.device) if self.settings.device else device
+            # The meta device, on which shapes and work are counted, has no autocast of its own.
+            kind = "cpu" if device.type == "meta" else device.type
             # Features may be kept and used in training later, so they must not be inference tensors.
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
                 self._busy = True
                 try:
                     with explain_out_of_memory(self), self._in_order(device):

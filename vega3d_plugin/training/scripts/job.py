@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...contracts.settings import BranchSettings
 from ...recipes.library import branch_settings, read_recipe
+from ..stores import feature_store
 from .optimizers import nothing_built
 from .script import Command, RunError, run_command
 from .session import Session
@@ -17,7 +18,7 @@ Shown = Callable[[list[tuple[str, str]]], None]
 
 
 def make_session(
-    recipe: str | Path, say: Callable[[str], None], *, overrides: Sequence[str] = (), store: Path | None = None
+    recipe: str | Path, say: Callable[[str], None], *, overrides: Sequence[str] = (), store: str | Path | None = None
 ) -> Session | None:
     """A session with the settings of a recipe; None when it has no branch (``prior: null``).
 
@@ -25,20 +26,20 @@ def make_session(
         recipe: name or file.
         say: takes one line for the user.
         overrides: such as ``prior.tap=16``.
-        store: folder of features.
+        store: folder or URL of features; default: what the recipe says.
 
     Raises:
         UnknownNameError, SettingsError: see :func:`~vega3d_plugin.recipes.library.read_recipe`.
     """
     # What the recipe says of data and the host's weights is the script's business.
-    settings = read_recipe(recipe, overrides, blocks={*BranchSettings.model_fields, "tune"})
+    settings = read_recipe(recipe, overrides, blocks={*BranchSettings.model_fields, "tune", "store"})
     if settings.prior is None:
         return None
     part = None if settings.tune is None else settings.tune.branch
     return Session(
         adapter=settings.host.adapter,
         settings=branch_settings(settings),
-        store=store,
+        store=feature_store(settings, store),
         branch_lr=None if part is None else part.learning_rate,
         frozen=part is not None and part.mode == "frozen",
         seed=0 if settings.train is None else settings.train.seed,
