@@ -94,6 +94,9 @@ class DiffusionPrior(FrozenPrior):
         """Tokens that one frame costs the denoiser."""
         return (self.size[0] // self.stride) * (self.size[1] // self.stride)
 
+    #: Frames that a clip needs at least in context ``video``, whose VAE takes no single image.
+    least_video_frames: ClassVar[int] = 2
+
     # What all families share
 
     def __call__(self, frames: Tensor, *, noise: Tensor | None = None) -> Tensor:
@@ -117,7 +120,7 @@ class DiffusionPrior(FrozenPrior):
 
     def extract(self, frames: Tensor, noise: Tensor | None = None) -> Tensor:
         """Checked frames ``[T, 3, H, W]`` to features ``[T', C, h, w]``, inside a :meth:`session`."""
-        if self.settings.context == "video" and frames.shape[0] < 2:
+        if self.settings.context == "video" and frames.shape[0] < self.least_video_frames:
             raise FramesError(
                 f"Prior {self.settings.name!r} got one frame, and context 'video' needs a video. "
                 "Use context='frame' or 'views' for images."
