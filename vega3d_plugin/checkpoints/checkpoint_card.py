@@ -10,7 +10,7 @@ from typing import Any
 from .model_card import as_code
 
 _LOAD = {
-    "host": 'model = transformers.{class_name}.from_pretrained({host!r}, dtype="auto")',
+    "host": 'model = transformers.{class_name}.from_pretrained({host!r}, {dtype}="auto")',
     "tiny": "model = ...  # the adapter's own small model, as for `host.model: tiny`",
     "processor": "processor = transformers.AutoProcessor.from_pretrained({checkpoint!r})",
     "branch": "vega3d.load_pretrained(model, {checkpoint!r}, processor=processor)  # {number}. the branch",
@@ -53,12 +53,14 @@ class CheckpointParts:
         class_name: of the host in transformers.
         adapter: it holds a PEFT adapter, and not the host's own weights.
         branch: it holds a branch.
+        dtype: what the argument of that name is called: `torch_dtype` before transformers 4.56.
         tiny: the host is the adapter's own small model, which no hub has.
     """
 
     class_name: str
     adapter: bool
     branch: bool
+    dtype: str = "dtype"
     tiny: bool = False
 
 
@@ -89,7 +91,9 @@ def checkpoint_card(
         number += name in ("branch", "adapter")
         source = host if parts.adapter else str(checkpoint)
         code.append(
-            _LOAD[name].format(class_name=parts.class_name, host=source, checkpoint=str(checkpoint), number=number)
+            _LOAD[name].format(
+                class_name=parts.class_name, dtype=parts.dtype, host=source, checkpoint=str(checkpoint), number=number
+            )
         )
     both = parts.branch and parts.adapter
     return _TEMPLATE.format(

@@ -399,11 +399,12 @@ class RunMixin:
 
     def _card(self, checkpoint: Path) -> str:
         """How the checkpoint is loaded, in place of PEFT's empty card."""
-        host = base_model(self.model)
+        host: Any = base_model(self.model)
         parts = CheckpointParts(
             type(host).__name__,
             adapter=hasattr(self.model, "peft_config"),
             branch=is_patched(self.model),
+            dtype="dtype" if hasattr(host.config, "dtype") else "torch_dtype",
             tiny=self.vega3d.manifest["revisions"]["host"]["model"] == TINY,
         )
         step = self.state.global_step
