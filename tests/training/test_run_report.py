@@ -238,6 +238,20 @@ def test_runs_are_compared(trained: Path, tmp_path: Path) -> None:
     assert "trained, without a branch" in alone
 
 
+def test_scores_in_the_folders_stand_side_by_side(trained: Path, tmp_path: Path) -> None:
+    for name, exact in (("a", 0.25), ("b", 0.75)):
+        (tmp_path / name / FILES).mkdir(parents=True)
+        means = {"base": {"exact": None, "nll": 2.0}, "patched": {"exact": exact, "nll": 1.5, "token_nll": 0.5}}
+        (tmp_path / name / "ablation.json").write_text(json.dumps({"means": means, "differences": []}))
+        (tmp_path / name / "other.json").write_text("[1, 2]")
+    text = write_comparison([tmp_path / "a", tmp_path / "b"]).read_text()
+    for part in ("a: ablation.json", "b: ablation.json", "25.0%", "75.0%", "1.5000"):
+        assert part in text, part
+    assert "other.json" not in text
+    assert "Scores" not in write_run_report(trained, tmp_path / "alone.html").read_text()
+    assert "75.0%" in write_run_report(tmp_path / "b").read_text()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
