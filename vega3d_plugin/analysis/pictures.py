@@ -33,6 +33,7 @@ _OPACITY = 0.6
 _WIDEST = 1320  # width of the frames on a sheet together, pixels; more frames go on below
 _SMALLEST, _LARGEST = 160, 320  # width of a frame on the sheet, pixels
 _GAP = 8
+_CAPTION = 22
 _ENDS = "0 = the host's token alone, 1 = the generative token alone"
 _ENOUGH = 2048  # tokens that tell the main directions, where channels and tokens are many
 _INK, _PAPER, _FAINT = (25, 25, 25), (255, 255, 255), (110, 110, 110)
@@ -82,6 +83,46 @@ def share_sheet(
     sheet = _sheet(title, [f"frame {i}" for i in shown], plain, mixed, footer=64)
     _colour_bar(sheet, values, constant)
     return sheet
+
+
+def share_frame(
+    views: Sequence[Pixels], shares: Sequence[NDArray[np.floating[Any]]], limits: tuple[float, float], caption: str
+) -> Pixels:
+    """One picture of a video: views side by side, below them the shares of their tokens over them.
+
+    Args:
+        views: uint8 [H, W, 3] RGB each.
+        shares: of each view ``[h, w]``, the effective share of the generative token; none: the views alone.
+        limits: lowest and highest share of the colours, the same in every picture of a video.
+        caption: the line at the top.
+
+    Returns:
+        uint8 [H', W', 3], both sides even.
+
+    Raises:
+        FramesError: wrong shapes or values.
+    """
+    low, high = limits
+    columns = []
+    for i, view in enumerate(views):
+        _check_frames(view[None])
+        width, height = _cell(view[None])
+        plain = _resized(view, (width, height), Image.Resampling.LANCZOS)
+        below = []
+        if shares:
+            _check_map(np.asarray(shares[i]), "shares", 2, "[h, w]")
+            scaled = np.clip((np.asarray(shares[i], np.float64) - low) / max(high - low, 1e-12), 0, 1)
+            below = [heated(plain, scaled)]
+        columns.append([plain, *below])
+    rows = [max(column[k].height for column in columns) for k in range(len(columns[0]))]
+    widths = [column[0].width for column in columns]
+    size = sum(widths) + _GAP * (len(widths) - 1), _CAPTION + sum(rows) + _GAP // 2 * (len(rows) - 1)
+    picture = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), _PAPER)
+    ImageDraw.Draw(picture).text((_GAP // 2, 3), caption, _INK, font=ImageFont.load_default(size=13))
+    for i, column in enumerate(columns):
+        for k, part in enumerate(column):
+            picture.paste(part, (sum(widths[:i]) + _GAP * i, _CAPTION + sum(rows[:k]) + _GAP // 2 * k))
+    return np.asarray(picture)
 
 
 def feature_rgb(features: NDArray[np.floating[Any]]) -> Pixels:

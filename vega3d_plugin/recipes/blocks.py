@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ..contracts.errors import SettingsClashError
 from ..contracts.settings import Float, Int, Positive, Settings, _known_name
 from ..features.forms import FORMS
+from .problems import SettingsClashError
 
 FORM_NAMES = tuple(map(str, FORMS))
 Bool = Annotated[bool, Field(strict=True)]
