@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,9 @@ class QwenReader:
         packing: of the pixels.
         statistics: with which they were normalised.
     """
+
+    #: See :func:`vega3d_plugin.contracts.seams.needs_no_tokens`: the grids are among the tower's arguments.
+    clips_from_arguments: ClassVar[bool] = True
 
     packing: Packing
     statistics: PixelStatistics

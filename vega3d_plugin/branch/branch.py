@@ -148,9 +148,10 @@ class GenerativeBranch(nn.Module):
 
     def aligned(self, clip: Clip, device: torch.device) -> Tensor:
         """A clip's features on its grid of patches, ``[past + t, C, h, w]``; from the store when it has them."""
-        if clip.scene is not None and clip.frames is not clip.scene.seen:
-            # Among views of other sizes: on this one's grid, as one of them.
-            return self.aligned(together(clip, self.prior), device)[clip.place : clip.place + 1]
+        whole = self._whole(clip)
+        if whole is not clip:
+            # On this view's grid, as one of them.
+            return self.aligned(whole, device)[clip.place : clip.place + 1]
 
         def resample(features: Tensor) -> Tensor:
             space, merge = self.settings.space, self.projector.merge
@@ -162,18 +163,35 @@ class GenerativeBranch(nn.Module):
 
     def features(self, clip: Clip) -> Tensor:
         """The prior's feature map ``[T', C, h, w]`` of a clip, from the store when it has it."""
+        clip = self._whole(clip)
         if self.store is None or self.store.form.aligned:
             with _undisturbed(clip), turn(self.prior):
                 return self._computed(clip)
         return self._kept(clip, self.store, lambda features: features)
 
+    def _whole(self, clip: Clip) -> Clip:
+        """The clip; for a view among views of other sizes all of them, as the prior sees them."""
+        return clip if clip.scene is None or clip.frames is clip.scene.seen else together(clip, self.prior)
+
+    def entry_name(self, clip: Clip, store: FeatureStore) -> str:
+        """The name of a clip's entry in a store, by the store's form."""
+        clip = self._whole(clip)
+        key = dtype_key(clip.key, self.prior.dtype_on(clip.frames.device))
+        # A map of a part is another where it was moved to its own place.
+        space = self.settings.space + ("_placed" if placement(clip, self.prior) else "")
+        return store.form.name(key, grid_of(clip, self.projector.merge), space)
+
+    def fill(self, clip: Clip) -> None:
+        """Have the store keep a clip's map in its form, as a forward would."""
+        if self.store is not None and self.store.form.aligned:
+            self.aligned(clip, clip.frames.device)
+        else:
+            self.features(clip)
+
     def _kept(self, clip: Clip, store: FeatureStore, finish: Callable[[Tensor], Tensor]) -> Tensor:
         """The store's map of a clip, else the prior's, finished in the store's form, and then kept."""
         with _undisturbed(clip):
-            key = dtype_key(clip.key, self.prior.dtype_on(clip.frames.device))
-            # A map of a part is another where it was moved to its own place.
-            space = self.settings.space + ("_placed" if placement(clip, self.prior) else "")
-            name = store.form.name(key, grid_of(clip, self.projector.merge), space)
+            name = self.entry_name(clip, store)
             features = store.get(name)
             if features is None:
                 with turn(self.prior):

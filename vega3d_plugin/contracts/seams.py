@@ -89,6 +89,15 @@ class SeamReader(Protocol):
         ...
 
 
+def needs_no_tokens(reader: SeamReader) -> bool:
+    """Whether a reader finds the clips of a call in its arguments alone, so that what makes the tokens need not run.
+
+    A reader says so by an attribute ``clips_from_arguments = True``. It is used where clips are looked for without a
+    host's weights; without it, the shape of the tokens is worked out on the meta device.
+    """
+    return bool(getattr(reader, "clips_from_arguments", False))
+
+
 @runtime_checkable
 class NotingReader(Protocol):
     """A reader whose seam has points with the role ``note``: hosts whose pixels are not among the seam's arguments."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..storage.checksums import checksum
 from ..storage.writing import write_atomically
-from .forms import SCALE, TENSOR, decode, encode, numbers_of
+from .forms import SCALE, TENSOR, decode, numbers_of
 
 #: Of what ``store.json`` says its entries carry: 1 nothing, 2 key, shape, dtype and checksum.
 FORMAT = 2
@@ -64,19 +64,18 @@ def check_record(key: str, tensors: Mapping[str, Tensor], record: Mapping[str, o
         raise EntryError("its content has changed since it was written")
 
 
-def write_entry(path: Path, key: str, features: Tensor, root: Path) -> None:
-    """Write a feature map ``[T', C, h, w]``, whole or not at all.
+def write_entry(path: Path, key: str, tensors: dict[str, Tensor], root: Path) -> None:
+    """Write an entry, whole or not at all.
 
     Args:
         path: of the entry.
-        key: its name, which says in which numbers it is kept.
-        features: on the CPU.
+        key: its name.
+        tensors: of its map, as :func:`.forms.encode` gives them, on the CPU.
         root: folder of the store, where the file is made before it is put in place.
 
     Raises:
         OSError, SafetensorError: it cannot be written.
     """
-    tensors = encode(features, numbers_of(key))
     record = make_record(key, tensors)
     # No waiting for the disk: what a power failure tears is noticed and computed again.
     write_atomically(path, lambda place: save_file(tensors, place, record), durable=False, within=root)

@@ -99,13 +99,16 @@ class ConversationData(Dataset[Encoded]):
         """
         return read_conversation(self.rows[number], self.settings, self._root(number))
 
-    def check(self, progress: Callable[[Sequence[int]], Any] = iter) -> list[BadRow]:
+    def check(
+        self, progress: Callable[[Sequence[int]], Any] = iter, refuse: Callable[[Conversation], str] | None = None
+    ) -> list[BadRow]:
         """Look at every row without opening its pictures, and keep the usable ones.
 
         Keys that have no effect are told once, in one warning, with their counts.
 
         Args:
             progress: wraps the numbers of the rows, such as ``tqdm``.
+            refuse: says what else is wrong with a conversation; an empty text where nothing is.
 
         Returns:
             The rows that are left out, with ``skip_bad_rows``.
@@ -118,7 +121,10 @@ class ConversationData(Dataset[Encoded]):
         for number in progress(range(len(self.rows))):
             try:
                 row = self.rows[number]
-                read_conversation(row, self.settings, self._root(number))
+                conversation = read_conversation(row, self.settings, self._root(number))
+                problem = "" if refuse is None else refuse(conversation)
+                if problem:
+                    raise RowError(problem)
                 unknown.add(row)
                 good.append(number)
             except RowError as error:
