@@ -33,6 +33,7 @@ from .manifest import (
     write_manifest,
 )
 from .model.building import Prepared, check_host, prepare
+from .read_ahead import ReadAhead
 from .rows.encoding import Encoder
 from .rows.files import Rows
 from .stores import feature_store
@@ -171,7 +172,11 @@ def make_job(
         arguments = make_arguments(settings, train, output)
         prepared_data = ConversationData(rows, Encoder(None, data, train.max_length), report=output / REPORT)
         bad = prepared_data.check(progress)
-        prepared = prepare(settings, train, feature_store(settings, store))
+        features = feature_store(settings, store)
+        prepared = prepare(settings, train, features)
+        if features is not None and data.workers:
+            # In this process it would only wait.
+            prepared_data.ahead = ReadAhead(settings, features)
         prepared_data.encoder.processor = prepared.processor
     except BaseException:
         if claim is not None:
