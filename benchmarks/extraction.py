@@ -77,13 +77,14 @@ def extract(
     clips: Annotated[int, typer.Option(help="Clips of each length.")] = 6,
     repeats: Annotated[int, typer.Option(help="Runs of each side.")] = 3,
     side: Annotated[str, typer.Option(help="Size of the prior's frames.")] = "[192, 320]",
+    lengths: Annotated[str, typer.Option(help="Frames of the clips.")] = "8,32",
 ) -> None:
     """Clips a second of one and two processes against bare calls of the prior, on the same frames."""
     table = _table(
         f"extraction, {RECIPE}, frames for the prior {side}",
         "frames", "bare calls", "one process", "ratio", "CPU seconds, ratio", "two ranks",
     )  # fmt: skip
-    for frames in (8, 32):
+    for frames in map(int, lengths.split(",")):
         folder = Path(tempfile.mkdtemp())
         rows = _videos(folder, clips, frames)
         settings = ["projector.hidden_dim=16", f"prior.size={side}", f"data.frames={frames}", "host.max_pixels=50176"]
@@ -152,6 +153,7 @@ def read(
 def step(
     hidden_size: Annotated[int, typer.Option(help="Of the host.")] = 512,
     layers: Annotated[int, typer.Option(help="Of the host.")] = 8,
+    lengths: Annotated[str, typer.Option(help="Frames of the clips.")] = "8,32",
     feature_dim: Annotated[int, typer.Option(help="Channels of the features.")] = 1536,
     repeats: Annotated[int, typer.Option(help="Steps of each side.")] = 5,
 ) -> None:
@@ -160,7 +162,7 @@ def step(
         f"training step, random Qwen2.5-VL, hidden {hidden_size}, {layers} layers, features in files",
         "frames", "form", "bare host", "with the branch", "projector and fuser", "all else", "all else, of the host",
     )  # fmt: skip
-    for frames in (8, 32):
+    for frames in map(int, lengths.split(",")):
         batch = _batch(frames)
         for form in ("native", "aligned-bf16"):
             folder = Path(tempfile.mkdtemp())
@@ -256,7 +258,7 @@ def _correspondence_by_form(scenes: int) -> dict[str, float]:
     for numbers in NUMBERS:
         prior = vega3d.load_prior("small-world")
         extract = prior.extract
-        prior.extract = lambda frames, e=extract, n=numbers: decode(encode(e(frames), n)).float()
+        prior.extract = lambda *a, e=extract, n=numbers: decode(encode(e(*a), n)).float()
         found[numbers] = _score(correspondence, prior, opened, ITSELF)
     return found
 
