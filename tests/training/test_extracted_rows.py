@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vega3d_plugin.features import upkeep
 from vega3d_plugin.features.extraction.shard import extract_shard
 from vega3d_plugin.training.extraction import RecipeUnits, make_plan, make_request, verify_sample
 from vega3d_plugin.training.job import make_job
+from vega3d_plugin.training.rows.conversation import read_conversation
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke_data"
 SMALL = ["projector.hidden_dim=16", "prior.size=[32, 48]"]
@@ -190,3 +192,25 @@ def test_what_lacks_is_told(tmp_path: Path) -> None:
         make_request("qwen_vl/smoke")
     with pytest.raises(TrainError, match="prior: null"):
         units_of(tmp_path, "qwen_vl/smoke", "prior=null", "lora=null", "tune=null")
+
+
+@pytest.mark.parametrize("place", ["folder", "memory://ahead/x"])
+def test_a_worker_reads_ahead_what_its_rows_will_need(tmp_path: Path, place: str) -> None:
+    """Keys are told without decoding, by the names that extraction noted."""
+    url = str(tmp_path / "store") if place == "folder" else place
+    tally = extract_shard(units_of(url))
+    settings = ["train.max_steps=1", f"train.output_dir={tmp_path / 'out'}", "data.workers=1", f"store={url}"]
+    job = make_job(RECIPES["qwen_vl"], [*SMALL, *settings], keep_output=True)
+    ahead = pickle.loads(pickle.dumps(job.data.ahead))
+    if ahead.store.cache is not None:
+        shutil.rmtree(ahead.store.cache.folder, ignore_errors=True)
+    fetched = [ahead(read_conversation(row, job.recipe.data, SMOKE).media) for row in job.data.rows]
+    assert all(fetched)
+    assert sum(fetched) >= tally.clips
+    if ahead.store.cache is not None:
+        assert len(list(ahead.store.cache.folder.rglob("*.safetensors"))) == tally.clips
+    noted: list[Any] = []
+    job.data.ahead = noted.append
+    job.data[0]
+    assert len(noted) == 1
+    assert make_job(RECIPES["qwen_vl"], [*SMALL, *settings, "data.workers=0"], keep_output=True).data.ahead is None

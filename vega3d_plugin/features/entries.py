@@ -115,16 +115,23 @@ def open_entry(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise EntryError(f"{type(error).__name__}: {error}") from None
 
 
-def checked_map(
+def check_entry(
     key: str, tensors: Mapping[str, Tensor], record: Mapping[str, object], feature_dim: int | None, recorded: bool
-) -> Tensor:
-    """The feature map of an entry that holds. Arguments and errors as for :func:`read_entry`."""
+) -> None:
+    """Find out whether an entry holds, without making a map of it. Arguments and errors as for :func:`read_entry`."""
     if "checksum" in record:
         check_record(key, tensors, record)
     elif recorded:
         raise EntryError("it was not written by this store: it carries no checksum")
     else:
         check_map(tensors[TENSOR], feature_dim)
+
+
+def checked_map(
+    key: str, tensors: Mapping[str, Tensor], record: Mapping[str, object], feature_dim: int | None, recorded: bool
+) -> Tensor:
+    """The feature map of an entry that holds. Arguments and errors as for :func:`read_entry`."""
+    check_entry(key, tensors, record, feature_dim, recorded)
     return decode(tensors)
 
 

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import threading
 import time
 import warnings
@@ -51,7 +52,7 @@ from ..storage.json_files import parse_object, read_object
 from ..storage.writing import sweep
 from .cache import EntryCache
 from .entries import FORMAT as ENTRIES
-from .entries import EntryError, check_map, checked_map, make_record, open_entry, read_entry, write_entry
+from .entries import EntryError, check_entry, check_map, checked_map, make_record, open_entry, read_entry, write_entry
 from .forms import Form, decode, encode, numbers_of
 from .places import FolderPlace, open_place
 from .shards import SHARD_BYTES, SHARDS, ShardIndex, parse_entry, read_packed, write_shard
@@ -235,12 +236,32 @@ class FeatureStore:
             self._unwritten.popleft()[1].result()
 
     def fetch(self, key: str) -> bool:
-        """Have an entry of a store elsewhere on this machine's disk, to be read soon; returns whether it is there."""
-        if self.cache is None or key in self._recent or key in self.cache:
-            return key in self
-        with suppress(OSError, EntryError):
-            return self._from_cache(key) is not None
-        return False
+        """Have an entry near, to be read soon; returns whether it is there.
+
+        Of a store elsewhere it is put on this machine's disk; of a folder the system is asked to read it into memory.
+        """
+        if key in self._recent:
+            return True
+        if self.folder is not None:
+            return self._read_soon(self.folder, key)
+        if self.cache is not None and key not in self.cache:
+            with suppress(OSError, EntryError):
+                return self._from_cache(key) is not None
+            return False
+        return key in self
+
+    def _read_soon(self, folder: Path, key: str) -> bool:
+        self._look()
+        packed = None if self.index is None else self.index.get(key)
+        path = folder / (entry_file(key) if packed is None else packed.shard)
+        start, size = (0, 0) if packed is None else (min(span.start for span in packed.spans.values()), packed.bytes)
+        try:
+            with path.open("rb") as file:
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), start, size, os.POSIX_FADV_WILLNEED)
+                return True
+        except OSError:
+            return False
 
     def __contains__(self, key: str) -> bool:
         if key in self._recent:
@@ -441,7 +462,7 @@ class FeatureStore:
             found = (
                 open_entry(self.folder / entry_file(key)) if self.folder else parse_entry(place.read(entry_file(key)))
             )
-            checked_map(key, *found, None, recorded=True)
+            check_entry(key, *found, None, recorded=True)
             return found[0]
         except (FileNotFoundError, EntryError):
             return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..branch.alignment import grid_of
@@ -19,9 +17,8 @@ from ..branch.branch import GenerativeBranch
 from ..contracts.clips import Clip
 from ..contracts.errors import BadRowsError, RowError, StoreError, TrainError
 from ..contracts.priors import Prior
-from ..contracts.settings import BranchSettings, PriorSettings
+from ..contracts.settings import BranchSettings
 from ..features.extraction.planning import cost_of, rate_of
-from ..features.extraction.shard import digest
 from ..features.forms import decode, encode
 from ..features.store import FeatureStore
 from ..hosts.hollow import HollowHost, build_hollow
@@ -34,9 +31,10 @@ from ..scenes.images import find_images
 from ..scenes.opening import expand
 from .data import BadRow, Collator
 from .model.building import check_host, limit_pixels, tiny_host, uses_bf16
-from .rows.conversation import Conversation, Medium, read_conversation
+from .rows.conversation import Conversation, read_conversation
 from .rows.encoding import Encoder
 from .rows.files import Rows
+from .unit_keys import common_key, media_key
 
 #: Rows of one unit that are tried before it is given up: one may be too long for the host, another not.
 TRIES = 3
@@ -93,7 +91,7 @@ class RecipeUnits:
         self.rows: Any = rows if rows is not None else Rows(self.data.files)
         self.bad: list[BadRow] = []
         self.text = 0
-        self._common = digest(json.dumps(_depends_on(settings, request.store), sort_keys=True))
+        self._common = common_key(settings, request.store)
         groups: dict[str, list[int]] = {}
         for number in progress(range(len(self.rows))):
             try:
@@ -102,7 +100,7 @@ class RecipeUnits:
                 self.bad.append(BadRow(self._name(number), str(error)))
                 continue
             if media:
-                groups.setdefault(digest(self._common + "".join(map(_identity, media))), []).append(number)
+                groups.setdefault(media_key(self._common, media), []).append(number)
             else:
                 self.text += 1
         if not groups:
@@ -292,42 +290,6 @@ def _media_row(source: str) -> dict[str, Any]:
         return {"name": source, "scene": source, "messages": [{"role": "user", "content": content}, answer]}
     content = [part, {"type": "text", "text": "-"}]
     return {"name": source, "messages": [{"role": "user", "content": content}, answer]}
-
-
-def _depends_on(settings: RecipeSettings, store: StoreSettings) -> dict[str, Any]:
-    """All but the pictures that the names of a unit's entries depend on; the prior is the store's."""
-    data = settings.data.to_dict() if settings.data is not None else {}
-    data = {key: value for key, value in data.items() if key not in ("files", "media_root", "workers", "skip_bad_rows")}
-    prior = settings.prior.to_dict() if isinstance(settings.prior, PriorSettings) else {}
-    train = settings.train
-    return {
-        "host": settings.host.to_dict(),
-        "data": data,
-        "branch": {"images": settings.images, "space": settings.space, "projector": settings.projector.name},
-        "dtype": [prior.get("dtype"), prior.get("device"), torch.cuda.is_available()],
-        "form": store.form,
-        "train": None if train is None else [train.max_length, train.deepspeed is not None, train.bf16],
-    }
-
-
-def _identity(medium: Medium) -> str:
-    """A medium by what its pixels depend on, without opening it."""
-    source = medium.source
-    parts = [_file_identity(part) for part in (source if isinstance(source, list) else [source])]
-    return repr((medium.kind, medium.fps, medium.marks, parts))
-
-
-def _file_identity(source: Any) -> Any:
-    if isinstance(source, Path):
-        try:
-            about = source.stat()
-            return str(source.resolve()), about.st_size, about.st_mtime_ns
-        except OSError:
-            return str(source)
-    if isinstance(source, Image.Image):
-        # Of rendered scenes, and of rows that do not come from files.
-        return source.size, source.mode, hashlib.sha256(source.tobytes()).hexdigest()
-    return repr(source)
 
 
 def verify_sample(

@@ -39,6 +39,7 @@ from .manifest import (
 from .model.building import Prepared, check_host, prepare
 from .plan import make_plan, zero_stage
 from .preflight import check_external, check_memory, check_prior_fits, free_memory, single_frames
+from .read_ahead import ReadAhead
 from .report import PLAN, write_quietly
 from .rows.conversation import Conversation
 from .rows.encoding import Encoder
@@ -215,7 +216,11 @@ def make_job(
         if rank() == 0:
             check_prior_fits(settings, free_memory(torch.device("cpu")))
             check_external(settings, [prepared_data, *([held_out] if held_out else [])], output, progress)
-        prepared = prepare(settings, train, feature_store(settings, store))
+        features = feature_store(settings, store)
+        prepared = prepare(settings, train, features)
+        if features is not None and data.workers:
+            # In this process it would only wait.
+            prepared_data.ahead = ReadAhead(settings, features)
         prepared_data.encoder.processor = prepared.processor
     except BaseException:
         if claim is not None:

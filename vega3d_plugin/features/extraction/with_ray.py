@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -59,6 +60,9 @@ def extract_with_ray(
     """
     ray = _ray()
     _connect(ray, address)
+    # Units are counted here; Ray's own bars and log lines would bury that.
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     have = ray.cluster_resources()
     most = actors or max(1, int(have.get("GPU", 0) if gpus else have.get("CPU", 1)))
     places = {"num_gpus": 1} if gpus else {"num_cpus": CPUS}
