@@ -282,44 +282,6 @@ def test_views_of_different_sizes_are_told(media: Path) -> None:
         load_video(Medium("video", [media / "v0.png", media / "scene" / "0.png"]), SETTINGS)
 
 
-def test_decord_is_asked_for_the_same_frames(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.util
-    import sys
-    import types
-
-    from vega3d_plugin.scenes.video import read_video
-
-    plain = load_video(Medium("video", media / "a.mp4"), SETTINGS)
-
-    class Batch:
-        def __init__(self, frames: Any) -> None:
-            self.frames = frames
-
-        def asnumpy(self) -> Any:
-            return self.frames
-
-    class Reader:
-        def __init__(self, path: str, num_threads: int) -> None:
-            self.frames = read_video(path)
-
-        def __len__(self) -> int:
-            return len(self.frames)
-
-        def get_avg_fps(self) -> float:
-            return 10.0
-
-        def get_batch(self, indices: list[int]) -> Batch:
-            return Batch(self.frames[indices])
-
-    fake = types.ModuleType("decord")
-    fake.__spec__ = importlib.util.spec_from_loader("decord", loader=None)
-    fake.VideoReader = Reader  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "decord", fake)
-    again = load_video(Medium("video", media / "a.mp4"), SETTINGS)
-    assert again.indices == plain.indices
-    assert all(np.array_equal(a, b) for a, b in zip(again.frames, plain.frames, strict=True))
-
-
 # Encoding
 
 
