@@ -17,13 +17,14 @@ from ..branch.switches import disabled, zeroed
 from ..checkpoints.saving import load_pretrained
 from ..checkpoints.trainer_folder import find_trained, with_adapter
 from ..contracts.errors import BadRowsError, RowError, SavedBranchError
+from ..features.forms import Form
 from ..hosts.loading import load_host, load_processor, read_source
 from ..recipes.blocks import DataSettings
+from ..training.answers import answer_likelihood, generate, split_answer
 from ..training.data import ConversationData
 from ..training.rows.conversation import Conversation, read_conversation
 from ..training.rows.encoding import Encoded, Encoder
 from ..training.rows.files import Rows
-from .answers import answer_likelihood, generate, split_answer
 
 #: What is scored, in order: without the branch; as trained; the branch switched off; the generative tokens zero.
 VARIANTS = ("base", "patched", "off", "zeroed")
@@ -345,14 +346,17 @@ class _Scorer:
 class _RowMemory:
     """Features of the clips of one row, so that the prior runs once for all variants of it."""
 
+    form = Form()
+
     def __init__(self) -> None:
         self.features: dict[str, Tensor] = {}
 
     def get(self, key: str) -> Tensor | None:
         return self.features.get(key)
 
-    def put(self, key: str, features: Tensor) -> None:
+    def put(self, key: str, features: Tensor) -> Tensor:
         self.features[key] = features
+        return features
 
     def clear(self) -> None:
         self.features.clear()
