@@ -71,6 +71,8 @@ from support.toys.wan import TOYS
 
 #: What reading a damaged file may cost beyond reading the whole one: processor time in seconds, and memory in bytes.
 SECONDS, BYTES = 1.0, 100 << 20
+#: Trials of each kind, however little time there is.
+LEAST = 6
 # A trial that takes longer is ended; one that takes more memory than this is refused it.
 _ENDED, _ROOM = 20.0, 4 << 30
 
@@ -100,16 +102,17 @@ class _EndedError(BaseException):
 def run(seconds: float) -> list[dict[str, Any]]:
     """All kinds, for about so many seconds together."""
     share = seconds / len(KINDS)
+    least = LEAST if seconds else 3
     before, branch_files._PATIENCE = branch_files._PATIENCE, 0.0
     try:
         with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="vega3d-faults-") as folder:
             warnings.simplefilter("ignore")
-            return [asdict(attacked(kind, Path(folder) / str(i), share)) for i, kind in enumerate(KINDS)]
+            return [asdict(attacked(kind, Path(folder) / str(i), share, least)) for i, kind in enumerate(KINDS)]
     finally:
         branch_files._PATIENCE = before
 
 
-def attacked(kind: Kind, home: Path, seconds: float) -> Row:
+def attacked(kind: Kind, home: Path, seconds: float, least: int) -> Row:
     """Damage one file of a kind at a time, for about so many seconds."""
     home.mkdir()
     row, rng, until = Row(f"damaged: {kind.name}"), random.Random(kind.name), time.monotonic() + seconds
@@ -119,7 +122,7 @@ def attacked(kind: Kind, home: Path, seconds: float) -> Row:
     _, seconds_used, bytes_used = measured(lambda: kind.use(home))
     there = {path.relative_to(home) for path in home.rglob("*")}
     with room():
-        while time.monotonic() < until or row.trials < LEAST:
+        while time.monotonic() < until or row.trials < least:
             row.trials += 1
             path = rng.choice(files)
             data = path.read_bytes()
@@ -129,18 +132,11 @@ def attacked(kind: Kind, home: Path, seconds: float) -> Row:
             problem = judged(kind, home, path, whole if kind.sealed else None, seconds_used, bytes_used, row)
             if problem:
                 print(f"{kind.name}: {path.name}: {problem}", file=sys.stderr)
-                if KEEP is not None:
-                    shutil.copytree(home, KEEP / f"{kind.name}-{row.trials}".replace("/", "_").replace(" ", "_"))
             left = {path.relative_to(home) for path in home.rglob("*")} - there
             row.leftovers += len(left)
             replaced(path, data)
     shutil.rmtree(home)
     return row
-
-
-#: Trials of each kind, however little time there is; where what gets through is kept, to look at it.
-LEAST = 6
-KEEP: Path | None = None
 
 
 def judged(kind: Kind, home: Path, path: Path, whole: object, seconds: float, size: int, row: Row) -> str:
