@@ -64,7 +64,7 @@ def test_rows_are_a_list_with_each_answer(data: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["Video-3D-LLM", "VEGA-3D-main"])
+@pytest.mark.parametrize("name", ["Video-3D-LLM"])
 def test_trains_saves_evaluates_and_scores(name: str, data: Path, tmp_path: Path) -> None:
     if host_source(name) is None or not can_run():
         pytest.skip(f"no checkout of {name} that this environment runs (transformers 4.50; {', '.join(NEEDED)})")

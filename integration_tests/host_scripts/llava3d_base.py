@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import CLIPImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
 from vega3d_qwen_vl.tiny import tiny_tokenizer
 
@@ -18,6 +18,8 @@ settings = SiglipVisionConfig(
     hidden_size=1152, intermediate_size=32, num_hidden_layers=3, num_attention_heads=16, image_size=384, patch_size=14
 )
 SiglipVisionModel(settings).to(torch.bfloat16).save_pretrained(tower)
+half, side = [0.5] * 3, {"height": 384, "width": 384}
+CLIPImageProcessor(size=side, crop_size=side, image_mean=half, image_std=half).save_pretrained(tower)
 tokenizer = tiny_tokenizer()
 # The script expects exactly these two.
 tokenizer.add_special_tokens(

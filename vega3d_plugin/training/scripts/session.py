@@ -311,6 +311,10 @@ class Session:
         """Have a branch that is about to train hold its weights in float32, and tell."""
         if self.master_float32 and hold_in_float32(branch):
             host.start = _sums(branch) if host.start else ()
+            model = host.ref()
+            if host.restored and model is not None:
+                # It was rounded to the host's dtype when it was read.
+                self.restore(model, Path(host.restored))
             self.tell(f"the branch of {host.name} is held in float32 while it trains; the host keeps its own dtype")
 
     # Saving.
