@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..contracts.clips import TokenGrid
+from ..contracts.clips import Clip, TokenGrid
 from ..contracts.errors import AlignmentError
-from ..contracts.priors import Span
+from ..contracts.priors import Prior, Span
 
 Space = Literal["bilinear", "adaptive_avg"]
 
@@ -38,13 +38,35 @@ def align(
     if features.ndim != 4 or min(features.shape) < 1:
         raise AlignmentError(f"A feature map is [T', C, h', w'], got {list(features.shape)}.")
     size = (grid.h, grid.w)
-    # In float32 throughout, and rounded once. Both steps are linear and commute; the one that shrinks the map goes
-    # first.
-    if grid.h * grid.w < features.shape[-2] * features.shape[-1]:
-        out = align_time(align_space(features.float(), size, space), grid.t, spans)
-    else:
-        out = align_space(align_time(features.float(), grid.t, spans), size, space)
-    return out.to(features.dtype)
+    # In float32 throughout, whatever the host's autocast says, and rounded once. Both steps are linear and commute; the
+    # one that shrinks the map goes first.
+    with torch.autocast(features.device.type, enabled=False):
+        if grid.h * grid.w < features.shape[-2] * features.shape[-1]:
+            out = align_time(align_space(features.float(), size, space), grid.t, spans)
+        else:
+            out = align_space(align_time(features.float(), grid.t, spans), size, space)
+        return out.to(features.dtype)
+
+
+def grid_of(clip: Clip, merge: int) -> TokenGrid:
+    """The grid that a clip's features are resampled to: of patches, and with the frames that have no tokens.
+
+    Args:
+        clip: with the host's token grid.
+        merge: patches per token and axis that the projector takes.
+    """
+    return TokenGrid(clip.past + clip.grid.t, clip.grid.h * merge, clip.grid.w * merge)
+
+
+def align_clip(features: Tensor, clip: Clip, prior: Prior, *, merge: int, space: Space) -> Tensor:
+    """A prior's feature map ``[T', C, h', w']`` of a clip, resampled to :func:`grid_of` it. Without parameters.
+
+    Returns:
+        ``[past + t, C, h, w]``, in the dtype of ``features`` and in one memory layout, channels last.
+    """
+    spans = prior.spans(clip.frames.shape[0], features.shape[0])
+    aligned = align(features, grid_of(clip, merge), space=space, spans=spans)
+    return aligned.contiguous(memory_format=torch.channels_last)
 
 
 def align_space(features: Tensor, size: tuple[int, int], mode: Space = "bilinear") -> Tensor:

@@ -18,14 +18,17 @@ from .data import data
 from .demo import demo
 from .doctor import doctor
 from .info import info
+from .look import look
 from .ls import ls
 from .output import err, out
 from .prior import prior
 from .recipes import recipes
+from .report import report
 from .run import CONTEXT as RUN
 from .run import run
 from .scene import scene
 from .score import score
+from .store import store
 from .train import train
 
 # Lines are kept by some versions of typer and joined by others, save in a paragraph that begins with \b; so are those
@@ -56,8 +59,12 @@ there is, checks that it works on your host, and looks into what was trained.
   vega3d analyse correspondence tiny-wan --scenes room:0..3
                                          does a prior know space?
   vega3d train qwen_vl/smoke             train as a recipe says, here offline
+  vega3d report outputs/mine             a run's losses, shares and answers
+  vega3d look CHECKPOINT --video mine.mp4 --question "..."
+                                         answers and shares on your own video
   vega3d run --recipe R -- train.py ARGS  a host's own script, with the branch
   vega3d prior info wan2.1-t2v-1.3b      what a prior is, before loading it
+  vega3d store info features             look after a store of features
   vega3d recipes show qwen_vl/smoke      settings of an experiment
   vega3d prior features kitchen.mp4 --prior tiny-wan
                                          what it sees in a video, as a picture
@@ -106,8 +113,11 @@ app.command()(compare)
 app.command()(score)
 app.command()(data)
 app.command()(train)
+app.command()(report)
+app.command()(look)
 app.command(context_settings=RUN)(run)
 app.add_typer(analyse, name="analyse")
 app.add_typer(prior, name="prior")
 app.add_typer(scene, name="scene")
+app.add_typer(store, name="store")
 app.add_typer(recipes, name="recipes")

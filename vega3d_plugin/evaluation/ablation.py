@@ -19,13 +19,13 @@ from ..checkpoints.trainer_folder import find_trained, with_adapter
 from ..contracts.errors import BadRowsError, RowError, SavedBranchError
 from ..hosts.loading import load_host, load_processor, read_source
 from ..recipes.blocks import DataSettings
+from ..training.answers import answer_likelihood, generate, split_answer
 from ..training.data import ConversationData
 from ..training.rows.conversation import Conversation, read_conversation
 from ..training.rows.encoding import Encoded, Encoder
 from ..training.rows.files import Rows
 from .answering.controls import Kept
 from .answering.run import SHOWN
-from .answers import answer_likelihood, generate, split_answer
 from .comparison.measures import same_answer
 from .verdicts import MEASURES, compared, verdict
 

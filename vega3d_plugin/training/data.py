@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from ..contracts.errors import BadRowsError, BadRowWarning, RowError, Vega3dWarning
 from ..recipes.blocks import DataSettings
 from .manifest import rank
-from .rows.conversation import read_conversation
+from .rows.conversation import Conversation, read_conversation
 from .rows.encoding import IGNORED, Encoded, Encoder, stack_media
 from .rows.files import Rows
 from .rows.keys import UnknownKeys
@@ -87,6 +87,17 @@ class ConversationData(Dataset[Encoded]):
                     raise BadRowsError(f"{bad}. Mend it, or pass --skip-bad-rows.") from error
                 self._note(number, bad)
         raise BadRowsError(f"None of the {len(self)} rows can be used.")
+
+    def conversation(self, number: int) -> Conversation:
+        """A row as a conversation, its pictures unopened.
+
+        Args:
+            number: of the row among all rows, usable or not.
+
+        Raises:
+            RowError: it cannot be used.
+        """
+        return read_conversation(self.rows[number], self.settings, self._root(number))
 
     def check(self, progress: Callable[[Sequence[int]], Any] = iter) -> list[BadRow]:
         """Look at every row without opening its pictures, and keep the usable ones.

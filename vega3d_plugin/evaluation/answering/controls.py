@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ...branch.handle import get_handle, is_patched
 from ...branch.switches import disabled, zeroed
 from ...contracts.errors import BadRowsError
-from ..answers import on_model
+from ...features.forms import Form
+from ...training.answers import on_model
 from ..harness_host import use_twin
 from .questions import Question, Questions
 
@@ -32,6 +33,8 @@ MEANING = {
 class Kept:
     """Feature maps by the key of their clip, of the questions at hand alone; takes the place of a feature store."""
 
+    form = Form()
+
     def __init__(self) -> None:
         self.features: OrderedDict[str, Tensor] = OrderedDict()
 
@@ -39,9 +42,10 @@ class Kept:
         """The map of a clip, or None."""
         return self.features.get(key)
 
-    def put(self, key: str, features: Tensor) -> None:
-        """Keep the map of a clip."""
+    def put(self, key: str, features: Tensor) -> Tensor:
+        """Keep the map of a clip, as it is; returns it."""
         self.features[key] = features
+        return features
 
 
 class _Given(Kept):

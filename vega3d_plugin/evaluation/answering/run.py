@@ -10,8 +10,8 @@ from typing import Any
 
 from ...contracts.errors import BadRowsError, RowError, SettingsError
 from ...recipes.blocks import DataSettings
+from ...training.answers import answer_likelihood, generate_batch, split_answer
 from ...training.rows.encoding import Encoded
-from ..answers import answer_likelihood, generate_batch, split_answer
 from ..harness_host import EvaluatedHost, HostArguments, trained_folder
 from .about import described, identity
 from .controls import Control, Controlled

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from ...branch.handle import get_handle, is_patched
 from ...contracts.errors import TrainError
 from ...contracts.tables import HOSTS
+from ...features.store import FeatureStore
 from ...hosts.loading import load_host, load_processor, read_source
 from ...hosts.lora_targets import check_lora_targets
 from ...patching import patch
@@ -37,7 +37,7 @@ class Prepared:
     parts: Mapping[str, PartSettings]
 
 
-def prepare(recipe: RecipeSettings, train: TrainSettings, store: Path | None = None) -> Prepared:
+def prepare(recipe: RecipeSettings, train: TrainSettings, store: FeatureStore | None = None) -> Prepared:
     """Load the host, patch it, put LoRA on, and freeze what is to stay as it is.
 
     Raises:
