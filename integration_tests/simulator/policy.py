@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from host_sources import host_source
 from rows.openvla import HALF, IMAGENET, SIDE, oft_module, real_model, real_module, seeded
 
 import vega3d
+from vega3d_plugin.priors.wan.tiny import RandomWeightsWarning
 
 HERE = Path(__file__).parents[1]
 STATISTICS = "libero_spatial_no_noops"
@@ -49,7 +52,9 @@ def write_checkpoint(folder: Path, recipe: Path, tokenizer: Any) -> Path:
     """What OFT's training leaves: the merged model, heads, statistics, and the branch beside them."""
     write_base(folder, tokenizer)
     model = real_model("openvla-oft").to(torch.bfloat16)
-    vega3d.patch(model, config=vega3d_settings(recipe), processor=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RandomWeightsWarning)
+        vega3d.patch(model, config=vega3d_settings(recipe), processor=None)
     branch = vega3d.get_handle(model).branch
     with torch.no_grad():
         # As after some training: a fresh one changes nothing.
@@ -89,19 +94,48 @@ def evaluate(
         options: of the script, after those of ``libero_short.py``.
         run: options of ``vega3d run``.
     """
-    source = host_source("openvla-oft")
-    assert source is not None
-    command = [
-        sys.executable, "-m", "vega3d_plugin.run", "--recipe", recipe, *run, "--",
+    said = run_in_checkout(
+        "-m", "vega3d_plugin.run", "--recipe", recipe, *run, "--",
         HERE / "host_scripts" / "libero_short.py", *options[:2], "--pretrained_checkpoint", checkpoint,
         "--task_suite_name", "libero_spatial", "--center_crop", False, "--local_log_dir", logs, *options[2:],
-    ]  # fmt: skip
+    )  # fmt: skip
+    (log,) = logs.glob("EVAL-*.txt")
+    return log.read_text(), said
+
+
+def finetune(recipe: Path, base: Path, data: Path, runs: Path, steps: int = 4) -> str:
+    """Train through ``vega3d run`` with OFT's script and its own data pipeline; all that was said.
+
+    The last checkpoint, merged, is ``runs/tiny--STEPS_chkpt``.
+    """
+    values = {
+        "vla_path": base, "data_root_dir": data, "dataset_name": STATISTICS, "run_root_dir": runs,
+        "use_l1_regression": True, "num_images_in_input": 2, "use_proprio": True, "batch_size": 1,
+        "learning_rate": 1e-2, "max_steps": steps, "save_freq": steps, "image_aug": False, "lora_rank": 4,
+        "run_id_override": "tiny", "grad_accumulation_steps": 1, "merge_lora_during_training": True,
+        # It is filled before the first step.
+        "shuffle_buffer_size": 100,
+    }  # fmt: skip
+    flags = [word for name, value in values.items() for word in (f"--{name}", value)]
+    return run_in_checkout(
+        "-m", "torch.distributed.run", "--nproc-per-node", 1, "--rdzv-backend", "c10d",
+        "--rdzv-endpoint", "localhost:0", "-m", "vega3d_plugin.run", "--recipe", recipe, "--",
+        HERE / "host_scripts" / "libero_finetune.py", *flags,
+    )  # fmt: skip
+
+
+def run_in_checkout(*words: object) -> str:
+    """Run python in a checkout of OFT, as its scripts are run; all that was said."""
+    source = host_source("openvla-oft")
+    assert source is not None
     environment = {
         **os.environ,
         # The checkout's packages must be imported as its script does it.
         "VEGA3D_HOST_SOURCES": "",
         # dlimp, which OFT reads its data with, is in no package index: a checkout beside it.
-        "PYTHONPATH": os.pathsep.join(map(str, [HERE, HERE.parent / "tests", source, source.parent / "dlimp_openvla"])),
+        "PYTHONPATH": os.pathsep.join(
+            map(str, [HERE / "host_scripts", HERE, HERE.parent / "tests", source, source.parent / "dlimp_openvla"])
+        ),
         "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"),
         "TF_CPP_MIN_LOG_LEVEL": "3",
         # Else transformers looks into TensorFlow first, whose Keras it does not know.
@@ -112,11 +146,15 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="vega3d-libero-") as here:
         # The script finds its files from where it is run, and writes there.
         for entry in source.iterdir():
-            Path(here, entry.name).symlink_to(entry)
+            if entry.name == "experiments":
+                # OFT's replay writes in there, and the checkout stays as it is.
+                shutil.copytree(entry, Path(here, entry.name))
+            else:
+                Path(here, entry.name).symlink_to(entry)
         ended = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, timeout=900, cwd=here,
+            list(map(str, [sys.executable, *words])), capture_output=True, text=True, timeout=1500, cwd=here,
             env={**environment, "HF_MODULES_CACHE": f"{here}/modules"}, check=False,
         )  # fmt: skip
-    assert ended.returncode == 0, f"exit code {ended.returncode}\n" + ended.stdout[-3000:] + ended.stderr[-6000:]
-    (log,) = logs.glob("EVAL-*.txt")
-    return log.read_text(), ended.stderr
+    said = ended.stdout[-5000:] + ended.stderr[-6000:]
+    assert ended.returncode == 0, f"exit code {ended.returncode}\n{said}"
+    return ended.stdout + ended.stderr

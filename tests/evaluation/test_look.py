@@ -52,7 +52,8 @@ def test_answers_shares_and_pictures_of_a_video(folder: Path, tmp_path: Path) ->
     found = json.loads((tmp_path / "answers.json").read_text())
     assert list(found["answers"]) == ["base", "patched", "off", "zeroed"]
     (clip,) = found["clips"]
-    assert clip["scale"] == pytest.approx(0.05, rel=0.01)
+    # One step of Adam, either way.
+    assert abs(clip["scale"]) == pytest.approx(0.05, rel=0.01)
     assert 0 < clip["generative"] < 0.05
     assert clip["host"] == pytest.approx(1 - clip["generative"])
     assert clip["change"] > 0
@@ -65,7 +66,7 @@ def test_answers_shares_and_pictures_of_a_video(folder: Path, tmp_path: Path) ->
     page = (tmp_path / "look.html").read_text()
     assert "Which box is nearer?" in page
     assert "the branch switched off" in page
-    assert f"generative {clip['generative']:.4g} (a = 0.05)" in result.stdout.replace("\n", " ")
+    assert f"generative {clip['generative']:.4g} (a = {clip['scale']:.4g})" in result.stdout.replace("\n", " ")
 
 
 def test_pictures_of_several_sizes(folder: Path, tmp_path: Path) -> None:

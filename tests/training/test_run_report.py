@@ -113,17 +113,18 @@ def test_the_loss_is_validated_before_the_first_step_and_with_each_checkpoint(tr
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_the_best_checkpoint_outlives_the_limit(tmp_path: Path) -> None:
-    """A rate so high that the loss rises: the first checkpoint stays the best."""
-    rate = "train.learning_rate=0.5"
-    made = job(tmp_path, "run", rate, "train.save_steps=1", "train.save_total_limit=1", "train.report_rows=0")
-    # Found again after every save, from the log.
-    made.run()
+def test_the_best_checkpoint_outlives_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A validation loss that rises after step 2: that checkpoint stays."""
+    real = RunLog.add
+
+    def rising(self: RunLog, step: int, values: Any) -> None:
+        real(self, step, {**values, "eval_loss": abs(step - 2.0)} if "eval_loss" in values else values)
+
+    monkeypatch.setattr(RunLog, "add", rising)
+    job(tmp_path, "run", "train.save_steps=1", "train.save_total_limit=1", "train.report_rows=0").run()
     best = best_checkpoint(tmp_path / "run")
-    losses = dict(read_log(tmp_path / "run").points("eval_loss"))
     assert best is not None
-    assert losses[best.step] == min(loss for step, loss in losses.items() if step)
-    assert best.step < 4, "the loss was to rise"
+    assert best.step == 2
     assert [path.name for path in checkpoints(tmp_path / "run")] == [best.checkpoint.name, "checkpoint-4"]
 
 
@@ -237,6 +238,20 @@ def test_runs_are_compared(trained: Path, tmp_path: Path) -> None:
     assert "trained, without a branch" in alone
 
 
+def test_scores_in_the_folders_stand_side_by_side(trained: Path, tmp_path: Path) -> None:
+    for name, exact in (("a", 0.25), ("b", 0.75)):
+        (tmp_path / name / FILES).mkdir(parents=True)
+        means = {"base": {"exact": None, "nll": 2.0}, "patched": {"exact": exact, "nll": 1.5, "token_nll": 0.5}}
+        (tmp_path / name / "ablation.json").write_text(json.dumps({"means": means, "differences": []}))
+        (tmp_path / name / "other.json").write_text("[1, 2]")
+    text = write_comparison([tmp_path / "a", tmp_path / "b"]).read_text()
+    for part in ("a: ablation.json", "b: ablation.json", "25.0%", "75.0%", "1.5000"):
+        assert part in text, part
+    assert "other.json" not in text
+    assert "Scores" not in write_run_report(trained, tmp_path / "alone.html").read_text()
+    assert "75.0%" in write_run_report(tmp_path / "b").read_text()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -244,7 +259,7 @@ def test_runs_are_compared(trained: Path, tmp_path: Path) -> None:
         ("rows.json", b'{"rows": 7}', "rows.json is damaged"),
         ("plan.json", b'{"parts": [{}]}', "is not as `vega3d train` writes it"),
         ("step-000004.json", b'{"rows": [{"shares": {"maps": [[["a"]]]}}]}', "is not as `vega3d train` writes it"),
-        ("row0_0.jpg", b"no picture", "row0_0.jpg is missing or damaged"),
+        ("row0_0.jpg", b"no picture", "row0_0.jpg cannot be read: it is not a picture, or damaged"),
     ],
 )
 def test_damaged_files_are_named(trained: Path, tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -137,7 +137,7 @@ def test_a_host_that_only_its_own_script_trains(adapter: str, model: str) -> Non
 
 
 def test_a_host_without_a_small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vega3d_plugin.training.model.building._tiny", lambda _: None)
+    monkeypatch.setattr("vega3d_plugin.training.model.building.tiny_host", lambda _: None)
     with pytest.raises(TrainError, match="the adapter 'qwen_vl' has no small model"):
         check_host(HostSettings(adapter="qwen_vl", model="tiny"))
 

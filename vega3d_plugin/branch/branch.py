@@ -19,7 +19,7 @@ from ..contracts.shares import measured_shares
 from ..features.store import FeatureStore, dtype_key
 from ..storage.record import RECORD_BYTES, encode_record, make_record
 from . import calls
-from .alignment import align_clip, grid_of
+from .alignment import align_clip, grid_of, placement, together
 from .blocks import Recorder, open_blocks, switches
 from .copies import running
 from .first_step import watch_first_steps
@@ -131,6 +131,9 @@ class GenerativeBranch(nn.Module):
             start += count
         idle = list(self.fuser.idle_parameters(None))
         out = torch.cat(fused) if len(fused) > 1 else fused[0]
+        if dtype.itemsize < tokens.dtype.itemsize:
+            # What the branch changes is added, so that a branch that changes nothing leaves every bit of them.
+            out = tokens + (out - tokens.to(dtype)).to(tokens.dtype)
         if idle and torch.is_grad_enabled():
             out = out + self._touch(idle).to(out.dtype)
         return out.to(tokens.dtype)
@@ -145,6 +148,10 @@ class GenerativeBranch(nn.Module):
 
     def aligned(self, clip: Clip, device: torch.device) -> Tensor:
         """A clip's features on its grid of patches, ``[past + t, C, h, w]``; from the store when it has them."""
+        whole = self._whole(clip)
+        if whole is not clip:
+            # On this view's grid, as one of them.
+            return self.aligned(whole, device)[clip.place : clip.place + 1]
 
         def resample(features: Tensor) -> Tensor:
             space, merge = self.settings.space, self.projector.merge
@@ -156,27 +163,55 @@ class GenerativeBranch(nn.Module):
 
     def features(self, clip: Clip) -> Tensor:
         """The prior's feature map ``[T', C, h, w]`` of a clip, from the store when it has it."""
+        clip = self._whole(clip)
         if self.store is None or self.store.form.aligned:
             with _undisturbed(clip), turn(self.prior):
-                return _channels_last(self._extract(clip))
+                return self._computed(clip)
         return self._kept(clip, self.store, lambda features: features)
+
+    def _whole(self, clip: Clip) -> Clip:
+        """The clip; for a view among views of other sizes all of them, as the prior sees them."""
+        return clip if clip.scene is None or clip.frames is clip.scene.seen else together(clip, self.prior)
+
+    def entry_name(self, clip: Clip, store: FeatureStore) -> str:
+        """The name of a clip's entry in a store, by the store's form."""
+        clip = self._whole(clip)
+        key = dtype_key(clip.key, self.prior.dtype_on(clip.frames.device))
+        # A map of a part is another where it was moved to its own place.
+        space = self.settings.space + ("_placed" if placement(clip, self.prior) else "")
+        return store.form.name(key, grid_of(clip, self.projector.merge), space)
+
+    def fill(self, clip: Clip) -> None:
+        """Have the store keep a clip's map in its form, as a forward would."""
+        if self.store is not None and self.store.form.aligned:
+            self.aligned(clip, clip.frames.device)
+        else:
+            self.features(clip)
 
     def _kept(self, clip: Clip, store: FeatureStore, finish: Callable[[Tensor], Tensor]) -> Tensor:
         """The store's map of a clip, else the prior's, finished in the store's form, and then kept."""
         with _undisturbed(clip):
-            key = dtype_key(clip.key, self.prior.dtype_on(clip.frames.device))
-            name = store.form.name(key, grid_of(clip, self.projector.merge), self.settings.space)
+            name = self.entry_name(clip, store)
             features = store.get(name)
             if features is None:
                 with turn(self.prior):
                     # Another thread may have been there while this one waited.
                     features = store.get(name)
                     if features is None:
-                        features = finish(_channels_last(self._extract(clip)))
+                        features = finish(self._computed(clip))
                         kept = store.put(name, features)
                         # What the next epoch will read.
                         features = kept if store.form.numbers else features
             return _channels_last(features)
+
+    def _computed(self, clip: Clip) -> Tensor:
+        """The prior's map; of views of several sizes it is computed once for all of them."""
+        views = clip.scene
+        if views is None:
+            return _channels_last(self._extract(clip))
+        if views.features is None:
+            views.features = _channels_last(self._extract(clip))
+        return views.features
 
     def _fused(self, semantic: Tensor, generative: Tensor, clips: Sequence[Clip]) -> Tensor:
         """Tokens ``[sum of t, h, w, D]`` of these clips, fused; their shares go to whoever records them."""

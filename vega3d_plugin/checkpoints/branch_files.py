@@ -26,7 +26,7 @@ from ..branch.learned_scalars import saved_share
 from ..contracts.errors import SavedBranchError, Vega3dError, Vega3dWarning
 from ..contracts.settings import FusionSettings
 from ..storage.checksums import METHOD, checksum_of
-from ..storage.json_files import parse_object, read_object
+from ..storage.reading import parse_object, read_json
 from ..storage.record import CONFIG_FILE, WEIGHTS_FILE, check_record
 from ..storage.writing import sweep, write_atomically, write_json, write_text
 from .model_card import model_card
@@ -211,7 +211,7 @@ def _agreed(folder: Path, carried: dict[str, Any] | None) -> dict[str, Any]:
     config = folder / CONFIG_FILE
     if not config.is_file():
         raise _TwoSavesError(f"{folder} has no {CONFIG_FILE}: a save was interrupted.")
-    read = read_object(config, SavedBranchError)
+    read = read_json(config, SavedBranchError)
     said = read.pop(DIGEST, None)
     if said is not None and said != digest(read):
         changed = "" if carried is None else _difference(read, carried)

@@ -17,6 +17,7 @@ from .convert import convert
 from .data import data
 from .demo import demo
 from .doctor import doctor
+from .extract import extract
 from .info import info
 from .look import look
 from .ls import ls
@@ -58,6 +59,8 @@ there is, checks that it works on your host, and looks into what was trained.
   vega3d scene clip room:0               a scene's views, from above and by eye
   vega3d analyse correspondence tiny-wan --scenes room:0..3
                                          does a prior know space?
+  vega3d extract qwen_vl/smoke --store features
+                                         encode its clips once, beforehand
   vega3d train qwen_vl/smoke             train as a recipe says, here offline
   vega3d report outputs/mine             a run's losses, shares and answers
   vega3d look CHECKPOINT --video mine.mp4 --question "..."
@@ -112,6 +115,7 @@ app.command()(ablate)
 app.command()(compare)
 app.command()(score)
 app.command()(data)
+app.command()(extract)
 app.command()(train)
 app.command()(report)
 app.command()(look)

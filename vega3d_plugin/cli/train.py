@@ -83,7 +83,7 @@ def train(
         except KeyboardInterrupt:
             whole = find_checkpoint(job.output)
             if first:
-                _interrupted(whole)
+                _interrupted(job.output, whole)
             raise SystemExit(130) from None
     if first:
         _trained(job, last, as_json)
@@ -138,11 +138,15 @@ def _left_out(bad: Sequence[str]) -> None:
         err.print(Text(f"  ... and {len(bad) - 10} more, in bad_rows.txt of the output folder"))
 
 
-def _interrupted(whole: Path | None) -> None:
+def _interrupted(output: Path, whole: Path | None) -> None:
+    from ..training.report import FILE
+
     if whole is None:
         err.print("Interrupted before the first checkpoint.")
     else:
-        err.print(f"Interrupted. {whole} is whole; go on with --resume.", markup=False, soft_wrap=True)
+        err.print(f"Interrupted. {whole} is whole; resume with --resume.", markup=False, soft_wrap=True)
+    if (output / FILE).is_file():
+        err.print(f"What there is so far: {output / FILE}", markup=False, soft_wrap=True)
 
 
 def _plan(job: Job, as_json: bool) -> None:

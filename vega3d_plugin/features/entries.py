@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..storage.checksums import checksum
 from ..storage.writing import write_atomically
-from .forms import SCALE, TENSOR, decode, encode, numbers_of
+from .forms import SCALE, TENSOR, decode, numbers_of
 
 #: Of what ``store.json`` says its entries carry: 1 nothing, 2 key, shape, dtype and checksum.
 FORMAT = 2
@@ -64,19 +64,18 @@ def check_record(key: str, tensors: Mapping[str, Tensor], record: Mapping[str, o
         raise EntryError("its content has changed since it was written")
 
 
-def write_entry(path: Path, key: str, features: Tensor, root: Path) -> None:
-    """Write a feature map ``[T', C, h, w]``, whole or not at all.
+def write_entry(path: Path, key: str, tensors: dict[str, Tensor], root: Path) -> None:
+    """Write an entry, whole or not at all.
 
     Args:
         path: of the entry.
-        key: its name, which says in which numbers it is kept.
-        features: on the CPU.
+        key: its name.
+        tensors: of its map, as :func:`.forms.encode` gives them, on the CPU.
         root: folder of the store, where the file is made before it is put in place.
 
     Raises:
         OSError, SafetensorError: it cannot be written.
     """
-    tensors = encode(features, numbers_of(key))
     record = make_record(key, tensors)
     # No waiting for the disk: what a power failure tears is noticed and computed again.
     write_atomically(path, lambda place: save_file(tensors, place, record), durable=False, within=root)
@@ -116,16 +115,23 @@ def open_entry(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise EntryError(f"{type(error).__name__}: {error}") from None
 
 
-def checked_map(
+def check_entry(
     key: str, tensors: Mapping[str, Tensor], record: Mapping[str, object], feature_dim: int | None, recorded: bool
-) -> Tensor:
-    """The feature map of an entry that holds. Arguments and errors as for :func:`read_entry`."""
+) -> None:
+    """Find out whether an entry holds, without making a map of it. Arguments and errors as for :func:`read_entry`."""
     if "checksum" in record:
         check_record(key, tensors, record)
     elif recorded:
         raise EntryError("it was not written by this store: it carries no checksum")
     else:
         check_map(tensors[TENSOR], feature_dim)
+
+
+def checked_map(
+    key: str, tensors: Mapping[str, Tensor], record: Mapping[str, object], feature_dim: int | None, recorded: bool
+) -> Tensor:
+    """The feature map of an entry that holds. Arguments and errors as for :func:`read_entry`."""
+    check_entry(key, tensors, record, feature_dim, recorded)
     return decode(tensors)
 
 

@@ -29,12 +29,14 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import threading
 import time
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ from ..storage.json_files import parse_object, read_object
 from ..storage.writing import sweep
 from .cache import EntryCache
 from .entries import FORMAT as ENTRIES
-from .entries import EntryError, check_map, checked_map, make_record, open_entry, read_entry, write_entry
+from .entries import EntryError, check_entry, check_map, checked_map, make_record, open_entry, read_entry, write_entry
 from .forms import Form, decode, encode, numbers_of
 from .places import FolderPlace, open_place
 from .shards import SHARD_BYTES, SHARDS, ShardIndex, parse_entry, read_packed, write_shard
@@ -64,6 +66,8 @@ _OWNER_BYTES = 1 << 16
 _BEING_WRITTEN = 2.0
 # For how long an entry that is not there is not looked for among other writers' new shards (seconds).
 _LOOK_AGAIN = 30.0
+# Maps that may wait to be written.
+_WAITING = 2
 
 
 class FeatureStore:
@@ -110,6 +114,10 @@ class FeatureStore:
         self._memory_only = False
         self._told: set[str] = set()
         self._swept: set[Path] = set()
+        #: Bytes of the tensors that were last put.
+        self.last_bytes = 0
+        self._writer: ThreadPoolExecutor | None = None
+        self._unwritten: deque[tuple[str, Future[None]]] = deque()
         # Held for bookkeeping alone, never while a prior works or an entry is read or written.
         self._lock = threading.Lock()
 
@@ -198,23 +206,62 @@ class FeatureStore:
             check_map(features, None)
         except EntryError as error:
             raise StoreError(f"The features of clip {key} cannot be kept: {error}.") from None
+        tensors = encode(features, numbers_of(key))
+        self.last_bytes = sum(tensor.nbytes for tensor in tensors.values())
         if self.place is not None and not self._memory_only:
-            try:
-                self._write(key, features)
-            except (OSError, SafetensorError) as error:
-                self._tell_not_kept(error)
+            if self._writer is None:
+                self._write(key, tensors)
+            else:
+                while len(self._unwritten) >= _WAITING:
+                    self._unwritten.popleft()[1].result()
+                self._unwritten.append((key, self._writer.submit(self._write, key, tensors)))
         if numbers_of(key):
-            features = decode(encode(features, numbers_of(key)))
+            features = decode(tensors)
         self._remember(key, features)
         return features
 
+    @contextmanager
+    def writing_behind(self) -> Iterator[None]:
+        """Within it, files are written by another thread, while the prior works on the next clip."""
+        with ThreadPoolExecutor(1, thread_name_prefix="vega3d-store") as self._writer:
+            try:
+                yield
+            finally:
+                self.flush()
+                self._writer = None
+
+    def flush(self) -> None:
+        """Wait until everything that was put is written."""
+        while self._unwritten:
+            self._unwritten.popleft()[1].result()
+
     def fetch(self, key: str) -> bool:
-        """Have an entry of a store elsewhere on this machine's disk, to be read soon; returns whether it is there."""
-        if self.cache is None or key in self._recent or key in self.cache:
-            return key in self
-        with suppress(OSError, EntryError):
-            return self._from_cache(key) is not None
-        return False
+        """Have an entry near, to be read soon; returns whether it is there.
+
+        Of a store elsewhere it is put on this machine's disk; of a folder the system is asked to read it into memory.
+        """
+        if key in self._recent:
+            return True
+        if self.folder is not None:
+            return self._read_soon(self.folder, key)
+        if self.cache is not None and key not in self.cache:
+            with suppress(OSError, EntryError):
+                return self._from_cache(key) is not None
+            return False
+        return key in self
+
+    def _read_soon(self, folder: Path, key: str) -> bool:
+        self._look()
+        packed = None if self.index is None else self.index.get(key)
+        path = folder / (entry_file(key) if packed is None else packed.shard)
+        start, size = (0, 0) if packed is None else (min(span.start for span in packed.spans.values()), packed.bytes)
+        try:
+            with path.open("rb") as file:
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), start, size, os.POSIX_FADV_WILLNEED)
+                return True
+        except OSError:
+            return False
 
     def __contains__(self, key: str) -> bool:
         if key in self._recent:
@@ -301,20 +348,23 @@ class FeatureStore:
         source = self.folder if self.place is None or self.folder is not None else str(self.place)
         return type(self), (source, self.memory_bytes, str(self.form), self.cache_bytes)
 
-    def _write(self, key: str, features: Tensor) -> None:
-        if self.folder is not None:
-            path = self.folder / entry_file(key)
-            if path.parent not in self._swept:
-                # Where versions before 0.1.0 wrote; what this one leaves is in the store's own folder.
-                self._swept.add(path.parent)
-                sweep(path.parent)
-            write_entry(path, key, features, self.folder)
-        elif self.place is not None:
-            tensors = encode(features, numbers_of(key))
-            record = make_record(key, tensors)
-            self.place.write(entry_file(key), save(tensors, record))
-            if self.cache is not None:
-                self.cache.put(key, tensors, record)
+    def _write(self, key: str, tensors: dict[str, Tensor]) -> None:
+        """Write an entry into a file of its own; where that cannot be done, it is told."""
+        try:
+            if self.folder is not None:
+                path = self.folder / entry_file(key)
+                if path.parent not in self._swept:
+                    # Where versions before 0.1.0 wrote; what this one leaves is in the store's own folder.
+                    self._swept.add(path.parent)
+                    sweep(path.parent)
+                write_entry(path, key, tensors, self.folder)
+            elif self.place is not None:
+                record = make_record(key, tensors)
+                self.place.write(entry_file(key), save(tensors, record))
+                if self.cache is not None:
+                    self.cache.put(key, tensors, record)
+        except (OSError, SafetensorError) as error:
+            self._tell_not_kept(error)
 
     def _stored(self, key: str) -> Tensor | None:
         """An entry from files; None when it is not there or does not hold, which is told."""
@@ -412,7 +462,7 @@ class FeatureStore:
             found = (
                 open_entry(self.folder / entry_file(key)) if self.folder else parse_entry(place.read(entry_file(key)))
             )
-            checked_map(key, *found, None, recorded=True)
+            check_entry(key, *found, None, recorded=True)
             return found[0]
         except (FileNotFoundError, EntryError):
             return None

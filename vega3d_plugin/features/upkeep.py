@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..contracts.errors import StoreError
 from .entries import FORMAT as ENTRIES
-from .entries import EntryError, checked_map, open_entry
+from .entries import EntryError, check_entry, open_entry
 from .places import FolderPlace, RemotePlace
 from .shards import MANIFEST, SHARD_BYTES, Packed, ShardIndex, parse_entry, read_packed, write_shard
 from .store import OWNER_FILE, FeatureStore, entry_file
@@ -270,7 +270,7 @@ def _good(place: FolderPlace | RemotePlace, name: str, packed: Packed) -> Tensor
     """The tensors of an entry in a shard; None where they do not hold, or another process has moved them already."""
     try:
         tensors = read_packed(place, packed)
-        checked_map(name, tensors, packed.record, None, recorded=True)
+        check_entry(name, tensors, packed.record, None, recorded=True)
         return tensors
     except (EntryError, FileNotFoundError):
         return None
@@ -296,10 +296,10 @@ def _problem(store: FeatureStore, name: str, where: str) -> str:
     try:
         if shard == entry_file(name):
             found = open_entry(store.folder / shard) if store.folder is not None else parse_entry(place.read(shard))
-            checked_map(name, *found, None, recorded=recorded)
+            check_entry(name, *found, None, recorded=recorded)
         else:
             packed = index.shards()[shard][name]
-            checked_map(name, read_packed(place, packed), packed.record, None, recorded=True)
+            check_entry(name, read_packed(place, packed), packed.record, None, recorded=True)
     except (EntryError, OSError) as error:
         return str(error)
     return ""

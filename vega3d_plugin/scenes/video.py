@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ from tqdm import tqdm
 
 from vega3d_plugin.contracts.clips import uniform_indices
 from vega3d_plugin.contracts.errors import FramesError, VideoError, near_misses
-from vega3d_plugin.scenes.upright import ShownFrame, turn_of
+from vega3d_plugin.scenes.pixel_limits import too_large
+from vega3d_plugin.scenes.upright import ShownFrame, showing_of
 from vega3d_plugin.storage.writing import written_whole
 
 # Videos longer than this get a progress bar.
@@ -109,8 +111,8 @@ def read_video(path: str | Path, count: int | None = None) -> NDArray[np.uint8]:
     Args:
         path: any video that FFmpeg can decode.
         count: None for every frame; else the number of frames T, spread evenly over the whole video (both ends
-            included, repeated when the video is shorter). The video is then decoded twice, once to count its frames,
-            because the number in the file's header may be wrong; only the chosen frames are held in memory.
+            included, repeated when the video is shorter). Frames are counted as they are decoded, because the number
+            in the file's header may be wrong; only the chosen frames are held in memory.
 
     Raises:
         VideoError: no such file, not a video, a broken file, no video stream or no frames.
@@ -132,17 +134,40 @@ def sample_video(
     path = Path(path)
     if count is not None and count < 1:
         raise FramesError(f"{count} frames of {path} were asked for: ask for at least 1, or for None to get all.")
+    _check_file(path)
+    total = 0 if count is None else measure(path)[0]
+    while True:
+        indices = spread(total, count) if count is not None and total else []
+        wanted, kept, found = set(indices), {}, 0
+        for shown in decoded(path, f"Reading {path.name}"):
+            if count is None or found in wanted:
+                kept[found] = shown.pixels()
+            found += 1
+        if count is None or found == total:
+            break
+        # What is decoded counts, not how many packets there are.
+        total = found
     if count is None:
-        kept = dict(enumerate(shown.pixels() for shown in decoded(path, f"Reading {path.name}")))
         indices = list(kept)
-    else:
-        total = sum(1 for _ in decoded(path, f"Counting frames of {path.name}"))
-        indices = spread(total, count) if total else []
-        wanted = set(indices)
-        kept = {i: f.pixels() for i, f in enumerate(decoded(path, f"Reading {path.name}")) if i in wanted}
     if not kept:
         raise VideoError(f"{path} holds no frames: its video stream is empty. Record or export it again.")
     return np.stack([kept[i] for i in indices]), indices
+
+
+def measure(path: Path) -> tuple[int, float | None]:
+    """Frames of a video and how many there are in a second, without decoding: (0, None) of what is no video.
+
+    Frames are counted as they lie in the file, which is all but always what is decoded. Where their rate varies it is
+    the average.
+    """
+    try:
+        with av.open(str(path)) as container:
+            stream = _stream(container, path)
+            rate = float(stream.average_rate) if stream.average_rate else None
+            return sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard), rate
+    except (av.FFmpegError, OSError, VideoError):
+        # Whoever decodes it says what is wrong.
+        return 0, None
 
 
 def decoded(path: Path, doing: str) -> Iterator[ShownFrame]:
@@ -163,30 +188,30 @@ def decoded(path: Path, doing: str) -> Iterator[ShownFrame]:
             # FFmpeg also "plays" text files, as a terminal would show them.
             if container.format.name == "tty":
                 raise VideoError(f"{path} is a text file, not a video. Give the path of a video file.")
-            if not container.streams.video:
-                kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
-                raise VideoError(f"{path} has no video stream (streams found: {kinds}). Give a file with pictures.")
-            stream = container.streams.video[0]
+            stream = _stream(container, path)
             stream.thread_type = "AUTO"
             bar = size = None
-            turn = 0
-            cut = False
+            showing = showing_of(path, stream.index)
+            room = path.stat().st_size
+            cut, last = False, 0.0
             for packet in container.demux(stream):
                 # FFmpeg decodes a file that was cut short without complaint; only its last packet is marked.
                 cut = packet.is_corrupt if packet.size else cut
                 for frame in packet.decode():
+                    last = max(last, _end(frame))
                     if size is None:
-                        size, turn = (frame.width, frame.height), turn_of(frame)
+                        size = frame.width, frame.height
                     if (frame.width, frame.height) != size:
+                        _check_size(frame, path, room)
                         frame = frame.reformat(*size)
-                    yield ShownFrame(frame, turn, path)
+                    yield ShownFrame(frame, showing)
                     done += 1
                     if bar is not None:
                         bar.update()
                     elif done == QUIET_FRAMES:
                         known = stream.frames if stream.frames >= done else None
                         bar = stack.enter_context(tqdm(total=known, initial=done, desc=doing, unit="frame"))
-            if cut:
+            if cut or _lacks(container, stream, done, last):
                 raise VideoError(
                     f"{path} is cut short: it ends in the middle of frame {done}. Copy or export it again."
                 )
@@ -195,6 +220,51 @@ def decoded(path: Path, doing: str) -> Iterator[ShownFrame]:
         raise VideoError(
             f"{path} cannot be read: {where} ({error}). Check that it plays, or export it again."
         ) from error
+
+
+def _stream(container: Any, path: Path) -> Any:
+    """The video of a file: its first stream of pictures that is no cover of an album."""
+    videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not videos:
+        kinds = sorted({"cover picture" if s.type == "video" else s.type for s in container.streams})
+        found = ", ".join(kinds) or "none"
+        raise VideoError(f"{path} has no video stream (streams found: {found}). Give a file with pictures.")
+    if videos[0].codec_context is None:
+        raise VideoError(
+            f"{path} cannot be decoded: FFmpeg does not know its codec, or it is damaged. Export it again."
+        )
+    # Before a frame of that size is made.
+    _check_size(videos[0].codec_context, path, path.stat().st_size)
+    return videos[0]
+
+
+def _check_size(pictures: Any, path: Path, size: int) -> None:
+    problem = too_large(pictures.width, pictures.height, size)
+    if problem:
+        raise VideoError(f"{path} {problem}. Export it smaller.")
+
+
+def _lacks(container: Any, stream: Any, frames: int, last: float) -> bool:
+    """Whether a file is cut short without a mark: its header tells of far more than there is.
+
+    Files of QuickTime are left out, whose edits hide frames on purpose, and whose damage is told by other means.
+    """
+    if "mov" in container.format.name:
+        return False
+    if stream.frames:
+        return bool(frames < 0.9 * stream.frames)
+    told = stream.metadata.get("DURATION", "")
+    parts = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", told)
+    if parts is None:
+        return False
+    seconds = 3600 * int(parts[1]) + 60 * int(parts[2]) + float(parts[3])
+    # How long the last frame is shown need not be known.
+    return frames > 1 and seconds - last - seconds / frames > max(0.1 * seconds, 0.5)
+
+
+def _end(frame: Any) -> float:
+    """Until when a frame is shown, in seconds."""
+    return 0.0 if frame.time is None else float(frame.time + (frame.duration or 0) * frame.time_base)
 
 
 def _check_file(path: Path) -> None:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..contracts.errors import TrainError, Vega3dWarning
 from ..contracts.printable import first_line
 from ..recipes.blocks import DataSettings, TrainSettings
@@ -36,7 +38,10 @@ from .manifest import (
 )
 from .model.building import Prepared, check_host, prepare
 from .plan import make_plan, zero_stage
+from .preflight import check_external, check_memory, check_prior_fits, free_memory, single_frames
+from .read_ahead import ReadAhead
 from .report import PLAN, write_quietly
+from .rows.conversation import Conversation
 from .rows.encoding import Encoder
 from .rows.files import Rows
 from .run_log import FILES, RunLog
@@ -120,6 +125,9 @@ class Job:
             self.name, self.recipe, self.prepared.model, self.data.rows, len(self.bad), world_size(),
             None if self.held_out is None else self.held_out.rows,
         )  # fmt: skip
+        plan = make_plan(self)
+        device = self.arguments.device
+        check_memory(plan.memory, self.recipe, device, free_memory(device))
         log = RunLog(self.output) if rank() == 0 else None
         trainer = make_trainer(
             self.prepared, self.arguments, self.train, self.data, manifest, self.claim, self.held_out, log
@@ -128,7 +136,7 @@ class Job:
         if log is not None:
             clear_unfinished(self.output)
             write_manifest(self.output, manifest)
-            write_json(self.output / FILES / PLAN, asdict(make_plan(self)))
+            write_json(self.output / FILES / PLAN, asdict(plan))
             log.begin(0 if self.checkpoint is None else step_of(self.checkpoint))
             if self.bad:
                 write_text(self.output / REPORT, "".join(f"{row}\n" for row in self.bad))
@@ -202,9 +210,17 @@ def make_job(
         checkpoint = _checkpoint(output, settings, rows, resume, resume_from, claim is not None)
         arguments = make_arguments(settings, train, output, fresh=checkpoint is None)
         prepared_data = ConversationData(rows, Encoder(None, data, train.max_length), report=output / REPORT)
-        bad = prepared_data.check(progress)
-        held_out = _held_out(prepared_data, data, progress)
-        prepared = prepare(settings, train, feature_store(settings, store))
+        refuse = single_frames(settings)
+        bad = prepared_data.check(progress, refuse)
+        held_out = _held_out(prepared_data, data, progress, refuse)
+        if rank() == 0:
+            check_prior_fits(settings, free_memory(torch.device("cpu")))
+            check_external(settings, [prepared_data, *([held_out] if held_out else [])], output, progress)
+        features = feature_store(settings, store)
+        prepared = prepare(settings, train, features)
+        if features is not None and data.workers:
+            # In this process it would only wait.
+            prepared_data.ahead = ReadAhead(settings, features)
         prepared_data.encoder.processor = prepared.processor
     except BaseException:
         if claim is not None:
@@ -214,13 +230,16 @@ def make_job(
 
 
 def _held_out(
-    training: ConversationData, data: DataSettings, progress: Callable[[Sequence[int]], Any]
+    training: ConversationData,
+    data: DataSettings,
+    progress: Callable[[Sequence[int]], Any],
+    refuse: Callable[[Conversation], str] | None,
 ) -> ConversationData | None:
     """The rows for the validation loss, which are looked at as those of training are."""
     if not data.eval_files:
         return None
     held_out = ConversationData(Rows(data.eval_files), training.encoder, report=training.report)
-    held_out.check(progress)
+    held_out.check(progress, refuse)
     shared = overlap(training.rows, held_out.rows)
     if shared and rank() == 0:
         warnings.warn(

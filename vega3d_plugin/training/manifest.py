@@ -15,7 +15,7 @@ from ..contracts.errors import TrainError
 from ..hosts import installed as environment
 from ..recipes.schema import RecipeSettings
 from ..storage.claims import CLAIM_FILE
-from ..storage.json_files import read_object
+from ..storage.reading import read_json
 from ..storage.record import RUN_FILE
 from ..storage.writing import write_json
 from .rows.files import Rows
@@ -110,7 +110,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} has no {RUN_FILE}, so it was not written by `vega3d train`. "
             "It cannot be told which recipe it is of."
         )
-    found = read_object(path, TrainError)
+    found = read_json(path, TrainError)
     if found.get("format") != FORMAT:
         raise TrainError(f"{path} was written by another version of this library; this one reads format {FORMAT}.")
     return found
@@ -247,7 +247,7 @@ def step_of(checkpoint: Path) -> int:
     Raises:
         TrainError: it cannot be read.
     """
-    step = read_object(checkpoint / STATE, TrainError).get("global_step")
+    step = read_json(checkpoint / STATE, TrainError).get("global_step")
     if not isinstance(step, int):
         raise TrainError(f"{checkpoint / STATE} cannot be read: its global_step is {step!r:.40}.")
     return step

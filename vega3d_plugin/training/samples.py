@@ -26,7 +26,7 @@ from ..contracts.clips import Clip
 from ..contracts.errors import RowError, Vega3dWarning
 from ..contracts.shares import Shares
 from ..storage.writing import write_atomically, write_json
-from .answers import generate, split_answer
+from ..training.answers import generate, split_answer
 from .data import ConversationData
 from .rows.conversation import Conversation, Medium
 from .rows.media import load_image, load_video

@@ -17,10 +17,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from ..branch.handle import is_patched
+from ..checkpoints.branch_files import CARD_FILE
+from ..checkpoints.checkpoint_card import CheckpointParts, checkpoint_card
 from ..contracts.errors import TrainError
+from ..hosts.peft import base_model
 from ..recipes.blocks import PartSettings, TrainSettings
-from ..recipes.schema import RecipeSettings
+from ..recipes.schema import TINY, RecipeSettings
 from ..storage.claims import FolderClaim
+from ..storage.writing import write_text
 from .data import Collator, ConversationData
 from .finite import check_logged, finite_gradients
 from .manifest import WRITING, checkpoints, clear_unfinished, seal_checkpoint, world_size
@@ -29,7 +34,7 @@ from .model.parts import optimiser_groups
 from .model.restoring import restore_weights
 from .model.shares import ShareMonitor, share_logs
 from .run_log import RunLog
-from .validation import best_checkpoint, evaluate_with_every_save
+from .validation import LOSS, best_checkpoint, evaluate_with_every_save
 
 #: DeepSpeed's option that has whole weights written.
 GATHER = "stage3_gather_16bit_weights_on_model_save"
@@ -378,6 +383,7 @@ class RunMixin:
             self.accelerator.wait_for_everyone()
             if alone:
                 name = f"checkpoint-{self.state.global_step}"
+                write_text(folder / writing / name / CARD_FILE, self._card(folder / name))
                 seal_checkpoint(folder / writing / name, self.vega3d.manifest, self.state.global_step)
                 _put_in_place(folder / writing / name, folder / name)
         finally:
@@ -390,6 +396,20 @@ class RunMixin:
                 if best is None or old != best.checkpoint:
                     _remove(old, folder / writing)
         self.accelerator.wait_for_everyone()
+
+    def _card(self, checkpoint: Path) -> str:
+        """How the checkpoint is loaded, in place of PEFT's empty card."""
+        host: Any = base_model(self.model)
+        parts = CheckpointParts(
+            type(host).__name__,
+            adapter=hasattr(self.model, "peft_config"),
+            branch=is_patched(self.model),
+            dtype="dtype" if hasattr(host.config, "dtype") else "torch_dtype",
+            tiny=self.vega3d.manifest["revisions"]["host"]["model"] == TINY,
+        )
+        step = self.state.global_step
+        losses = [line[LOSS] for line in self.state.log_history if LOSS in line and line["step"] == step]
+        return checkpoint_card(self.vega3d.manifest, parts, checkpoint, step, losses[-1] if losses else None)
 
     def _writing(self) -> str:
         """The name of this run's folder for unfinished checkpoints, the same in all processes."""

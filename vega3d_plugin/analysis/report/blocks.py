@@ -12,10 +12,10 @@ from typing import ClassVar, Literal
 from PIL import Image
 
 from ...contracts.errors import ReportError
+from ...scenes.pixel_limits import opened_picture
 
 #: Kinds of pictures that a page may hold, by Pillow's name.
 _TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
-_LARGEST = 100_000_000  # pixels of a picture
 
 Tone = Literal["good", "bad", "open", "note"]
 
@@ -288,13 +288,8 @@ class Picture:
     pixelated: bool = False
 
     def __post_init__(self) -> None:
-        try:
-            with Image.open(BytesIO(self.data), formats=list(_TYPES)) as image:
-                size, kind = image.size, str(image.format)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ReportError(f"The picture {self.alt!r} is no PNG, JPEG or WEBP file, or damaged ({error}).") from None
-        if size[0] * size[1] > _LARGEST:
-            raise ReportError(f"The picture {self.alt!r} is {size[0]}x{size[1]}, more than {_LARGEST:,} pixels.")
+        with opened_picture(self.data, ReportError, f"The picture {self.alt!r}", tuple(_TYPES)) as image:
+            size, kind = image.size, str(image.format)
         object.__setattr__(self, "_size", size)
         object.__setattr__(self, "_type", _TYPES[kind])
 

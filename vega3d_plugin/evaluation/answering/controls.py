@@ -43,7 +43,7 @@ class Kept:
         return self.features.get(key)
 
     def put(self, key: str, features: Tensor) -> Tensor:
-        """Keep the map of a clip, as it is; returns it."""
+        """Keep the map of a clip, and give it back."""
         self.features[key] = features
         return features
 

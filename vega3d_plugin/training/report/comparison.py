@@ -7,6 +7,7 @@ from typing import Any
 
 from ...analysis.report.blocks import Block, Facts, Finding, Findings, Line, Lines, Prose, Table
 from ...analysis.report.page import Section
+from ...contracts.printable import one_line
 from ..validation import LOSS
 from .curves import KINDS, STEPS, thinned
 from .reading import Run
@@ -41,7 +42,7 @@ def figures(runs: Sequence[Run]) -> Section:
         )
     columns = [
         "run", "steps", "training loss", "validation loss", "lowest at a checkpoint", "share of the prior", "a",
-        "rows of the report answered exactly",
+        "answered exactly",
     ]  # fmt: skip
     mind = (
         "One run a side shows no effect: seeds differ too. Compare several seeds, on rows that none was trained on, "
@@ -94,7 +95,7 @@ def answers(runs: Sequence[Run]) -> Section | None:
         row = runs[0].rows[asked[0][name]]
         said = [_last_answer(run, places[name]) for run, places in zip(runs, asked, strict=True)]
         heading = (name, str(row.get("question", "")))
-        rows.append((heading, str(row.get("expected", "")), str(row.get("base", "")), *said))
+        rows.append((heading, str(row.get("expected", "")), one_line(str(row.get("base", ""))), *said))
     table = Table(["row", "expected", "host alone", *names_of(runs)], rows, numeric=False)
     return Section("Answers", [table], "Rows that all of these runs looked at, after their last checkpoint.")
 
@@ -122,7 +123,7 @@ def _right(run: Run) -> tuple[int, int] | None:
 def _last_answer(run: Run, number: int) -> str:
     rows = run.looks[-1][1] if run.looks else []
     row = rows[number] if number < len(rows) else {}
-    return str(row.get("patched", row.get("trained", "")))
+    return one_line(str(row.get("patched", row.get("trained", ""))))
 
 
 def _plain(text: str) -> str:

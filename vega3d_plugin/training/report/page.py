@@ -11,6 +11,7 @@ from ...analysis.report.page import Page, Section, write_page
 from ...contracts.errors import ReportError, Vega3dError, Vega3dWarning
 from . import comparison, sections
 from .reading import Run, read_run
+from .scores import scores
 
 FILE = "report.html"
 COMPARISON = "comparison.html"
@@ -65,6 +66,7 @@ def run_page(run: Run) -> Page:
         sections.curves(run),
         sections.shares(run),
         sections.answers(run),
+        scores([run.name], [run]),
         sections.plan(run),
         sections.versions(run),
         sections.next_steps(run),
@@ -83,6 +85,7 @@ def comparison_page(runs: Sequence[Run]) -> Page:
     """Several runs beside each other."""
     made: list[Section | None] = [
         comparison.figures(runs),
+        scores(comparison.names_of(runs), runs),
         comparison.curves(runs),
         comparison.answers(runs),
         comparison.differences(runs),

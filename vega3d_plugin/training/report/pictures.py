@@ -12,6 +12,7 @@ from PIL import Image
 from ...analysis.pictures import heated
 from ...analysis.report.blocks import Picture, PictureRow, PictureRows
 from ...contracts.errors import ReportError
+from ...scenes.pixel_limits import opened_picture
 from ..run_log import FILES
 from ..samples import evenly
 from .reading import Run
@@ -74,7 +75,7 @@ def _opened(run: Run, name: Any) -> Image.Image:
     if path.parent != run.folder / FILES:
         raise ReportError(f"{run.folder / FILES}: a picture must lie in that folder, found {str(name)[:80]!r}.")
     try:
-        with Image.open(path, formats=["JPEG"]) as image:
+        with opened_picture(path, ReportError, f"The picture {path}", ("JPEG",)) as image:
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ReportError(f"The picture {path} is missing or damaged ({error}).") from None
+    except FileNotFoundError:
+        raise ReportError(f"The picture {path} is missing.") from None

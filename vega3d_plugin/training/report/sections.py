@@ -219,7 +219,7 @@ def next_steps(run: Run) -> Section:
     if run.setting("prior", "name") is not None and host != "tiny":
         lines += [
             f"vega3d look {checkpoint} --video mine.mp4 --question 'Which chair is nearer?'",
-            f"vega3d ablate {host} --branch {checkpoint} --data {held_out[0]}",
+            f"vega3d ablate {host} --branch {checkpoint} --data {held_out[0]} --out {run.folder}/ablation.json",
         ]
     return Section("Next", [Commands(lines)])
 

@@ -53,6 +53,7 @@ def make_session(
         store=feature_store(settings, store),
         branch_lr=None if part is None else part.learning_rate,
         frozen=part is not None and part.mode == "frozen",
+        master_float32=settings.train is None or settings.train.master_float32 is not False,
         seed=0 if settings.train is None else settings.train.seed,
         say=say,
         record=record,
@@ -110,7 +111,14 @@ def _check(session: Session, command: Command) -> None:
     """After a script that ended well: did the branch take part?"""
     if not session.hosts:
         raise RunError(f"{command} ended, but {nothing_built(session)}")
-    if not session.begun and not any(host.restored for host in session.hosts):
+    restored = any(host.restored for host in session.hosts)
+    if session.made_for and not session.begun and not restored:
+        # Scripts of Video-3D LLM print what stopped their training, and end as if all were well.
+        raise RunError(
+            f"{command} ended without an error, but made an optimiser for the host and no step with it: nothing was "
+            "trained. What stopped it should be among the lines above."
+        )
+    if not session.begun and not restored:
         session.tell(
             "note: nothing was trained or restored, so the branch is a new one"
             + (", and the results are the host's own." if session.settings.fusion.init == "identity" else ".")
