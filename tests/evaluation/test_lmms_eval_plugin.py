@@ -348,18 +348,22 @@ def test_the_entry_point_is_declared() -> None:
     assert '[project.entry-points."lmms_eval.models"]\nvega3d = "vega3d_plugin.lmms_eval_plugin:manifest"' in text
 
 
-def lmms_eval(root: Path, cwd: Path, task: str, *launch: str, home: Path | None = None, **arguments: Any) -> str:
+def lmms_eval(
+    root: Path, cwd: Path, task: str, *launch: str, home: Path | None = None, batch: int = 1, **arguments: Any
+) -> str:
     """Run the real command in a folder; returns what it prints."""
     given = {"pretrained": root / "host", "branch": root / "branch", "max_num_frames": 4, **arguments}
     command = [
         str(interpreter("lmms-eval")), *launch, "-m", "lmms_eval", "--model", "vega3d", "--model_args",
         ",".join(f"{key}={value}" for key, value in given.items()), "--tasks", task, "--include_path",
-        str(root / "tasks"), "--output_path", "out", "--log_samples", "--device", "cpu", "--batch_size", "1",
+        str(root / "tasks"), "--output_path", "out", "--log_samples", "--device", "cpu", "--batch_size", str(batch),
     ]  # fmt: skip
     environment = {**os.environ, "HF_HOME": str(home or cwd / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     # From another folder: metadata of an older installation may lie in this one.
     run = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    # It ends with 0 after an error too.
     assert run.returncode == 0, run.stderr[-3000:]
+    assert (cwd / "out").is_dir(), run.stderr[-3000:]
     return run.stdout
 
 

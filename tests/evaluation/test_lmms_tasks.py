@@ -152,7 +152,7 @@ if interpreter("lmms-eval") is not None:
         """lmms-eval finds the tasks, asks a tiny host in batches, and prints what ``vega3d score`` says."""
         lmms_eval_task.write_host_and_branch(tmp_path)
         lmms_tasks.write_tasks(rows(tmp_path), tmp_path / "tasks")
-        printed = lmms_eval(tmp_path, tmp_path, "vega3d_scanqa,vega3d_sqa3d,vega3d_scan2cap", batch_size=2)
+        printed = lmms_eval(tmp_path, tmp_path, "vega3d_scanqa,vega3d_sqa3d,vega3d_scan2cap", batch=2)
         told: dict[tuple[str, str], tuple[float, float]] = {}
         for name, task in lmms_tasks.TASKS.items():
             (samples,) = (tmp_path / "out").rglob(f"*_samples_vega3d_{name}.jsonl")
