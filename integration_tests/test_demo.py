@@ -31,7 +31,7 @@ def test_the_embedded_default(tmp_path: Path) -> None:
     assert [check["name"] for check in written["checks"]] == [check.name for check in report.checks]
     geometry = np.load(tmp_path / "room.npz")
     assert {"depth", "world_to_camera", "intrinsics"} <= set(geometry.files)
-    for name in ("gates.png", "features.png"):
+    for name in ("shares.png", "features.png"):
         picture = np.asarray(Image.open(tmp_path / name).convert("RGB"))
         assert picture.std() > 20
 

@@ -23,10 +23,10 @@ from support.harnesses import interpreter
 
 import vega3d
 from vega3d_plugin.contracts.errors import RowError, SavedBranchError, SettingsError
-from vega3d_plugin.evaluation.answers import encode_question
 from vega3d_plugin.evaluation.harness_host import EvaluatedHost, EvaluationError, HostArguments
 from vega3d_plugin.recipes.blocks import DataSettings
 from vega3d_plugin.recipes.library import list_recipes, read_recipe
+from vega3d_plugin.training.answers import encode_question
 from vega3d_plugin.training.rows.conversation import Medium, Turn
 from vega3d_qwen_vl.tiny import tiny_processor
 

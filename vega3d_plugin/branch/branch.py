@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ..contracts.clips import Clip
 from ..contracts.errors import AlignmentError, FramesError, FrozenBranchError, PriorError
-from ..contracts.fusers import collecting_gates
 from ..contracts.pixel_statistics import out_of_range
 from ..contracts.priors import Prior, turn
 from ..contracts.settings import BranchSettings
+from ..contracts.shares import measured_shares
 from ..features.store import FeatureStore, dtype_key
 from ..storage.record import RECORD_BYTES, encode_record, make_record
 from . import calls
@@ -190,16 +190,15 @@ class GenerativeBranch(nn.Module):
             return _channels_last(features)
 
     def _fused(self, semantic: Tensor, generative: Tensor, clips: Sequence[Clip]) -> Tensor:
-        """Tokens ``[sum of t, h, w, D]`` of these clips, fused; their gates go to whoever records them."""
+        """Tokens ``[sum of t, h, w, D]`` of these clips, fused; their shares go to whoever records them."""
         recorders = self._recorders()
         if not recorders:
             return self.fuser(semantic, generative)  # type: ignore[no-any-return]
-        batch: list[Tensor] = []
-        with collecting_gates(batch):
+        with measured_shares() as found:
             fused: Tensor = self.fuser(semantic, generative)
-        maps = [gates for part in batch for gates in part.split([clip.grid.t for clip in clips])]
+        shares = found[-1].split([clip.grid.t for clip in clips])
         for recorder in recorders:
-            recorder(clips, maps)
+            recorder(clips, shares)
         return fused
 
     def _recorders(self) -> list[Recorder]:

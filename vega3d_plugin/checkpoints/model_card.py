@@ -26,7 +26,7 @@ host's weights nor the generator's.
 | host | {host}, hidden size {hidden_size} |
 | prior | {prior} from {source}, fingerprint {fingerprint} |
 | fusion | {fusion} |
-| written by | vega3d-plugin {version} |
+{share}| written by | vega3d-plugin {version} |
 
 ```python
 import vega3d
@@ -43,8 +43,13 @@ Settings:
 _PLAIN = re.compile(r"[\w./:@+ -]+", re.ASCII)
 
 
-def model_card(record: Mapping[str, Any], parameters: int) -> str:
+def model_card(record: Mapping[str, Any], parameters: int, share: str | None = None) -> str:
     """Markdown from a branch's record and its number of parameters.
+
+    Args:
+        record: of the branch.
+        parameters: their number.
+        share: the effective share of the generative tokens that the weights allow, in words; None leaves it out.
 
     Whatever the record holds stands as code: it makes no heading, link, table or HTML.
     """
@@ -57,6 +62,7 @@ def model_card(record: Mapping[str, Any], parameters: int) -> str:
         source=_code(record["prior"]["source"]),
         fingerprint=_code(record["prior"]["fingerprint"]),
         fusion=_code(record["settings"]["fusion"]["name"]),
+        share="" if share is None else f"| effective share of the generative tokens | {_code(share)} |\n",
         version=_word(record["library_version"]),
         parameters=parameters,
         settings=settings,

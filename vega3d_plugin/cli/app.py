@@ -17,10 +17,12 @@ from .demo import demo
 from .doctor import doctor
 from .extract import extract
 from .info import info
+from .look import look
 from .ls import ls
 from .output import err, out
 from .prior import prior
 from .recipes import recipes
+from .report import report
 from .run import CONTEXT as RUN
 from .run import run
 from .scene import scene
@@ -54,6 +56,9 @@ there is, checks that it works on your host, and looks into what was trained.
   vega3d extract qwen_vl/smoke --store features
                                          encode its clips once, beforehand
   vega3d train qwen_vl/smoke             train as a recipe says, here offline
+  vega3d report outputs/mine             a run's losses, shares and answers
+  vega3d look CHECKPOINT --video mine.mp4 --question "..."
+                                         answers and shares on your own video
   vega3d run --recipe R -- train.py ARGS  a host's own script, with the branch
   vega3d prior info wan2.1-t2v-1.3b      what a prior is, before loading it
   vega3d store info features             look after a store of features
@@ -104,6 +109,8 @@ app.command()(score)
 app.command()(data)
 app.command()(extract)
 app.command()(train)
+app.command()(report)
+app.command()(look)
 app.command(context_settings=RUN)(run)
 app.add_typer(analyse, name="analyse")
 app.add_typer(prior, name="prior")

@@ -44,6 +44,10 @@ def train(
       vega3d train mine.yaml data.files=rows.jsonl data.media_root=null
       torchrun --nproc-per-node 8 -m vega3d_plugin.train mine.yaml
 
+    The run leaves `report.html` in its folder: losses, the prior's share, and
+    answers before and after. With data.eval_files the loss is validated, and
+    the best checkpoint is named and kept.
+
     Each checkpoint is whole or not there, with `vega3d_run.json` beside the
     weights: recipe, versions, seeds, git. Load it with
     `vega3d.load_pretrained(model, checkpoint)`.
@@ -86,13 +90,25 @@ def train(
 
 
 def _trained(job: Job, last: Path, as_json: bool) -> None:
+    from ..training.report import FILE
+    from ..training.validation import best_checkpoint
+
     late = job.reported()
     if len(late) > len(job.bad):
         _left_out(late)
+    best = best_checkpoint(job.output)
+    report = job.output / FILE
     if as_json:
-        print_json({"checkpoint": str(last), "left_out": late})
+        named = None if best is None else {"checkpoint": str(best.checkpoint), "eval_loss": best.loss}
+        made = str(report) if report.is_file() else None
+        print_json({"checkpoint": str(last), "best": named, "report": made, "left_out": late})
         return
     out.print(Text.assemble("Trained: ", (str(last), "bold")), soft_wrap=True)
+    if best is not None:
+        text = f", validation loss {best.loss:.4f}"
+        out.print(Text.assemble("Best:    ", (str(best.checkpoint), "bold"), text), soft_wrap=True)
+    if report.is_file():
+        out.print(Text.assemble("Report:  ", (str(report), "bold")), soft_wrap=True)
     out.print(f"  vega3d info {last}", markup=False, soft_wrap=True, style="dim")
 
 

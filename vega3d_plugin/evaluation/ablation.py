@@ -20,11 +20,11 @@ from ..contracts.errors import BadRowsError, RowError, SavedBranchError
 from ..features.forms import Form
 from ..hosts.loading import load_host, load_processor, read_source
 from ..recipes.blocks import DataSettings
+from ..training.answers import answer_likelihood, generate, split_answer
 from ..training.data import ConversationData
 from ..training.rows.conversation import Conversation, read_conversation
 from ..training.rows.encoding import Encoded, Encoder
 from ..training.rows.files import Rows
-from .answers import answer_likelihood, generate, split_answer
 
 #: What is scored, in order: without the branch; as trained; the branch switched off; the generative tokens zero.
 VARIANTS = ("base", "patched", "off", "zeroed")

@@ -18,9 +18,9 @@ from ..contracts.errors import Vega3dError
 from ..contracts.settings import Float, Int, Positive, Settings
 from ..hosts.loading import load_host, load_processor, read_source
 from ..recipes.blocks import DataSettings
+from ..training.answers import encode_question, generate
 from ..training.rows.conversation import Medium, Turn
 from ..training.rows.encoding import Encoder
-from .answers import encode_question, generate
 
 # What harnesses call them, and what `generate` does not take.
 _NOT_FOR_GENERATE = ("until", "image_aspect_ratio", "max_gen_toks")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from vega3d_plugin.contracts.clips import uniform_indices
 from vega3d_plugin.contracts.errors import FramesError, VideoError, near_misses
 from vega3d_plugin.scenes.upright import ShownFrame, turn_of
-from vega3d_plugin.storage.writing import write_atomically
+from vega3d_plugin.storage.writing import written_whole
 
 # Videos longer than this get a progress bar.
 QUIET_FRAMES = 200
@@ -37,33 +38,69 @@ def write_video(path: str | Path, frames: NDArray[np.uint8], fps: int = 8) -> No
         raise FramesError(
             f"{path} cannot be written: expected uint8 frames [T, H, W, 3], found {frames.dtype} {list(frames.shape)}."
         )
-    height, width = frames.shape[1:3]
-    if height % 2 or width % 2:
-        raise FramesError(
-            f"{path} cannot be written: H.264 with 4:2:0 colour needs an even height and width, found {height} x "
-            f"{width}. Crop or pad the frames by one pixel."
-        )
-    if fps < 1:
-        raise FramesError(f"{path} cannot be written: fps is {fps}, give a whole number of at least 1.")
-    if path.suffix.lower() != ".mp4":
-        raise VideoError(f"{path} cannot be written: the name of the file must end in .mp4.")
-
-    try:
-        write_atomically(path, lambda place: _encode(place, frames, fps), durable=False)
-    # An FFmpeg without the encoder raises a ValueError of its own.
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(
-            f"{path} cannot be written: {error}. Check the folder, and that FFmpeg has libx264."
-        ) from error
-
-
-def _encode(path: Path, frames: NDArray[np.uint8], fps: int) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+    with VideoWriter(path, (frames.shape[1], frames.shape[2]), fps) as video:
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
+            video.add(frame)
+
+
+class VideoWriter:
+    """An mp4 (H.264, 4:2:0, nearly lossless) that is written frame by frame: ``with VideoWriter(...) as video``.
+
+    The file is there, whole, once the block has ended; after an error in it there is none.
+
+    Args:
+        path: where to write, ending in ``.mp4``; missing folders are made and an existing file is replaced.
+        size: (height, width) of the frames, both even.
+        fps: frames per second, at least 1.
+
+    Raises:
+        FramesError: ``size`` or ``fps`` cannot be.
+        VideoError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int], fps: int = 8) -> None:
+        self.path, self.size, self.fps = path, size, fps
+        if size[0] % 2 or size[1] % 2:
+            raise FramesError(
+                f"{path} cannot be written: H.264 with 4:2:0 colour needs an even height and width, found {size[0]} x "
+                f"{size[1]}. Crop or pad the frames by one pixel."
+            )
+        if fps < 1:
+            raise FramesError(f"{path} cannot be written: fps is {fps}, give a whole number of at least 1.")
+        if path.suffix.lower() != ".mp4":
+            raise VideoError(f"{path} cannot be written: the name of the file must end in .mp4.")
+        self._open = ExitStack()
+
+    def __enter__(self) -> VideoWriter:
+        with self._told(), ExitStack() as opening:
+            place = opening.enter_context(written_whole(self.path, durable=False))
+            container = opening.enter_context(av.open(str(place), "w"))
+            stream = container.add_stream("libx264", rate=self.fps, options={"crf": "12"})
+            (stream.height, stream.width), stream.pix_fmt = self.size, "yuv420p"
+            self._container, self._stream = container, stream
+            self._open = opening.pop_all()
+        return self
+
+    def add(self, frame: NDArray[np.uint8]) -> None:
+        """Append a frame, uint8 ``[H, W, 3]`` RGB of :attr:`size`."""
+        with self._told():
+            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+
+    def __exit__(self, *raised: Any) -> None:
+        with self._told():
+            if raised[0] is None:
+                self._container.mux(self._stream.encode(None))
+            self._open.__exit__(*raised)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        # An FFmpeg without the encoder raises a ValueError of its own.
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise VideoError(
+                f"{self.path} cannot be written: {error}. Check the folder, and that FFmpeg has libx264."
+            ) from error
 
 
 def read_video(path: str | Path, count: int | None = None) -> NDArray[np.uint8]:

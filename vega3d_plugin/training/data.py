@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from ..contracts.errors import BadRowsError, BadRowWarning, RowError, Vega3dWarning
 from ..recipes.blocks import DataSettings
 from .manifest import rank
-from .rows.conversation import Medium, read_conversation
+from .rows.conversation import Conversation, Medium, read_conversation
 from .rows.encoding import IGNORED, Encoded, Encoder, stack_media
 from .rows.files import Rows
 from .rows.keys import UnknownKeys
@@ -82,7 +82,7 @@ class ConversationData(Dataset[Encoded]):
             place = (index + step) % len(self)
             number = place if self.usable is None else self.usable[place]
             try:
-                conversation = read_conversation(self.rows[number], self.settings, self._root(number))
+                conversation = self.conversation(number)
                 encoded = self.encoder(conversation)
                 if self.ahead is not None:
                     self.ahead(conversation.media)
@@ -93,6 +93,17 @@ class ConversationData(Dataset[Encoded]):
                     raise BadRowsError(f"{bad}. Mend it, or pass --skip-bad-rows.") from error
                 self._note(number, bad)
         raise BadRowsError(f"None of the {len(self)} rows can be used.")
+
+    def conversation(self, number: int) -> Conversation:
+        """A row as a conversation, its pictures unopened.
+
+        Args:
+            number: of the row among all rows, usable or not.
+
+        Raises:
+            RowError: it cannot be used.
+        """
+        return read_conversation(self.rows[number], self.settings, self._root(number))
 
     def check(self, progress: Callable[[Sequence[int]], Any] = iter) -> list[BadRow]:
         """Look at every row without opening its pictures, and keep the usable ones.

@@ -28,7 +28,8 @@ WRITING = ".writing"
 PACKAGES = (*environment.PACKAGES, "trl", "deepspeed", "safetensors", "numpy", "av", "decord", "qwen_vl_utils")
 #: Settings that may change between a run and its continuation: where things are, how fast, how much is written.
 FREE = {
-    "env", "data.files", "data.media_root", "data.workers", "prior.device", "prior.dtype", "prior.compile",
+    "env", "data.files", "data.eval_files", "data.media_root", "data.workers", "train.eval_steps", "train.report_rows",
+    "prior.device", "prior.dtype", "prior.compile",
     "prior.offload", "prior.fast", "prior.max_tokens", "prior.chunk_frames", "prior.pretrained", "host.model",
     "train.output_dir", "train.save_steps", "train.save_total_limit", "train.logging_steps", "train.report_to",
     "train.per_device_batch_size", "train.gradient_checkpointing", "train.epochs", "train.max_steps",
@@ -37,7 +38,7 @@ FREE = {
 
 
 def make_manifest(
-    name: str, recipe: RecipeSettings, model: Any, rows: Rows, skipped: int, world: int
+    name: str, recipe: RecipeSettings, model: Any, rows: Rows, skipped: int, world: int, held_out: Rows | None = None
 ) -> dict[str, Any]:
     """Recipe, versions, revisions, seeds, data and the state of git."""
     branch = get_handle(model).branch if is_patched(model) else None
@@ -63,6 +64,7 @@ def make_manifest(
         "data": {
             "files": _files(rows),
             "left_out": skipped,
+            "held_out": [] if held_out is None else _files(held_out),
         },
         "processes": world,
         "versions": {p.name: p.version for p in environment.package_versions(PACKAGES) if p.version},

@@ -237,7 +237,9 @@ class Lines(Block):
         xs, ys = zip(*points, strict=True)
         margin = (max(ys) - min(ys)) * 0.06 or max(abs(max(ys)), 1.0) * 0.05
         right = max(xs) if max(xs) > min(xs) else min(xs) + 1
-        return min(xs), right, min(ys) - margin, max(ys) + margin
+        # Of shares and losses, which are never below 0, no axis says so.
+        floor = 0.0 if min(ys) >= 0 and not self.logarithmic else -math.inf
+        return min(xs), right, max(min(ys) - margin, floor), max(ys) + margin
 
     def path(self, line: Line) -> str:
         """Points as SVG has them, in a box of 1000 by 1000."""
@@ -323,10 +325,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery(Block):
-    """Pictures beside each other. Attributes: ``pictures``; ``wide``, one in a row."""
+    """Pictures beside each other. Attributes: ``pictures``; ``wide``, one in a row; ``small``, several on a phone."""
 
     pictures: Sequence[Picture]
     wide: bool = False
+    small: bool = False
     kind: ClassVar[str] = "gallery"
 
 

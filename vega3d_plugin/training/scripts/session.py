@@ -6,8 +6,9 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from ...branch.blocks import block
 from ...branch.branch import GenerativeBranch
+from ...branch.calls import BranchKey
 from ...branch.handle import get_handle, is_patched
 from ...checkpoints.reading import folder_with_branch, holds_branch
 from ...checkpoints.saving import load_pretrained, save_pretrained
@@ -29,6 +32,7 @@ from ...patching import patch
 from ...plugins import plugin_manager
 from ...storage.record import CONFIG_FILE
 from ..model.restoring import reload_renamed
+from .recording import EpisodeVideos
 from .state_dicts import is_branchs, is_state_of
 from .waiting import before_first_call
 from .wraps import Wraps
@@ -76,6 +80,7 @@ class Session:
         frozen: the branch stays as it is: for the host's training with a branch that is done.
         seed: of a new branch's weights.
         say: takes one line for the user.
+        record: folder for videos of what the hosts saw; None: none are written.
     """
 
     adapter: str
@@ -85,6 +90,7 @@ class Session:
     frozen: bool = False
     seed: int = 0
     say: Callable[[str], None] = print
+    record: Path | None = None
     hosts: list[Host] = field(default_factory=list)
     #: Hosts that could not be patched as they were built.
     waiting: list[Host] = field(default_factory=list)
@@ -105,6 +111,13 @@ class Session:
         self.made_for: weakref.WeakKeyDictionary[torch.optim.Optimizer, list[Host]] = weakref.WeakKeyDictionary()
         #: Take back hooks of this run on optimisers and gradients.
         self.hooks: list[RemovableHandle] = []
+        #: Where simulators have begun episodes.
+        self.starts: set[str] = set()
+        mark = f"_rank{rank()}" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        self.videos = None if self.record is None else EpisodeVideos(self.record, mark)
+        #: Ends with the run: blocks that record.
+        self.until_the_end = ExitStack()
+        self.recorded: weakref.WeakSet[BranchKey] = weakref.WeakSet()
         self._depth = threading.local()
 
     @contextmanager
@@ -176,6 +189,7 @@ class Session:
         if self.frozen:
             handle.freeze()
         self.hosts.append(host)
+        self.record_active()
         if host.saved is not None:
             self.restore(model, host.saved)
         else:
@@ -248,6 +262,35 @@ class Session:
             model = host.ref()
             if model is not None and is_patched(model):
                 yield host, model, get_handle(model).branch
+
+    # Episodes.
+
+    def record_active(self) -> None:
+        """Record what the active branches do; PEFT may have made copies, which are branches of their own."""
+        if self.videos is None:
+            return
+        for _, _, branch in self.branches():
+            if branch.key not in self.recorded:
+                self.recorded.add(branch.key)
+                record = partial(self.videos.record, branch)
+                self.until_the_end.enter_context(block(branch.key, "shares", record, all_threads=True))
+
+    def begin_episode(self, start: object) -> None:
+        """A simulator begins an episode of this thread: forget what was seen in the one before.
+
+        Args:
+            start: where, for the message.
+        """
+        self.record_active()
+        remembers = False
+        for _, _, branch in self.branches():
+            branch.history.reset()
+            remembers = remembers or branch.history.length > 1
+        if self.videos is not None:
+            self.videos.begin()
+        if str(start) not in self.starts and (remembers or self.videos is not None):
+            self.starts.add(str(start))
+            self.tell(f"an episode begins at each call of {start}: the branch then forgets earlier observations")
 
     # Training.
 

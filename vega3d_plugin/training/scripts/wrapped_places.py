@@ -61,7 +61,7 @@ def _places(session: Session) -> Iterator[tuple[Any, str, Original, str]]:
     yield safetensors.torch, "save_file", around.save_state, "adds the branch to a host's tensors that lack it"
     yield torch, "load", around.load_state, "restores the branch that lies beside a host's state dictionary"
     yield safetensors.torch, "load_file", around.load_state, "restores the branch that lies beside a host's tensors"
-    trainer = getattr(transformers, "Trainer", None)
+    trainer = _trainer(transformers)
     if inspect.isclass(trainer) and "train" in vars(trainer):
         yield trainer, "__init__", around.trainer, "unfreezes the branch before parameters are counted"
         yield trainer, "train", around.train, "unfreezes the branch before the optimiser is made"
@@ -69,6 +69,14 @@ def _places(session: Session) -> Iterator[tuple[Any, str, Original, str]]:
             yield trainer, "_load_from_checkpoint", around.resume, "restores the branch, and what it missed of the host"
         if "_load_best_model" in vars(trainer):
             yield trainer, "_load_best_model", around.best, "restores the branch of the best checkpoint"
+
+
+def _trainer(transformers: Any) -> Any:
+    """HF's Trainer; None where it cannot be imported, as beside a TensorFlow that transformers does not know."""
+    try:
+        return getattr(transformers, "Trainer", None)
+    except (ImportError, RuntimeError):
+        return None
 
 
 def explain(session: Session) -> list[tuple[str, str]]:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..training.rows.conversation import Conversation, Turn
-from ..training.rows.encoding import IGNORED, Encoded, Encoder
+from .rows.conversation import Conversation, Turn
+from .rows.encoding import IGNORED, Encoded, Encoder
 
 
 def encode_question(encoder: Encoder, turns: Sequence[Turn]) -> Encoded:
