@@ -82,7 +82,7 @@ class ConversationData(Dataset[Encoded]):
             place = (index + step) % len(self)
             number = place if self.usable is None else self.usable[place]
             try:
-                conversation = read_conversation(self.rows[number], self.settings, self._root(number))
+                conversation = self.conversation(number)
                 encoded = self.encoder(conversation)
                 if self.ahead is not None:
                     self.ahead(conversation.media)
