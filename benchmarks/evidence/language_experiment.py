@@ -1,7 +1,7 @@
-"""Does a prior help a language model answer where things are? One base host a seed, then the same training for each arm.
+"""Does a prior help a language model answer where things are? Equal training for each arm, exact answers.
 
-python benchmarks/evidence/language_experiment.py run FOLDER      an hour of CPU for three seeds; resumes
-python benchmarks/evidence/language_experiment.py judge FOLDER    tables with intervals, and the learning curves
+python benchmarks/evidence/language_experiment.py run FOLDER      a quarter of an hour of CPU for three seeds; resumes
+python benchmarks/evidence/language_experiment.py judge FOLDER    tables with intervals
 python benchmarks/evidence/language_experiment.py motion          a linear read-out of the camera's motion; minutes
 """
 
@@ -10,13 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
-from language.arms import ARMS, Experiment, Plan
+from language.arms import ARMS, FIRST, REST, Experiment, Plan
 from language.judging import Answers, tables
 from language.motion import read_out
 
-Folder = Annotated[Path, typer.Argument(help="Of the experiment: features, states, results.")]
+Folder = Annotated[Path, typer.Argument(help="Of the experiment: features and results.")]
 app = typer.Typer(help="Language models with and without the branch, on exact questions.", add_completion=False)
 
 
@@ -25,11 +26,17 @@ def run(folder: Folder, seeds: int = 3) -> None:
     """Train every arm for every seed, or go on with what is in the folder."""
     torch.set_num_threads(1)
     experiment = Experiment(folder, Plan())
-    for seed in range(seeds):
-        for arm in ARMS:
-            found = experiment.run(arm, seed)
-            share = found["right"].count("1") / len(found["right"])
-            print(f"seed {seed}, {ARMS[arm]}: {share:.3f} of {len(found['right'])} questions", flush=True)
+    print(f"{len(experiment.train)} questions to train on, {len(experiment.test)} held out", flush=True)
+    for arms in (FIRST, REST):
+        for seed in range(seeds):
+            for arm in arms:
+                found = experiment.run(arm, seed) or {}
+                right = np.array([digit == "1" for digit in found["right"]])
+                kinds = experiment.test.kinds
+                shares = ", ".join(
+                    f"{kind} {right[kinds == kind].mean():.3f}" for kind in dict.fromkeys(kinds.tolist())
+                )
+                print(f"seed {seed}, {ARMS[arm]}: {right.mean():.3f} ({shares})", flush=True)
 
 
 @app.command()

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from ..branch.handle import get_handle
 from ..branch.switches import disabled, zeroed
 from ..checkpoints.saving import load_pretrained
 from ..checkpoints.trainer_folder import find_trained, with_adapter
 from ..contracts.errors import BadRowsError, RowError, SavedBranchError
+from ..features.memory import FeatureMemory
 from ..hosts.loading import load_host, load_processor, read_source
 from ..recipes.blocks import DataSettings
 from ..training.data import ConversationData
@@ -211,7 +212,7 @@ def ablate(
 
 def _score_variants(found: Ablation, questions: _Questions, scorer: _Scorer, model: nn.Module, *, keep: bool) -> None:
     """Score what is patched, and its two controls; ``keep``: the features of one row in memory, for all three."""
-    memory = _RowMemory()
+    memory = FeatureMemory()
     if keep:
         get_handle(model).branch.store = memory  # type: ignore[assignment]
     for place, (_, answer) in enumerate(questions):
@@ -340,22 +341,6 @@ class _Scorer:
             said, _ = generate(model, self.processor, prompt, max_new_tokens=self.max_new_tokens)
         self.tick(variant)
         return Score(nll, tokens, said, None if said is None else same_answer(said, answer.expected))
-
-
-class _RowMemory:
-    """Features of the clips of one row, so that the prior runs once for all variants of it."""
-
-    def __init__(self) -> None:
-        self.features: dict[str, Tensor] = {}
-
-    def get(self, key: str) -> Tensor | None:
-        return self.features.get(key)
-
-    def put(self, key: str, features: Tensor) -> None:
-        self.features[key] = features
-
-    def clear(self) -> None:
-        self.features.clear()
 
 
 def _parts(conversation: Conversation) -> list[Conversation]:

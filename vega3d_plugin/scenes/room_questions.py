@@ -7,7 +7,7 @@ the kinds that compare the frames so is one that looks at either frame alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -62,7 +62,13 @@ def pair_questions(clip: RoomClip, frames: tuple[int, int], rng: np.random.Gener
     if first == second or not (0 <= first < total and 0 <= second < total):
         raise SettingsError(f"frames are {first} and {second}: give two different ones of 0 to {total - 1}.")
     found: list[RoomQuestion] = []
-    for mirrored in (_place(clip, frames), _side(clip, frames), _nearer(clip, frames), _moved(clip, frames), _approached(clip, frames)):
+    for mirrored in (
+        _place(clip, frames),
+        _side(clip, frames),
+        _nearer(clip, frames),
+        _moved(clip, frames),
+        _approached(clip, frames),
+    ):
         pairs = list(mirrored)
         if pairs:
             found += pairs[int(rng.integers(len(pairs)))]
@@ -170,3 +176,66 @@ def _surface(box: Box, eye: Floats) -> float:
 
 def _centre(box: Box, eye: Floats) -> float:
     return float(np.linalg.norm(eye - np.array(box.centre)))
+
+
+#: Kinds of questions that name no box, and whether they can be answered from the first frame alone. A small model
+#: that is trained from nothing learns these long before it can bind a name to a place.
+UNNAMED_KINDS = {"moved": False, "came closer": False, "nearest": True}
+
+CENTRE_MARGIN = 0.1  # between the nearest box's centre and the middle of the picture, part of the frame's width
+CLOSER = 0.1  # metres that the distance to the middle of all boxes must have changed
+AHEAD = 0.3  # metres that the nearest box must be nearer than the next
+
+
+def unnamed_questions(clip: RoomClip, frames: tuple[int, int]) -> list[RoomQuestion]:
+    """Questions of :data:`UNNAMED_KINDS`, where the two frames allow a plain one.
+
+    The kinds that compare frames are asked for both orders of the frames, whose answers differ. ``nearest`` is asked
+    about the first frame of either order; balance its answers over many clips with :func:`balanced`.
+
+    Args:
+        clip: a rendered room.
+        frames: indices of two frames that are not the same; the second may be the earlier one.
+    """
+    middle = np.mean([box.centre for box in clip.boxes], axis=0)
+    found: list[RoomQuestion] = []
+    for first, second in (frames, frames[::-1]):
+        sides = _sideways(clip, first, second), _sideways(clip, second, first)
+        if min(map(abs, sides)) >= MOVED and sides[0] * sides[1] < 0:
+            text, answer = "Did the camera move left or right?", "left" if sides[0] < 0 else "right"
+            found.append(RoomQuestion("moved", text, ("left", "right"), answer, (first, second)))
+        change = np.linalg.norm(_eye(clip, second) - middle) - np.linalg.norm(_eye(clip, first) - middle)
+        if abs(change) >= CLOSER:
+            text, answer = "Did the camera come closer to the boxes?", "yes" if change < 0 else "no"
+            found.append(RoomQuestion("came closer", text, ("yes", "no"), answer, (first, second)))
+        place = _nearest_place(clip, first)
+        if place is not None and abs(place - 0.5) >= CENTRE_MARGIN:
+            text, answer = "In the first picture, is the nearest box left or right?", "left" if place < 0.5 else "right"
+            found.append(RoomQuestion("nearest", text, ("left", "right"), answer, (first, second)))
+    return found
+
+
+def balanced(questions: Sequence[RoomQuestion], rng: np.random.Generator) -> list[int]:
+    """Indices of questions such that each answer to one text is equally frequent; those too many are drawn out.
+
+    A model that does not see the pictures then answers half of them rightly, whatever it says.
+    """
+    groups: dict[tuple[str, tuple[str, str]], dict[str, list[int]]] = {}
+    for index, question in enumerate(questions):
+        choices = groups.setdefault((question.text, question.choices), {word: [] for word in question.choices})
+        choices[question.answer].append(index)
+    kept: list[int] = []
+    for choices in groups.values():
+        least = min(map(len, choices.values()))
+        for indices in choices.values():
+            kept += rng.permutation(indices)[:least].tolist()
+    return sorted(kept)
+
+
+def _nearest_place(clip: RoomClip, frame: int) -> float | None:
+    """Where the box nearest to the camera is, part of the frame's width; None where another is about as near."""
+    eye = _eye(clip, frame)
+    boxes = sorted(_visible(clip, frame), key=lambda box: _surface(box, eye))
+    if len(boxes) < 2 or _surface(boxes[1], eye) - _surface(boxes[0], eye) < AHEAD:
+        return None
+    return _column(clip, frame, boxes[0]) / int(clip.frames.shape[2])

@@ -1,178 +1,175 @@
-"""The arms: one base host a seed, then the same LoRA training with no branch, or with one of several priors behind it."""
+"""The arms: the demo's small host, trained alone or with a branch behind one of several priors, on the same rows."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import vega3d
-from vega3d_plugin.contracts.seeded import seeded
-from vega3d_plugin.storage.writing import write_atomically
+from vega3d_plugin.evaluation.demo.clips import HELD_OUT, RoomClips, room_clips
+from vega3d_plugin.evaluation.demo.compared import OPEN, SIZES, SMALL_BRANCH
+from vega3d_plugin.evaluation.demo.comparison import answers, learn
+from vega3d_plugin.evaluation.demo.small_host import EncodedClips, small_host
+from vega3d_plugin.features.memory import FeatureMemory
+from vega3d_plugin.storage.writing import write_atomically, write_json
 
-from .features import KeptFeatures, compute, trained_prior, untrained_prior
-from .host import Encoded, Statistics, build_host
-from .rooms import Rows, make_rows
-from .training import Schedule, answered, learn, trainable
-
-#: Name to what it is, in the order of the table.
+#: Name to what it is, in the order of the tables.
 ARMS = {
     "blind": "host, grey pictures",
-    "host": "host + LoRA",
-    "host-fast": "host + LoRA, three times the learning rate",
-    "twin": "+ branch, untrained twin of small-world",
-    "shuffled": "+ branch, small-world's features of another room",
-    "trained": "+ branch, small-world",
-    "zeroed": "the same, features set to zero after training",
+    "host": "host alone",
+    "host-fast": "host alone, three times the learning rate",
+    "twin": "host + branch, untrained twin",
+    "shuffled": "host + branch, features of another clip",
+    "trained": "host + branch, small-world",
+    "zeroed": "the same, features zero after training",
 }
-BRANCH = {"images": "scene", "projector": {"name": "mlp", "hidden_dim": 128}}
+#: The order in which they are run: what the experiment is about for all seeds first.
+FIRST, REST = ("host", "trained", "twin", "shuffled"), ("host-fast", "blind")
+FASTER = 3.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of the experiment.
+    """Attributes: ``train``, ``test``: rooms; ``steps``: of each training."""
 
-    Attributes:
-        rooms: of the splits train, validation and test.
-        base: training of the base host, all of its weights.
-        arm: training of an arm: LoRA in the language model, and the branch.
-    """
-
-    rooms: tuple[int, int, int] = (200, 20, 60)
-    base: Schedule = Schedule(1500, 1e-3)
-    arm: Schedule = Schedule(400, 1e-3)
+    train: int = 80
+    test: int = 48
+    steps: int = 200
 
 
 class Experiment:
-    """Everything in one folder; what is there already is not done again.
+    """Trains what its folder does not hold yet.
 
     Args:
-        folder: of states, features and results.
-        plan: sizes; a folder of another plan is refused.
+        folder: of features and results.
+        plan: sizes; a folder holds one plan.
     """
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder, self.plan = folder, plan
         folder.mkdir(parents=True, exist_ok=True)
-        written, told = folder / "plan.json", json.dumps(asdict(plan))
-        if written.is_file() and written.read_text() != told:
-            raise SystemExit(f"{folder} holds an experiment of another plan: {written.read_text()}. Name a new folder.")
-        written.write_text(told)
-        splits = zip(("train", "validation", "test"), plan.rooms, strict=True)
-        self.rows: dict[str, Rows] = {split: make_rows(split, rooms) for split, rooms in splits}
-        self.encoded = {split: Encoded(rows) for split, rows in self.rows.items()}
-        self._features: dict[str, KeptFeatures] = {}
+        self.train, self.test = room_clips(0, plan.train, 0), room_clips(HELD_OUT, plan.test, 0)
+        self.digest = _digest(self.train, self.test, plan)
 
-    # Features
-
-    def features(self, name: str) -> KeptFeatures:
-        """Of ``trained`` or ``twin-SEED``, for the clips of all splits."""
-        if name not in self._features:
-            self._features[name] = self._read(name)
-        return self._features[name]
-
-    def _read(self, name: str) -> KeptFeatures:
-        prior = trained_prior() if name == "trained" else untrained_prior(int(name.removeprefix("twin-")))
-        parts = []
-        for split, rows in self.rows.items():
-            file = self.folder / f"features-{name}-{split}.safetensors"
-            if not file.is_file():
-                print(f"features of {name}, {split}: {len(rows.pictures)} clips", flush=True)
-                kept = compute(prior, rows)
-                save_file({"features": kept.features.contiguous()}, file.with_suffix(".part"))
-                file.with_suffix(".part").rename(file)
-                (self.folder / f"keys-{split}.json").write_text(json.dumps(list(kept.number)))
-            keys = json.loads((self.folder / f"keys-{split}.json").read_text())
-            parts.append((load_file(file)["features"], keys))
-        return KeptFeatures(
-            torch.cat([features for features, _ in parts]), [key for _, keys in parts for key in keys], prior.fingerprint
-        )
-
-    def prior_of(self, arm: str, seed: int) -> KeptFeatures | None:
-        """What stands behind the branch of an arm."""
-        if arm == "twin":
-            return self.features(f"twin-{seed}")
-        if arm == "shuffled":
-            rooms = np.concatenate([_room_of_clips(rows) for rows in self.rows.values()])
-            return self.features("trained").shuffled(rooms, seed)
-        return self.features("trained") if arm in ("trained", "zeroed") else None
-
-    # Training
-
-    def base(self, seed: int) -> Any:
-        """The host of a seed after its own training."""
-        file = self.folder / f"base-{seed}.safetensors"
-        host = build_host(seed)
-        if not file.is_file():
-            curve = learn(
-                host, self.encoded["train"], self.plan.base, seed, validation=self.encoded["validation"],
-                tell=lambda line: print(f"base {seed}: {line}", flush=True),
-            )  # fmt: skip
-            save_file({name: value.contiguous() for name, value in host.state_dict().items()}, file)
-            self._write(f"base-{seed}", {"curve": curve.points})
-        host.load_state_dict(load_file(file))
-        return host
-
-    def run(self, arm: str, seed: int) -> dict[str, Any]:
-        """Train an arm and answer the test questions; or read what was answered."""
+    def run(self, arm: str, seed: int, *, only_read: bool = False) -> dict[str, Any] | None:
+        """The result of an arm; trained first when the folder lacks it, unless it is only to be read."""
         file = self.folder / f"{arm}-{seed}.json"
-        if file.is_file():
-            return json.loads(file.read_text())
-        if arm == "zeroed":
-            self.run("trained", seed)
-            return json.loads(file.read_text())
-        model, prior = self.base(seed), self.prior_of(arm, seed)
-        model = _with_lora(model, prior, seed)
-        rate = self.plan.arm.rate * (3 if arm == "host-fast" else 1)
-        schedule = Schedule(self.plan.arm.steps, rate, self.plan.arm.rows, self.plan.arm.branch_rate)
+        if file.exists():
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if found["rows"] != self.digest:
+                raise SystemExit(f"{file} is of other questions or another plan. Name a new folder.")
+            return found
+        if only_read:
+            return None
+        self._train("trained" if arm == "zeroed" else arm, seed)
+        return self.run(arm, seed)
+
+    def _train(self, arm: str, seed: int) -> None:
+        host = small_host((*self.train.questions, *self.test.questions), seed)
         blind = arm == "blind"
-        curve = learn(
-            model, self.encoded["train"], schedule, 1000 + seed, validation=self.encoded["validation"], blind=blind,
-            every=50, tell=lambda line: print(f"{arm} {seed}: {line}", flush=True),
-        )  # fmt: skip
-        found = {"curve": curve.points, "trainable": trainable(model), **self._answers(model, blind)}
-        if prior is not None:
-            found["a"] = float(_scale(model))
+        rows, asked = (EncodedClips(host.processor, grey(part) if blind else part) for part in (self.train, self.test))
+        model = host.build()
+        if arm in ("twin", "shuffled", "trained"):
+            self._patch(model, host.processor, arm, seed, rows, asked)
+        started = time.process_time()
+        faster = FASTER if arm == "host-fast" else 1.0
+        losses = learn(model, rows, self.plan.steps, seed, lambda done: None, faster=faster)
+        seconds = time.process_time() - started
+        result = {
+            "rows": self.digest,
+            "losses": [round(loss, 4) for loss in losses],
+            "ms": round(1000 * seconds / self.plan.steps),
+            "trainable": sum(p.numel() for p in model.parameters()),
+        }
         if arm == "trained":
             with vega3d.zeroed(model):
-                self._write(f"zeroed-{seed}", self._answers(model, False))
-        self._write(f"{arm}-{seed}", found)
-        return found
+                self._write("zeroed", seed, {"rows": self.digest}, model, asked)
+        if arm in ("twin", "shuffled", "trained"):
+            result["a"] = float(vega3d.get_handle(model).branch.fuser.residual_scale.detach())
+            result["share"] = _share(model, asked, result["a"])
+        self._write(arm, seed, result, model, asked)
 
-    def _answers(self, model: Any, blind: bool) -> dict[str, str]:
-        right = answered(model, self.encoded["test"], blind=blind)
-        return {"right": "".join("01"[int(each)] for each in right), "rows": self.rows["test"].digest}
+    def _write(self, arm: str, seed: int, result: dict[str, Any], model: Any, asked: EncodedClips) -> None:
+        said = answers(model, asked)
+        right = asked.choices[torch.arange(len(said)), torch.from_numpy(said)] == asked.answer
+        write_json(self.folder / f"{arm}-{seed}.json", {**result, "right": "".join("01"[int(r)] for r in right)})
 
-    def _write(self, name: str, values: dict[str, Any]) -> None:
-        text = json.dumps(values)
-        write_atomically(self.folder / f"{name}.json", lambda path: path.write_text(text))
-
-
-def _with_lora(host: Any, prior: KeptFeatures | None, seed: int) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    with seeded(seed):
-        if prior is not None:
-            vega3d.patch(host, prior, config=BRANCH, processor=Statistics())
-        lora = LoraConfig(
-            r=16,
-            lora_alpha=32,
-            target_modules=r".*language_model.*\.(q|k|v|o)_proj",
-            modules_to_save=None if prior is None else ["vega3d"],
-        )
-        return get_peft_model(host, lora)
-
-
-def _scale(model: Any) -> float:
-    return next(float(p.detach()) for name, p in model.named_parameters() if name.endswith("residual_scale"))
+    def _patch(self, model: Any, processor: Any, arm: str, seed: int, rows: EncodedClips, asked: EncodedClips) -> None:
+        prior = vega3d.load_prior("small-world", context="views", **SIZES["small-world"])
+        if arm == "twin":
+            prior = vega3d.analysis.untrained_twin(prior, seed=seed)
+        vega3d.patch(model, prior, processor=processor, **SMALL_BRANCH, **OPEN)
+        branch = vega3d.get_handle(model).branch
+        file = self.folder / f"features-{f'twin-{seed}' if arm == 'twin' else 'trained'}.safetensors"
+        memory = KeptInHalf()
+        if file.exists():
+            memory.features = load_file(file)
+        branch.store = memory
+        if not file.exists():
+            for part in (rows, asked):
+                look(model, part)
+            write_atomically(file, lambda place: save_file(memory.features, place))
+        if arm == "shuffled":
+            branch.store = shuffled(memory, seed)
 
 
-def _room_of_clips(rows: Rows) -> np.ndarray[Any, Any]:
-    rooms = np.zeros(len(rows.pictures), np.int64)
-    rooms[rows.clip] = rows.room
-    return rooms
+class KeptInHalf(FeatureMemory):
+    """Features in float16, which halves the file."""
+
+    def get(self, key: str) -> Tensor | None:
+        """The features of a clip, in float32."""
+        found = super().get(key)
+        return None if found is None else found.float()
+
+    def put(self, key: str, features: Tensor) -> None:
+        """Keep the features of a clip."""
+        super().put(key, features.half().contiguous())
+
+
+def shuffled(memory: KeptInHalf, seed: int) -> KeptInHalf:
+    """Every clip gets the features of the next one in a drawn order: always the same ones, and never its own."""
+    keys = sorted(memory.features)
+    order = np.random.default_rng(seed).permutation(len(keys)).tolist()
+    other = KeptInHalf()
+    after = order[1:] + order[:1]
+    other.features = {keys[one]: memory.features[keys[two]] for one, two in zip(order, after, strict=True)}
+    return other
+
+
+def grey(rows: RoomClips) -> RoomClips:
+    """The same questions about pictures that show nothing."""
+    return replace(rows, clips=np.full_like(rows.clips, 128))
+
+
+@torch.no_grad()
+def look(model: Any, rows: EncodedClips, tick: Callable[[], None] = lambda: None) -> None:
+    """Run every clip through the seam once, so that its features are known."""
+    for some in torch.from_numpy(np.unique(rows.rows.clip, return_index=True)[1]).split(16):
+        model(**rows.batch(some), use_cache=False)
+        tick()
+
+
+@torch.no_grad()
+def _share(model: Any, asked: EncodedClips, a: float) -> float:
+    """Mean effective share of the generative tokens in the fused ones, over some questions."""
+    with vega3d.record_gates(model) as gates:
+        model(**asked.batch(torch.arange(min(64, len(asked.rows)))), use_cache=False)
+    return float(a * (1 - torch.cat([gate.flatten() for gate in gates])).mean())
+
+
+def _digest(train: RoomClips, test: RoomClips, plan: Plan) -> str:
+    digest = hashlib.sha256(repr(plan).encode())
+    for rows in (train, test):
+        digest.update(rows.clips.tobytes())
+        digest.update(repr([(q.text, q.answer) for q in rows.questions]).encode())
+    return digest.hexdigest()[:16]

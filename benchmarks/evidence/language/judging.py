@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vega3d_plugin.scenes.room_questions import KINDS
-
 from .arms import ARMS, Experiment
 
 DRAWS = 2000
@@ -49,15 +47,13 @@ class Answers:
     """
 
     def __init__(self, experiment: Experiment, seeds: Sequence[int]) -> None:
-        rows = experiment.rows["test"]
-        self.kinds = np.array([question.kind for question in rows.questions])
-        self.rooms = np.unique(rows.room, return_inverse=True)[1]
+        self.kinds = experiment.test.kinds
+        self.rooms = np.unique(experiment.test.room, return_inverse=True)[1]
+        read = {arm: [experiment.run(arm, seed, only_read=True) for seed in seeds] for arm in ARMS}
+        #: Arms that every seed has been run of.
         self.results: dict[str, list[dict[str, Any]]] = {
-            arm: [experiment.run(arm, seed) for seed in seeds] for arm in ARMS
+            arm: [result for result in results if result is not None] for arm, results in read.items() if all(results)
         }
-        for arm, results in self.results.items():
-            if any(result["rows"] != rows.digest for result in results):
-                raise SystemExit(f"The answers of {arm} are to other questions. Name a new folder.")
         rng = np.random.default_rng(0)
         count = int(self.rooms.max()) + 1
         self.by_room = _counts(rng, count)
@@ -93,21 +89,26 @@ def _counts(rng: np.random.Generator, units: int) -> Table:
 
 def tables(answers: Answers) -> Iterator[str]:
     """In Markdown, for RESULTS.md."""
-    columns = [None, *KINDS]
-    shown = [kind for kind in columns if kind is None or (answers.kinds == kind).any()]
+    shown = [None, *dict.fromkeys(answers.kinds.tolist())]
     head = ["all" if kind is None else kind for kind in shown]
-    yield "| arm | " + " | ".join(head) + " | trainable | a |"
-    yield "| --- |" + " --- |" * (len(head) + 2)
+    yield "| arm | " + " | ".join(head) + " | trainable | a | share | step, ms |"
+    yield "| --- |" + " --- |" * (len(head) + 4)
     for arm, meaning in ARMS.items():
+        if arm not in answers.results:
+            continue
         results = answers.results[arm]
         cells = [str(answers.accuracy(arm, kind)) for kind in shown]
         size = f"{results[0]['trainable']:,}" if "trainable" in results[0] else ""
         scale = f"{np.mean([result['a'] for result in results]):.2f}" if "a" in results[0] else ""
-        yield f"| {meaning} | " + " | ".join(cells) + f" | {size} | {scale} |"
+        share = f"{np.mean([result['share'] for result in results]):.3f}" if "share" in results[0] else ""
+        cost = f"{np.median([result['ms'] for result in results]):.0f}" if "ms" in results[0] else ""
+        yield f"| {meaning} | " + " | ".join(cells) + f" | {size} | {scale} | {share} | {cost} |"
     yield ""
     yield "| difference of accuracy | " + " | ".join(head) + " |"
     yield "| --- |" + " --- |" * len(head)
     for arm, other in PAIRS:
+        if not {arm, other} <= {*answers.results}:
+            continue
         estimates = [answers.difference(arm, other, kind) for kind in shown]
         cells = [f"{each.value:+.3f} ({each.low:+.3f} to {each.high:+.3f}): {each.verdict}" for each in estimates]
         yield f"| {arm} - {other} | " + " | ".join(cells) + " |"

@@ -46,7 +46,10 @@ Moved = tuple[Tensor, Tensor, np.ndarray[Any, Any]]
 
 def _priors() -> Iterator[tuple[str, Features]]:
     yield "small-world, both frames at once (`views`)", trained_prior()
-    yield "small-world, each frame alone (`frame`)", vega3d.load_prior("small-world", **{**SETTINGS, "context": "frame"})
+    yield (
+        "small-world, each frame alone (`frame`)",
+        vega3d.load_prior("small-world", **{**SETTINGS, "context": "frame"}),
+    )
     for seed in range(TWINS):
         yield f"untrained twin {seed} (`views`)", untrained_prior(seed)
     yield "pixels", lambda frames: torch.nn.functional.interpolate(frames, SETTINGS["size"], mode="area")  # type: ignore[arg-type]

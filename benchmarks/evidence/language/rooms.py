@@ -84,7 +84,14 @@ def make_rows(split: str, rooms: int, pairs: int = 4) -> Rows:
                 found.append((clips[key], room, question))
     stacked = torch.from_numpy(np.stack(pictures))
     index, of_room, questions = zip(*found, strict=True)
-    return Rows(stacked, torch.from_numpy(np.stack(things)), torch.from_numpy(np.stack(cells)), np.array(index), np.array(of_room), questions)
+    return Rows(
+        stacked,
+        torch.from_numpy(np.stack(things)),
+        torch.from_numpy(np.stack(cells)),
+        np.array(index),
+        np.array(of_room),
+        questions,
+    )
 
 
 def _things(view: RoomClip, frames: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.int64]]:
