@@ -28,12 +28,12 @@ def demo(
     pretrained: Annotated[str | None, typer.Option(help="Folder or hub id of the prior's weights.")] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Steps of each training. Default: 240; with --host 200, one question each."),
+        typer.Option(min=1, help="Steps of each training. Default: 200; with --host of one question each."),
     ] = None,
     questions: Annotated[int, typer.Option(min=2, help="Questions about a room to train LoRA on.")] = 12,
     rooms: Annotated[
         int, typer.Option(min=4, help="Rooms to train the two small models on; half as many are held out.")
-    ] = 80,
+    ] = 60,
     seed: Annotated[int, typer.Option(help="Of the rooms, the questions and the training.")] = 0,
 ) -> None:
     """Does the branch help? Train two small models on questions about rooms, and see.

@@ -183,7 +183,7 @@ def _centre(box: Box, eye: Floats) -> float:
 UNNAMED_KINDS = {"moved": False, "came closer": False, "nearest": True}
 
 CENTRE_MARGIN = 0.1  # between the nearest box's centre and the middle of the picture, part of the frame's width
-CLOSER = 0.1  # metres that the distance to the middle of all boxes must have changed
+CLOSER = 0.15  # metres that the distance to the middle of all boxes must have changed
 AHEAD = 0.3  # metres that the nearest box must be nearer than the next
 
 

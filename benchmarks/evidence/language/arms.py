@@ -17,7 +17,7 @@ from torch import Tensor
 
 import vega3d
 from vega3d_plugin.evaluation.demo.clips import HELD_OUT, RoomClips, room_clips
-from vega3d_plugin.evaluation.demo.compared import OPEN, SIZES, SMALL_BRANCH
+from vega3d_plugin.evaluation.demo.compared import OPEN, SMALL_BRANCH
 from vega3d_plugin.evaluation.demo.comparison import answers, learn
 from vega3d_plugin.evaluation.demo.small_host import EncodedClips, small_host
 from vega3d_plugin.features.memory import FeatureMemory
@@ -105,7 +105,7 @@ class Experiment:
         write_json(self.folder / f"{arm}-{seed}.json", {**result, "right": "".join("01"[int(r)] for r in right)})
 
     def _patch(self, model: Any, processor: Any, arm: str, seed: int, rows: EncodedClips, asked: EncodedClips) -> None:
-        prior = vega3d.load_prior("small-world", context="views", **SIZES["small-world"])
+        prior = vega3d.load_prior("small-world")
         if arm == "twin":
             prior = vega3d.analysis.untrained_twin(prior, seed=seed)
         vega3d.patch(model, prior, processor=processor, **SMALL_BRANCH, **OPEN)

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from ...scenes.rendered import render_room
 from ...scenes.room_questions import RoomQuestion, balanced, unnamed_questions
 
-FRAMES = 2  # of a clip: two pictures of one room
-PATH = 16  # frames along the way of the camera
-APART = 2  # of them, between the two pictures: the camera goes round by 20 degrees
+FRAMES = 4  # of a clip
+PATH = 12  # frames along the way of the camera, 14 degrees apart
 CLIPS = 3  # drawn from a room
 SIDE = 56  # pixels of a rendered frame
 #: Each pixel is shown as so many by so many: the small host's tokens are 28 pixels wide.
@@ -27,7 +26,7 @@ class RoomClips:
     """Questions and the clips that they are about.
 
     Attributes:
-        clips: uint8 ``[N, 2, H, W, 3]``.
+        clips: uint8 ``[N, 4, H, W, 3]``.
         questions: of all rooms.
         clip, room: of each question: an index into ``clips``, and the seed of its room.
     """
@@ -59,9 +58,9 @@ def room_clips(first: int, rooms: int, seed: int) -> RoomClips:
     asked: list[tuple[RoomQuestion, int, int]] = []
     for room in range(first, first + rooms):
         view = render_room(PATH, (SIDE, SIDE), room)
-        for start in rng.permutation(PATH - APART)[:CLIPS].tolist():
+        for start in rng.permutation(PATH - FRAMES + 1)[:CLIPS].tolist():
             numbers: dict[tuple[int, int], int] = {}
-            for question in unnamed_questions(view, (start, start + APART)):
+            for question in unnamed_questions(view, (start, start + FRAMES - 1)):
                 if question.frames not in numbers:
                     numbers[question.frames] = len(clips)
                     clips.append(_shown(view.frames, question.frames))
@@ -71,5 +70,7 @@ def room_clips(first: int, rooms: int, seed: int) -> RoomClips:
     return RoomClips(np.stack(clips), questions, np.array(clip), np.array(of_room))
 
 
-def _shown(frames: NDArray[np.uint8], chosen: tuple[int, int]) -> NDArray[np.uint8]:
-    return frames[list(chosen)].repeat(ENLARGED, axis=1).repeat(ENLARGED, axis=2)
+def _shown(frames: NDArray[np.uint8], ends: tuple[int, int]) -> NDArray[np.uint8]:
+    """The frames from the first to the last, which may be the earlier one."""
+    chosen = frames[min(ends) : max(ends) + 1]
+    return (chosen if ends[0] < ends[1] else chosen[::-1]).repeat(ENLARGED, axis=1).repeat(ENLARGED, axis=2)

@@ -23,19 +23,16 @@ from .samples import Sample
 from .small_host import EncodedClips, small_host
 
 Tick = Callable[[int, int], None]
-STEPS = 240
+STEPS = 200
 SHOWN = 5  # questions, with what both said
-#: Branch of a small host: a projector less wide than the default of 4096, and the two pictures of a prompt one clip.
+#: Branch of a small host: a projector less wide than the default of 4096.
 SMALL_BRANCH: dict[str, Any] = {
     "projector": {"name": "mlp", "hidden_dim": 128},
-    "images": "scene",
     "config": {"space": "adaptive_avg"},
 }
 #: For the comparison. A host that is trained from nothing has no ability that an identity start would protect, and in
 #: so few steps the branch would hardly open.
 OPEN: dict[str, Any] = {"init": "released"}
-#: What `small-world` is given of a picture: 12x12 tokens.
-SIZES = {"small-world": {"size": (36, 36)}}
 
 
 @dataclass
@@ -160,11 +157,6 @@ class Compared:
         return np.ones(len(self.test), bool) if kind is None else self.test.kinds == kind
 
 
-def branch_settings(prior: str) -> dict[str, Any]:
-    """Of :func:`~vega3d_plugin.patching.patch`, for a small host."""
-    return {**SMALL_BRANCH, **SIZES.get(prior, {})}
-
-
 def compare(
     prior: str, pretrained: str | None, rooms: int, steps: int, seed: int, say: Callable[[str], None], tick: Tick
 ) -> Compared:
@@ -188,7 +180,7 @@ def compare(
 
     say(f"Looking at {len(train.clips) + len(test.clips)} clips with {prior}, once each")
     model = host.build()
-    patch(model, prior, pretrained=pretrained, processor=host.processor, **branch_settings(prior), **OPEN)
+    patch(model, prior, pretrained=pretrained, processor=host.processor, **SMALL_BRANCH, **OPEN)
     branch = get_handle(model).branch
     memory = FeatureMemory()
     branch.store = memory  # type: ignore[assignment]
@@ -260,7 +252,7 @@ def _count(prior: Any) -> int:
 
 def _sample(rows: RoomClips, row: int) -> Sample:
     question = rows.questions[row]
-    return Sample(np.ascontiguousarray(rows.clips[rows.clip[row]]), question.text, question.answer, as_images=True)
+    return Sample(np.ascontiguousarray(rows.clips[rows.clip[row]]), question.text, question.answer)
 
 
 def _plain(value: Share) -> dict[str, float]:

@@ -26,7 +26,7 @@ from ...scenes.rendered import RoomClip, render_room, save_geometry
 from ...scenes.video import read_video, write_video
 from ...storage.claims import claim_folder
 from ...storage.writing import write_json
-from .compared import STEPS, Compared, Tick, branch_settings, compare
+from .compared import SMALL_BRANCH, STEPS, Compared, Tick, compare
 from .host import DemoHost, real_host
 from .outcome import Check, Job, Report
 from .page import demo_page
@@ -153,7 +153,7 @@ def _parts(
 
 
 def _patch(job: Job, report: Report, host: DemoHost, model: nn.Module) -> None:
-    settings: dict[str, Any] = branch_settings(job.prior) if host.tiny else {}
+    settings: dict[str, Any] = dict(SMALL_BRANCH) if host.tiny else {}
     if job.prior == "tiny-wan" and not host.tiny:
         # The room's own aspect, so that nothing is cropped; large enough for a picture of the features.
         settings["size"] = (2 * ROOM_SIZE[0], 2 * ROOM_SIZE[1])

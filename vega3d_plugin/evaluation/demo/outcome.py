@@ -43,7 +43,7 @@ class Job:
         pretrained: its weights.
         video: the user's own video file; None renders a room.
         question: about that video.
-        steps: optimiser steps of each training; None: 240 for each of the two small models, 200 for a real host.
+        steps: optimiser steps of each training, by default 200; a real host sees one question a step, small ones 32.
         questions: how many questions about a room to train LoRA on.
         rooms: to train the two small models on; half as many are held out. Unused with ``host``.
         seed: of the rooms, the questions and the training.
@@ -57,5 +57,5 @@ class Job:
     question: str | None = None
     steps: int | None = None
     questions: int = 12
-    rooms: int = 80
+    rooms: int = 60
     seed: int = 0

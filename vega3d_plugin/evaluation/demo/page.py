@@ -38,7 +38,8 @@ _PACKAGES = ("torch", "transformers", "peft", "diffusers")
 
 ONE_RUN = (
     "The intervals say how sure a figure is on other rooms like these. They do not say what another seed of the "
-    "training would give: this is one run of a toy. `benchmarks/evidence` has several seeds and an untrained twin."
+    "training would give: this is one run of a toy. `benchmarks/evidence/language_experiment.py` repeats it with "
+    "several seeds, an untrained twin and the features of other clips."
 )
 
 

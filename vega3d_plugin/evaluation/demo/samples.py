@@ -17,28 +17,24 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sample:
-    """Attributes: ``frames`` uint8 ``[T, H, W, 3]``; ``question``; ``answer``, empty when it is to be generated;
-    ``as_images``, whether the host is given the frames as images and not as a video."""
+    """Attributes: ``frames`` uint8 ``[T, H, W, 3]``; ``question``; ``answer``, empty when it is to be generated."""
 
     frames: NDArray[np.uint8]
     question: str
     answer: str = ""
-    as_images: bool = False
 
 
 def encode(processor: Any, sample: Sample) -> Batch:
     """The inputs of one sample, with ``labels`` on the answer alone when there is one."""
-    media = [{"type": "image"}] * len(sample.frames) if sample.as_images else [{"type": "video"}]
-    content = [*media, {"type": "text", "text": sample.question}]
+    content = [{"type": "video"}, {"type": "text", "text": sample.question}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     answer = f"{sample.answer}<|im_end|>" if sample.answer else ""
     options: dict[str, Any] = {}
-    if hasattr(processor, "video_processor") and not sample.as_images:
+    if hasattr(processor, "video_processor"):
         # The frames are chosen already.
         options["do_sample_frames"] = False
-    frames = torch.from_numpy(np.ascontiguousarray(sample.frames.transpose(0, 3, 1, 2)))
-    shown = {"images": list(frames)} if sample.as_images else {"videos": [frames]}
-    batch = dict(processor(text=[prompt + answer], return_tensors="pt", **shown, **options))
+    video = torch.from_numpy(np.ascontiguousarray(sample.frames.transpose(0, 3, 1, 2)))
+    batch = dict(processor(text=[prompt + answer], videos=[video], return_tensors="pt", **options))
     batch = {key: torch.tensor(value) if isinstance(value, list) else value for key, value in batch.items()}
     if answer:
         length = len(processor.tokenizer(answer)["input_ids"])

@@ -88,7 +88,7 @@ class EncodedClips:
 
     def _encoded(self, processor: Any, rows: RoomClips, row: int) -> Batch:
         frames = np.ascontiguousarray(rows.clips[rows.clip[row]])
-        return encode(processor, Sample(frames, rows.questions[row].text, as_images=True))
+        return encode(processor, Sample(frames, rows.questions[row].text))
 
 
 def _token(tokenizer: Any, word: str) -> int:
