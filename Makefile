@@ -2,10 +2,14 @@
 # make test   lint, types and all tests, in both environments
 # make bench  the benchmarks
 # make faults   kills, races, threads, damaged files: one table of trials and failures, about five minutes
+# make test-ray  extraction with the real Ray on two cores, killed workers included, about three minutes
 # make analyse  does a prior know space: table, sweep, read-outs and report on rendered rooms, offline
+# make test-libero  OpenVLA-OFT in LIBERO's real simulator, in an environment of its own (8 GB): about ten minutes
 PYTHON ?= python3
 MODERN := .venv
 CLASSIC := .venv-classic
+LIBERO := .venv-libero
+RAY := .venv-ray
 PYTEST := python -m pytest -q -n 2
 
 # Several test processes with several threads each are far slower than one thread each.
@@ -13,7 +17,7 @@ export OMP_NUM_THREADS := 1
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types test-modern test-classic bench faults analyse clean
+.PHONY: demo test lint types test-modern test-classic test-libero test-ray bench faults analyse clean
 demo: $(MODERN)/.done
 	env -u OMP_NUM_THREADS $(MODERN)/bin/vega3d demo
 
@@ -26,11 +30,20 @@ lint: $(MODERN)/.done
 types: $(MODERN)/.done
 	$(MODERN)/bin/mypy
 
+test-ray: $(RAY)/.done
+	$(RAY)/bin/python -m pytest -q tests/features/test_extraction_shard.py
+
 test-modern: $(MODERN)/.done
 	$(MODERN)/bin/$(PYTEST)
 
 test-classic: $(CLASSIC)/.done
 	$(CLASSIC)/bin/$(PYTEST)
+
+test-libero: $(LIBERO)/.done
+	@test -d "$$VEGA3D_HOST_SOURCES/openvla-oft" && test -d "$$VEGA3D_HOST_SOURCES/dlimp_openvla" || { \
+	  echo "make test-libero needs VEGA3D_HOST_SOURCES: a folder with the checkouts openvla-oft"; \
+	  echo "(github.com/moojink/openvla-oft) and dlimp_openvla (github.com/moojink/dlimp_openvla)."; exit 1; }
+	VEGA3D_LIBERO=1 USE_TF=0 $(LIBERO)/bin/python -m pytest -q integration_tests/simulator
 
 bench: $(MODERN)/.done
 	env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/patch_overhead.py
@@ -47,11 +60,22 @@ $(MODERN)/.done: pyproject.toml requirements/modern.txt
 	$(MODERN)/bin/pip install -q -r requirements/modern.txt -e '.[dev,qwen]'
 	touch $@
 
+$(RAY)/.done: pyproject.toml
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/pip install -q -r requirements/modern.txt -e '.[test,qwen,ray]'
+	touch $@
+
 $(CLASSIC)/.done: pyproject.toml requirements/classic.txt requirements/classic-unpinned.txt
 	$(PYTHON) -m venv $(CLASSIC)
 	$(CLASSIC)/bin/pip install -q -r requirements/classic.txt -e '.[test,qwen]'
 	$(CLASSIC)/bin/pip install -q --no-deps -r requirements/classic-unpinned.txt
 	touch $@
 
+$(LIBERO)/.done: pyproject.toml requirements/libero.txt
+	$(PYTHON) -m venv $(LIBERO)
+	$(LIBERO)/bin/pip install -q -r requirements/libero.txt -e . pytest
+	$(LIBERO)/bin/pip install -q --no-deps tensorflow-graphics
+	touch $@
+
 clean:
-	rm -rf $(MODERN) $(CLASSIC) demo_out analysis_out build dist *.egg-info
+	rm -rf $(MODERN) $(CLASSIC) $(LIBERO) $(RAY) demo_out analysis_out build dist *.egg-info

@@ -52,6 +52,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 yellow=True,
             )
     optional = {"trl": "TRL's trainer", "deepspeed": "ZeRO-3 on the CPU", "skimage": "a real stereo pair"}
+    if importlib.util.find_spec("libero") is None:
+        terminalreporter.write_line(
+            "NOT RUN: tests in LIBERO's simulator, which has an environment of its own: make test-libero.", yellow=True
+        )
+    optional |= {"ray": "extraction with the real Ray (make test-ray)"}
     for name, what in optional.items():
         if importlib.util.find_spec(name) is None:
             terminalreporter.write_line(

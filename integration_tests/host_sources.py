@@ -11,6 +11,8 @@ REPOSITORIES = {
     "openvla": "github.com/openvla/openvla",
     "openvla-oft": "github.com/moojink/openvla-oft",
     "VG-LLM": "github.com/LaVi-Lab/VG-LLM",
+    "Video-3D-LLM": "github.com/LaVi-Lab/Video-3D-LLM",
+    "VEGA-3D-main": "github.com/H-EmbodVis/VEGA-3D, branch main",
     "VEGA-3D": "github.com/H-EmbodVis/VEGA-3D, branch spatial-reasoning",
 }
 

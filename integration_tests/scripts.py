@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from vega3d_plugin.priors.wan.tiny import RandomWeightsWarning
-from vega3d_plugin.training.scripts import make_session, parse_command, run
+from vega3d_plugin.training.scripts import Start, make_session, parse_command, run
 from vega3d_qwen_vl.tiny import tiny_processor
 
 SCRIPTS = Path(__file__).parent / "host_scripts"
@@ -38,10 +38,12 @@ def write_recipe(path: Path, **blocks: object) -> Path:
     return path
 
 
-def run_script(recipe: Path, name: str | Path, *arguments: object, **options: Any) -> list[str]:
+def run_script(
+    recipe: Path, name: str | Path, *arguments: object, starts: Sequence[Start] = (), **options: Any
+) -> list[str]:
     """Run a script by its path or its name in ``host_scripts``; the lines that were said.
 
-    ``options`` go to ``make_session``. An exit code other than 0 is raised.
+    ``starts`` go to ``run``, ``options`` to ``make_session``. An exit code other than 0 is raised.
     """
     lines: list[str] = []
     with warnings.catch_warnings():
@@ -49,7 +51,7 @@ def run_script(recipe: Path, name: str | Path, *arguments: object, **options: An
         warnings.simplefilter("ignore", FutureWarning)
         try:
             words = [str(SCRIPTS / name), *map(str, arguments)]
-            run(make_session(recipe, lines.append, **options), parse_command(words))
+            run(make_session(recipe, lines.append, **options), parse_command(words), starts=starts)
         except SystemExit as end:
             if end.code not in (None, 0):
                 raise

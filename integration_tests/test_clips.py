@@ -15,6 +15,7 @@ from watching import Watching
 
 import vega3d
 from vega3d_plugin.contracts import errors
+from vega3d_plugin.contracts.clips import clip_key
 from vega3d_qwen_vl.tiny import tiny_processor
 
 
@@ -79,6 +80,18 @@ def images(host: Host, counts: list[int]) -> dict[str, Tensor]:
     return dict(processor(text=texts, images=pictures, padding=True, return_tensors="pt"))
 
 
+def mixed_sizes(host: Host, sizes: list[tuple[int, int]], grey: tuple[int, ...] = ()) -> dict[str, Tensor]:
+    """One prompt with an image of each size, noise or all of one grey."""
+    from PIL import Image
+
+    rng = np.random.default_rng(3)
+    arrays = [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in sizes]
+    arrays = [np.full_like(array, level) for array, level in zip(arrays, grey, strict=True)] if grey else arrays
+    text = "<|vision_start|><|image_pad|><|vision_end|>" * len(sizes) + "?"
+    pictures = [Image.fromarray(array) for array in arrays]
+    return dict(tiny_processor(host.name)(text=[text], images=pictures, return_tensors="pt"))
+
+
 def test_scenes_follow_the_samples(host: Host) -> None:
     model, prior = watch(host, images="scene")
     logits(model, images(host, [3, 1, 2]))
@@ -90,10 +103,33 @@ def test_scenes_follow_the_samples(host: Host) -> None:
     assert [gate.shape[0] for gate in gates] == [2]
 
 
-def test_scenes_split_where_the_size_changes(host: Host) -> None:
+def test_views_of_several_sizes_are_one_scene(host: Host) -> None:
+    """The prior sees them together; each has its own grid, and the features of its own place."""
     model, prior = watch(host, images="scene")
-    logits(model, host.batch())
-    assert [clip.shape[0] for clip in prior.seen] == [1, 1, 6]
+    both = mixed_sizes(host, [(64, 96), (96, 64), (64, 96)])
+    with vega3d.record_gates(model) as gates:
+        logits(model, both)
+    assert [tuple(clip.shape) for clip in prior.seen] == [(3, 3, *prior.seen[0].shape[2:])]
+    assert [tuple(gate.shape) for gate in gates] == [(1, 2, 3), (1, 3, 2), (1, 2, 3)]
+    trained = patch(host.build(), context="views", images="scene", init="released")
+    alone = patch(host.build(), context="views", images="separate", init="released")
+    assert not torch.equal(logits(trained, both), logits(alone, both))
+
+
+def test_each_view_of_a_scene_of_several_sizes_gets_its_own_colours(host: Host) -> None:
+    """Black, white and grey views: the features that reach the projector are those of the view at that place."""
+    model, _ = watch(host, images="scene")
+    branch = vega3d.get_handle(model).branch
+    found = []
+    generative = type(branch).generative_tokens
+
+    def tell(clips: Any, device: Any, dtype: Any) -> Tensor:
+        found.extend(float(branch.aligned(clip, device).mean()) for clip in clips)
+        return generative(branch, clips, device, dtype)
+
+    branch.generative_tokens = tell
+    logits(model, mixed_sizes(host, [(64, 96), (96, 64), (64, 96)], grey=(0, 255, 51)))
+    assert found == pytest.approx([0.0, 1.0, 0.2], abs=1e-3)
 
 
 def test_scenes_see_each_other_in_context_views(host: Host) -> None:
@@ -188,3 +224,28 @@ def test_features_have_one_layout_wherever_they_come_from(tmp_path) -> None:
         for _ in range(2):
             features = vega3d.get_handle(model).branch.features(clip)
             assert features.is_contiguous(memory_format=torch.channels_last)
+
+
+def grey_levels() -> Any:
+    """A picture in which every level of every channel stands somewhere."""
+    from PIL import Image
+
+    levels = np.arange(256, dtype=np.uint8)
+    channels = [np.roll(levels, shift) for shift in (0, 85, 170)]
+    picture = np.stack(channels, axis=-1).reshape(16, 16, 3).repeat(8, axis=0).repeat(8, axis=1)
+    return Image.fromarray(picture)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_clip_has_one_key_whatever_the_hosts_dtype(host: Host, dtype: torch.dtype) -> None:
+    """The tower casts pixels before the seam; above two deviations one step of bfloat16 is more than a grey level."""
+    text = "<|vision_start|><|image_pad|><|vision_end|>?"
+    batch = dict(tiny_processor(host.name)(text=[text], images=[grey_levels()], return_tensors="pt"))
+    seen = []
+    for wanted in (torch.float32, dtype):
+        prior = Watching()
+        model = vega3d.patch(host.build().to(wanted), prior, projector=hosts.PROJECTOR)
+        model(**batch)
+        seen.append(prior.seen[0])
+    assert clip_key(seen[0]) == clip_key(seen[1])
+    assert torch.allclose(seen[0], seen[1], atol=1e-6)

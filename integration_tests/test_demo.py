@@ -31,7 +31,7 @@ def test_the_embedded_default(tmp_path: Path) -> None:
     assert ticks.count((12, 12)) == 2
     for path in report.files.values():
         assert path.exists()
-    for name in ("gates.png", "features.png", "shares.png"):
+    for name in ("shares.png", "features.png", "compared_shares.png"):
         assert np.asarray(Image.open(tmp_path / name).convert("RGB")).std() > 20
     assert {"depth", "world_to_camera", "intrinsics"} <= set(np.load(tmp_path / "room.npz").files)
     compared = report.compared

@@ -246,6 +246,14 @@ def test_half_precision(host: Host) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_a_branch_in_half_precision_starts_as_the_host_in_float32(host: Host) -> None:
+    model, batch = host.build(), host.batch()
+    before = logits(model, batch)
+    patch(host, model)
+    vega3d.get_handle(model).branch.bfloat16()
+    assert torch.equal(logits(model, batch), before)
+
+
 def test_autocast(host: Host) -> None:
     model, batch = host.build(), host.batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):

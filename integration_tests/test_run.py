@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from scripts import SCRIPTS, Script, logits, moved, run_script, said, saved_branch, scripts_own, write_recipe
 
 import vega3d
-from vega3d_plugin.contracts.errors import FrozenBranchError, SavedBranchError
+from vega3d_plugin.contracts.errors import FrozenBranchError, SavedBranchError, Vega3dWarning
 from vega3d_plugin.training.scripts import RunError
 from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
 
@@ -82,6 +83,33 @@ class TestLikeVgLlm:
         assert (half / "checkpoint-2").is_dir()
         script("vg_style.py", *trainer_arguments(base, half, 4, **options, vision_tower_lr=2e-2))
         assert torch.equal(torch.load(half / "logits-0.pt"), torch.load(whole / "logits-0.pt"))
+
+    @pytest.mark.parametrize("held", [True, False], ids=["float32", "as the host"])
+    def test_small_steps_are_not_lost_in_bfloat16(self, base: Path, tmp_path: Path, script: Script, held: bool) -> None:
+        """At the released rate, on a host in bfloat16 without DeepSpeed."""
+        recipe = write_recipe(
+            tmp_path / "held.yaml",
+            train={"learning_rate": 1e-5, "batch_size": 1, "master_float32": held},
+            fusion={"init": "released"},
+        )
+        kept, out = tmp_path / "kept", tmp_path / "out"
+        options = {"tune_mm_llm": True, "bf16": True}
+        # A rate of 0 leaves the branch as it starts.
+        script("vg_style.py", *trainer_arguments(base, kept, 1, **options, learning_rate=0.0), recipe=recipe)
+        told: AbstractContextManager[object] = (
+            nullcontext() if held else pytest.warns(Vega3dWarning, match="without float32 copies")
+        )
+        with told:
+            lines = script(
+                "vg_style.py", *trainer_arguments(base, out, 2, **options, learning_rate=1e-5), recipe=recipe
+            )
+        assert any("is held in float32 while it trains" in line for line in lines) is held
+        before, after = saved_branch(kept), saved_branch(out)
+        same = [bool(before[key].equal(after[key])) for key in before]
+        assert not all(same)
+        total = sum(tensor.numel() for tensor in after.values())
+        moved_elements = sum(int((before[key] != after[key]).sum()) for key in after)
+        assert (moved_elements > 0.9 * total) is held, f"{moved_elements} of {total}"
 
     def test_the_result_rebuilds_the_model(self, base: Path, tmp_path: Path, script: Script) -> None:
         out = tmp_path / "out"

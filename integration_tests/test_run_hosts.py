@@ -9,19 +9,15 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
+from host_runs import branch_of, flags, run, same, write_recipe
 from host_sources import host_source
 from PIL import Image
 from rows.llava_package import CROP, installed, next_model, tower_folder
@@ -35,71 +31,6 @@ from vega3d_plugin.recipes.library import list_recipes
 from vega3d_qwen_vl.tiny import tiny_tokenizer
 
 HERE = Path(__file__).parent
-STAND_INS = HERE / "host_scripts" / "stand_ins.py"
-
-
-def write_recipe(path: Path, adapter: str, **others: object) -> Path:
-    blocks = {
-        "host": {"adapter": adapter, "model": "tiny", "dtype": "bfloat16"},
-        "prior": {"name": "tiny-wan", "context": "views", "tap": 2, "size": [96, 160]},
-        "projector": {"name": "mlp2x_gelu", "hidden_dim": 64},
-        "space": "adaptive_avg",
-        **others,
-    }
-    path.write_text("# A recipe for tests\n" + yaml.safe_dump(blocks))
-    return path
-
-
-def run(host: str, checkout: str, recipe: Path | None, *words: object, processes: int = 0, **variables: str) -> str:
-    """Run a script of a checkout; what was said.
-
-    Args:
-        host: whose stand-ins.
-        checkout: its folder's name.
-        recipe: None: without ``vega3d run``.
-        words: script and arguments.
-        processes: of torchrun; 0: without it.
-        variables: of the environment.
-    """
-    source = host_source(checkout)
-    assert source is not None
-    python = [sys.executable]
-    if processes:
-        python = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", str(processes)]
-        python += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    through = [] if recipe is None else ["run", "--recipe", recipe, "--"]
-    command = [*python, STAND_INS, host, *through, *words]
-    environment = {
-        **os.environ,
-        # The doubles are enough here, and the checkout's package must be imported as its script does it.
-        "VEGA3D_HOST_SOURCES": "",
-        # The checkout is importable, as `pip install -e` would make it.
-        "PYTHONPATH": os.pathsep.join(map(str, [HERE, HERE.parent / "tests", source])),
-        "CUDA_VISIBLE_DEVICES": "",
-        **variables,
-    }
-    with tempfile.TemporaryDirectory(prefix="vega3d-run-") as here:
-        # Scripts find their files from where they are run, and write there.
-        for entry in source.iterdir():
-            Path(here, entry.name).symlink_to(entry)
-        ended = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, timeout=500, cwd=here,
-            env={**environment, "HF_MODULES_CACHE": f"{here}/modules"}, check=False,
-        )  # fmt: skip
-    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-6000:]
-    return ended.stderr
-
-
-def branch_of(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "vega3d.safetensors")
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def flags(**values: object) -> list[str]:
-    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
 @pytest.mark.skipif(installed() != "LLaVA-NeXT", reason="no checkout of LLaVA-NeXT that this environment can import")

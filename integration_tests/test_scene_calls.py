@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import hosts
@@ -15,7 +16,7 @@ from watching import Watching
 
 import vega3d
 from vega3d_llava_video import tiny_transformers
-from vega3d_plugin.contracts.errors import HostError
+from vega3d_plugin.contracts.errors import HostError, SeamMissedWarning
 from vega3d_qwen_vl import tiny as tiny_qwen
 
 MARKS = {"qwen2_5_vl": "<|vision_start|><|{}_pad|><|vision_end|>", "llava_onevision": "<{}>"}
@@ -90,6 +91,43 @@ def test_generate_with_images_that_cannot_be_told_apart() -> None:
     # What was refused is not held against the next call, which tells.
     logits(model, batch)
     assert [len(frames) for frames in prior.seen] == [1, 1]
+
+
+def still_videos(count: int) -> Batch:
+    """One prompt for each video of two equal frames, which the tower is given just as it is given an image."""
+    processor: Any = tiny_qwen.tiny_processor("qwen2_5_vl")
+    processor.tokenizer.padding_side = "left"
+    mark = MARKS["qwen2_5_vl"].format("video")
+    videos = [random_video(1, 56, 56, seed=row).repeat(2, 1, 1, 1) for row in range(count)]
+    more = {"do_sample_frames": False} if hasattr(processor, "video_processor") else {}
+    texts = [f"{mark} {'?' * (row + 1)}" for row in range(count)]
+    batch = dict(processor(text=texts, videos=videos, padding=True, return_tensors="pt", **more))
+    return {key: torch.tensor(value) if isinstance(value, list) else value for key, value in batch.items()}
+
+
+def test_still_videos_of_different_prompts_are_no_scene() -> None:
+    model, prior = watch("qwen2_5_vl")
+    batch = still_videos(2)
+    logits(model, batch)
+    assert [len(frames) for frames in prior.seen] == [2, 2]
+    prior.seen.clear()
+    model.generate(**batch, max_new_tokens=2)
+    assert [len(frames) for frames in prior.seen] == [2, 2]
+
+
+def test_a_still_video_is_a_video_for_a_prior_of_videos() -> None:
+    model = hosts.patch(hosts.named("qwen2_5_vl").build(), context="video", init="released")
+    assert torch.isfinite(logits(model, still_videos(1))).all()
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_generate_warns_of_nothing(family: str, cache: bool) -> None:
+    """Without a cache each step is given what was encoded, and fused, before the first."""
+    model, prior = watch(family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SeamMissedWarning)
+        model.generate(**batch_of(family, "image", (56, 84)), max_new_tokens=3, use_cache=cache)
+    assert prior.seen
 
 
 # Gradient checkpointing of the very module that the branch follows. Autograd may run it in a thread of its own.

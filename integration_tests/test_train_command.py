@@ -215,7 +215,7 @@ def test_ctrl_c_during_a_save_leaves_the_last_checkpoint_whole(monkeypatch: pyte
         result = invoke(QWEN, "train.output_dir=out", *LORA)
     signal.signal(signal.SIGINT, before)
     assert result.exit_code == 130
-    assert re.search(r"Interrupted\. out/checkpoint-2 is whole; go on with --resume", result.output)
+    assert re.search(r"Interrupted\. out/checkpoint-2 is whole; resume with --resume", result.output)
     assert [path.name for path in checkpoints(Path("out"))] == ["checkpoint-2"]
     assert not list(Path("out").glob("checkpoint-4"))
     assert not (Path("out") / WRITING).exists()
@@ -262,12 +262,13 @@ def test_gates_and_rates_are_in_the_log_and_reach_the_trackers(monkeypatch: pyte
     steps = [logs for logs in seen if "loss" in logs]
     assert len(steps) == 4
     for logs in steps:
-        kinds = {key.split("/")[1] for key in logs if key.startswith("gate/")}
+        kinds = {key.split("/")[1] for key in logs if key.startswith("share/")}
         assert kinds
         assert kinds <= {"image", "video", "scene"}
         for kind in kinds:
             assert 0 < logs[f"gate/{kind}/mean"] < 1
-            assert logs[f"gate/{kind}/spread"] > 0
+            assert 0 <= logs[f"share/{kind}/generative"] < 1
+            assert logs[f"share/{kind}/host"] == pytest.approx(1 - logs[f"share/{kind}/generative"])
         assert logs["learning_rate/branch"] == pytest.approx(10 * logs["learning_rate/language"])
         assert logs["learning_rate/language"] == pytest.approx(logs["learning_rate"])
 

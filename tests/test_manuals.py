@@ -88,6 +88,9 @@ def test_a_fuser(module: ModuleType) -> None:
         assert torch.equal(vega3d.build_fuser("louder", 8, init="identity")(semantic, generative), semantic)
         half = vega3d.build_fuser("louder", 8, volume=0.5)
         torch.testing.assert_close(half(semantic, generative), semantic + 0.5 * generative)
+    (shares,) = module.found
+    assert shares.measure == "contributions"
+    assert 0 < float(shares.generative.mean()) < 1
 
 
 def test_the_example_in_the_hook_specifications() -> None:

@@ -13,7 +13,7 @@ if typing.TYPE_CHECKING:
     from .branch.fusers import Fuser, build_fuser, list_fusers
     from .branch.handle import Handle, get_handle, is_patched
     from .branch.projectors import build_projector
-    from .branch.switches import disabled, record_gates, zeroed
+    from .branch.switches import disabled, record_gates, record_shares, zeroed
     from .checkpoints.released.loading import load_released
     from .checkpoints.saving import load_pretrained, save_pretrained
     from .contracts import errors
@@ -21,6 +21,7 @@ if typing.TYPE_CHECKING:
     from .contracts.errors import Vega3dError, Vega3dWarning
     from .contracts.seams import HostAdapter, ImageSamples, Seam, SeamCall, SeamInput, SeamPoint, SeamReader
     from .contracts.settings import BranchSettings, FusionSettings, PriorSettings, ProjectorSettings
+    from .contracts.shares import Shares
     from .features import FeatureStore
     from .hookspecs import hookimpl
     from .hosts.finding import list_hosts
@@ -45,6 +46,7 @@ _PLACES = {
     "build_projector": ".branch.projectors",
     "disabled": ".branch.switches",
     "record_gates": ".branch.switches",
+    "record_shares": ".branch.switches",
     "zeroed": ".branch.switches",
     "load_released": ".checkpoints.released.loading",
     "load_pretrained": ".checkpoints.saving",
@@ -67,6 +69,7 @@ _PLACES = {
     "FusionSettings": ".contracts.settings",
     "PriorSettings": ".contracts.settings",
     "ProjectorSettings": ".contracts.settings",
+    "Shares": ".contracts.shares",
     "FeatureStore": ".features",
     "hookimpl": ".hookspecs",
     "list_hosts": ".hosts.finding",
@@ -131,6 +134,7 @@ __all__ = [
     "SeamInput",
     "SeamPoint",
     "SeamReader",
+    "Shares",
     "TokenGrid",
     "Vega3dError",
     "Vega3dWarning",
@@ -154,6 +158,7 @@ __all__ = [
     "patch",
     "plugin_manager",
     "record_gates",
+    "record_shares",
     "save_pretrained",
     "unpatch",
     "zeroed",

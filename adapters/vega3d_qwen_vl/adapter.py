@@ -10,10 +10,10 @@ from torch import nn
 from vega3d_plugin.contracts.clips import PixelStatistics
 from vega3d_plugin.contracts.errors import HostError
 from vega3d_plugin.contracts.pixel_statistics import CLIP, HALF, processor_statistics
-from vega3d_plugin.contracts.seams import Seam
+from vega3d_plugin.contracts.seams import Seam, SeamPoint
 
 from .pixels import Packing
-from .reader import QwenReader
+from .reader import IMAGES, VIDEOS, QwenReader
 
 #: Model classes by family, without and with a language-model head, and the statistics of their processors.
 FAMILIES: dict[str, PixelStatistics] = {
@@ -64,6 +64,7 @@ class QwenVLAdapter:
                 statistics=statistics,
                 statistics_source=source,
                 reader=QwenReader(packing, statistics),
+                points=(*_noting(model, entry), SeamPoint(path)),
             )
         ]
 
@@ -77,6 +78,13 @@ class QwenVLAdapter:
         from .tiny import tiny_model, tiny_processor
 
         return tiny_model(), tiny_processor()
+
+
+def _noting(model: nn.Module, entry: str) -> list[SeamPoint]:
+    """Where the pixels come by before they are cast: the methods that encode them, or the forward that does it."""
+    base = type(model.get_submodule(entry))
+    methods = [method for method in (IMAGES, VIDEOS) if callable(getattr(base, method, None))]
+    return [SeamPoint(entry, method, "note") for method in methods] or [SeamPoint(entry, role="note")]
 
 
 def _family(model: nn.Module) -> str | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,45 @@ from vega3d_plugin.contracts.clips import Clip, PixelStatistics, TokenGrid
 from vega3d_plugin.contracts.errors import HostError
 from vega3d_plugin.contracts.seams import ImageSamples, SeamCall, SeamInput
 from vega3d_plugin.hosts.views import join_views
+from vega3d_transformers.reader import arguments_of
 
 from .pixels import Packing
 
 Grid = tuple[int, int, int]
+IMAGES, VIDEOS = "get_image_features", "get_video_features"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The pixels that a host was given, before it casts them to the tower's dtype.
+
+    Attributes:
+        images, image_grid: of the images, or None.
+        videos, video_grid: of the videos, or None.
+        lasts: they are those of a whole forward, which calls the tower for images and for videos.
+    """
+
+    images: Tensor | None
+    image_grid: Tensor | None
+    videos: Tensor | None
+    video_grid: Tensor | None
+    lasts: bool
+
+    def source(self, pixels: Tensor, grid: Tensor) -> tuple[Tensor, bool | None]:
+        """The pixels behind those that the tower was called with, and whether they are videos (None: unknown)."""
+        known = ((self.images, self.image_grid, False), (self.videos, self.video_grid, True))
+        fits = [
+            (given, video)
+            for given, own, video in known
+            if given is not None and own is not None and given.shape == pixels.shape and _same(own, grid)
+        ]
+        if len(fits) > 1:
+            fits = [(given, video) for given, video in fits if torch.equal(given.to(pixels), pixels)][:1]
+        return (fits[0][0].to(pixels.device), fits[0][1]) if fits else (pixels, None)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.shape == other.shape and torch.equal(one.to(other.device), other))
 
 
 @dataclass(frozen=True)
@@ -28,8 +64,24 @@ class QwenReader:
         statistics: with which they were normalised.
     """
 
+    #: See :func:`vega3d_plugin.contracts.seams.needs_no_tokens`: the grids are among the tower's arguments.
+    clips_from_arguments: ClassVar[bool] = True
+
     packing: Packing
     statistics: PixelStatistics
+    #: Without notes the tower's own pixels are read.
+    notes_optional = True
+
+    def note(self, call: SeamCall) -> Packed | None:
+        """The pixels of one call of :data:`IMAGES` or :data:`VIDEOS`, or of a forward that encodes both itself."""
+        signature = None if call.method else inspect.signature(type(call.module).forward)
+        arguments = arguments_of(call, signature)
+        pixels = arguments.get("pixel_values"), arguments.get("pixel_values_videos")
+        images, videos = (given if isinstance(given, Tensor) else None for given in pixels)
+        if images is None and videos is None:
+            return None
+        grids = arguments.get("image_grid_thw"), arguments.get("video_grid_thw")
+        return Packed(images, grids[0], videos, grids[1], lasts=not call.method)
 
     def read(self, call: SeamCall) -> SeamInput:
         """Tokens ``[L, D]`` and clips of one call ``visual(pixel_values, grid_thw=...)``."""
@@ -41,10 +93,13 @@ class QwenReader:
                 f"(positional: {len(call.args)}, named: {sorted(call.kwargs)})."
             )
         tokens = _tokens(call.output)
+        video: bool | None = None
+        if isinstance(call.notes, Packed):
+            pixels, video = call.notes.source(pixels, grid_thw)
         grids: list[Grid] = [(int(t), int(h), int(w)) for t, h, w in grid_thw.tolist()]
         clips = []
         for rows, grid in zip(pixels.split([t * h * w for t, h, w in grids]), grids, strict=True):
-            clips.append(self._clip(rows, grid))
+            clips.append(self._clip(rows, grid, video))
         if call.as_scenes and all(clip.kind == "image" for clip in clips):
             counts = _counts(call.samples, grid_thw, len(clips))
             clips = join_views([[clip] for clip in clips], [row for row, n in enumerate(counts) for _ in range(n)])
@@ -84,12 +139,13 @@ class QwenReader:
             counts.append(image - first)
         return ImageSamples(tuple(counts), grid)
 
-    def _clip(self, rows: Tensor, grid: Grid) -> Clip:
+    def _clip(self, rows: Tensor, grid: Grid, video: bool | None) -> Clip:
         frames = self.statistics.unnormalise(self.packing.unpack(rows, grid))
         t, h, w = grid
         token_grid = TokenGrid(t, h // self.packing.merge, w // self.packing.merge)
-        # An image is one frame repeated to fill the temporal patch; the prior should see it once.
-        if t == 1 and all(torch.equal(frames[0], frame) for frame in frames[1:]):
+        # An image is one frame repeated to fill the temporal patch; the prior should see it once. A video that stands
+        # still looks the same, where it is not known which of the two it is.
+        if not video and t == 1 and all(torch.equal(frames[0], frame) for frame in frames[1:]):
             return Clip(frames[:1], token_grid, "image")
         return Clip(frames, token_grid, "video")
 

@@ -31,6 +31,8 @@ ABSENT = {
         "draccus", "wandb", "tensorflow", "tensorflow_datasets", "tensorflow_graphics", "dlimp", "json_numpy",
         "absl", "jsonlines", "libero", "imageio", "robosuite", "sentencepiece",
     ),
+    "llava3d": ("deepspeed", "trl", "matplotlib", "torch_scatter"),
+    "vg": ("flash_attn", "decord", "cv2", "deepspeed"),
 }  # fmt: skip
 
 
@@ -81,8 +83,16 @@ def install(host: str) -> None:
 
     # LLaVA-NeXT brings a `trl` of its own, which needs `datasets`.
     absent = {name for name in ABSENT[host] if name == "trl" or importlib.util.find_spec(name) is None}
+    if host == "oft" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        # Without it imageio, which comes with scikit-image, cannot write the script's videos.
+        absent.add("imageio")
     sys.meta_path.insert(0, Finder(absent))
-    {"llava": llava, "oft": oft}[host]()
+    {"llava": llava, "llava3d": llava3d, "oft": oft, "vg": vg}[host]()
+    without_a_gpu()
+
+
+def without_a_gpu() -> None:
+    """Calls to a GPU that is not there do nothing, or are for the CPU."""
     if not torch.cuda.is_available():
         for name in ("synchronize", "empty_cache", "set_device"):
             # One function each, as torch.compile wants it.
@@ -103,12 +113,42 @@ def llava() -> None:
 
     transformers.trainer.GradientAccumulationPlugin = accelerate.utils.GradientAccumulationPlugin
     module = importlib.import_module("llava.train.llava_trainer")
-    if not hasattr(module, "TrainerState"):
+    if "_inner_training_loop" in vars(module.LLaVATrainer) and not hasattr(module, "TrainerState"):
         del module.LLaVATrainer._inner_training_loop
     save = transformers.Trainer._save_checkpoint
     if "metrics" not in inspect.signature(save).parameters:
         transformers.Trainer._save_checkpoint = lambda self, model, trial, metrics=None: save(self, model, trial)
     module.Accelerator = lambda dispatch_batches, split_batches, **options: accelerate.Accelerator(**options)
+
+
+def llava3d() -> None:
+    """LLaVA-NeXT's, and tensors that an evaluation sends to a GPU by name."""
+    llava()
+    without_flash_attention()
+    if not torch.cuda.is_available():
+        torch.Tensor.cuda = lambda self, *_, **__: self
+
+
+def vg() -> None:
+    """VG-LLM's script asks which of torchrun's processes it is."""
+    without_flash_attention()
+    if not torch.cuda.is_available() and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+
+
+def without_flash_attention() -> None:
+    """Scripts ask for it by name; it needs a GPU."""
+    import transformers
+
+    if torch.cuda.is_available():
+        return
+    build = transformers.PreTrainedModel.from_pretrained.__func__
+
+    def from_pretrained(cls: type, *args: Any, **options: Any) -> Any:
+        asked = {"attn_implementation": "sdpa"} if options.get("attn_implementation") == "flash_attention_2" else {}
+        return build(cls, *args, **{**options, **asked})
+
+    transformers.PreTrainedModel.from_pretrained = classmethod(from_pretrained)
 
 
 def oft() -> None:

@@ -89,7 +89,8 @@ def safe_save(trainer, output_dir):
 def train():
     arguments, training = HfArgumentParser((ModelArguments, TrainingArguments)).parse_args_into_dataclasses()
     set_seed(training.seed)
-    model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(arguments.model_name_or_path)
+    options = {"torch_dtype": torch.bfloat16} if training.bf16 else {}
+    model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(arguments.model_name_or_path, **options)
     processor = AutoProcessor.from_pretrained(arguments.model_name_or_path)
     model.config.use_cache = False
     if training.gradient_checkpointing:

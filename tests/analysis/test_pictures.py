@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vega3d_plugin.analysis import pictures
-from vega3d_plugin.analysis.pictures import feature_picture, feature_rgb, gate_overlay
+from vega3d_plugin.analysis.pictures import feature_picture, feature_rgb, share_overlay
 from vega3d_plugin.contracts.errors import FramesError
 
 T, H, W = 4, 120, 160
@@ -35,11 +35,11 @@ def saturation(pixels: np.ndarray) -> np.ndarray:
     return np.ptp(pixels, axis=-1)
 
 
-def test_overlay_shows_plain_frames_above_and_gates_below(frames, tmp_path):
-    gates = np.full((2, 3, 4), 0.2, "float32")
-    gates[0, :, 2:] = 0.8
-    path = tmp_path / "new" / "gates.png"
-    gate_overlay(frames, gates, path)
+def test_overlay_shows_plain_frames_above_and_shares_below(frames, tmp_path):
+    shares = np.full((2, 3, 4), 0.2, "float32")
+    shares[0, :, 2:] = 0.8
+    path = tmp_path / "new" / "shares.png"
+    share_overlay(frames, shares, path)
     sheet = load(path)
     assert sheet.shape == (8 + 26 + 20 + 2 * H + 16 + 64, 480, 3)
     above, below = rows_of(sheet)
@@ -51,10 +51,10 @@ def test_overlay_shows_plain_frames_above_and_gates_below(frames, tmp_path):
     np.testing.assert_allclose(right, 0.4 * shade[:, W // 2 :] + 0.6 * heat[1], atol=2)
 
 
-def test_colour_scale_spans_the_gates_own_range(frames, tmp_path):
-    gates = np.linspace(0.5, 0.5001, 24).reshape(2, 3, 4)
-    gate_overlay(frames, gates, tmp_path / "narrow.png")
-    gate_overlay(frames, (gates - 0.5) * 10000, tmp_path / "wide.png")
+def test_colour_scale_spans_the_shares_own_range(frames, tmp_path):
+    shares = np.linspace(0.5, 0.5001, 24).reshape(2, 3, 4)
+    share_overlay(frames, shares, tmp_path / "narrow.png")
+    share_overlay(frames, (shares - 0.5) * 10000, tmp_path / "wide.png")
     narrow, wide = load(tmp_path / "narrow.png"), load(tmp_path / "wide.png")
     np.testing.assert_allclose(rows_of(narrow)[1], rows_of(wide)[1], atol=1)
     assert (narrow[-60:] != wide[-60:]).any(), "the printed limits differ"
@@ -74,29 +74,29 @@ def printed(monkeypatch) -> list[str]:
 
 def test_limits_are_printed_with_enough_digits(frames, tmp_path, monkeypatch):
     texts = printed(monkeypatch)
-    gates = np.full((2, 2, 2), 0.49998)
-    gates[0, 0, 0] = 0.50002
-    gate_overlay(frames, gates, tmp_path / "gates.png", title="A title")
+    shares = np.full((2, 2, 2), 0.49998)
+    shares[0, 0, 0] = 0.50002
+    share_overlay(frames, shares, tmp_path / "shares.png", title="A title")
     assert {"A title", "frame 0", "frame 2", "min 0.4999800", "mean 0.4999850", "max 0.5000200"} <= set(texts)
 
 
-def test_constant_gates_are_called_constant(frames, tmp_path, monkeypatch):
+def test_constant_shares_are_called_constant(frames, tmp_path, monkeypatch):
     texts = printed(monkeypatch)
-    gate_overlay(frames, np.full((4, 2, 2), 0.5, "float32"), tmp_path / "gates.png")
-    assert "constant: every gate is 0.5" in texts
+    share_overlay(frames, np.full((4, 2, 2), 0.5, "float32"), tmp_path / "shares.png")
+    assert "constant: every share is 0.5" in texts
     assert not any(text.startswith("min") for text in texts)
 
 
 def test_frames_to_show_can_be_chosen(frames, tmp_path, monkeypatch):
     texts = printed(monkeypatch)
-    gate_overlay(frames, np.full((3, 2, 2), 0.5), tmp_path / "gates.png", first_frames=[0, 1, 3])
+    share_overlay(frames, np.full((3, 2, 2), 0.5), tmp_path / "shares.png", first_frames=[0, 1, 3])
     assert [text for text in texts if text.startswith("frame")] == ["frame 0", "frame 1", "frame 3"]
 
 
 def test_many_frames_go_on_below(tmp_path):
     many = np.zeros((16, H, W, 3), "uint8")
-    gate_overlay(many, np.zeros((16, 2, 2)), tmp_path / "gates.png")
-    height, width = load(tmp_path / "gates.png").shape[:2]
+    share_overlay(many, np.zeros((16, 2, 2)), tmp_path / "shares.png")
+    height, width = load(tmp_path / "shares.png").shape[:2]
     assert width <= 1340
     assert height > 3 * 2 * H
 
@@ -179,20 +179,20 @@ def test_feature_picture_shows_the_colours_below(frames, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gates", "message"),
+    ("shares", "message"),
     [
-        (np.zeros((4, 2)), r"gates \[t, h, w\], found \[4, 2\]"),
+        (np.zeros((4, 2)), r"shares \[t, h, w\], found \[4, 2\]"),
         (np.zeros((4, 0, 2)), r"found \[4, 0, 2\]"),
         (np.zeros((3, 2, 2)), "4 frames do not divide evenly over 3 rows"),
         (np.zeros((8, 2, 2)), "4 frames do not divide evenly over 8 rows"),
         (np.full((4, 2, 2), 1.5), r"0\.\.1, found 1\.5 to 1\.5"),
-        (np.full((4, 2, 2), np.nan), "16 of 16 gates are NaN"),
-        (np.zeros((4, 2, 2), "int64"), "gates of floating point, found int64"),
+        (np.full((4, 2, 2), np.nan), "16 of 16 shares are NaN"),
+        (np.zeros((4, 2, 2), "int64"), "shares of floating point, found int64"),
     ],
 )
-def test_wrong_gates(frames, tmp_path, gates, message):
+def test_wrong_shares(frames, tmp_path, shares, message):
     with pytest.raises(FramesError, match=message):
-        gate_overlay(frames, gates, tmp_path / "gates.png")
+        share_overlay(frames, shares, tmp_path / "shares.png")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_wrong_gates(frames, tmp_path, gates, message):
 )
 def test_wrong_frames(tmp_path, wrong):
     with pytest.raises(FramesError, match=r"uint8 frames \[T, H, W, 3\], found"):
-        gate_overlay(wrong, np.full((4, 2, 2), 0.5), tmp_path / "gates.png")
+        share_overlay(wrong, np.full((4, 2, 2), 0.5), tmp_path / "shares.png")
     with pytest.raises(FramesError, match=r"uint8 frames \[T, H, W, 3\], found"):
         feature_picture(wrong, np.ones((4, 5, 2, 2)), tmp_path / "features.png")
 

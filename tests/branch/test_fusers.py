@@ -10,6 +10,7 @@ import vega3d
 from vega3d_plugin.branch.fusers.gated import GatedFuser
 from vega3d_plugin.contracts.errors import FusionError, UnknownNameError
 from vega3d_plugin.contracts.fusers import Fuser
+from vega3d_plugin.contracts.shares import measured_shares
 
 D = 16
 ALL = [
@@ -280,22 +281,25 @@ def test_gates_are_recorded_between_zero_and_one(name: str, dtype: torch.dtype) 
     assert isinstance(fuser, GatedFuser)
     semantic, generative = tokens(3, 4, 5, dtype=dtype)
     silent = fuser(semantic, generative)
-    gates = fuser._gate_sink = []
-    recorded = fuser(semantic, generative)
+    with measured_shares() as found:
+        recorded = fuser(semantic, generative)
     assert torch.equal(recorded, silent)
-    assert [gate.shape for gate in gates] == [(3, 4, 5)]
-    assert gates[0].dtype == torch.float32
-    assert not gates[0].requires_grad
-    assert bool(((gates[0] > 0) & (gates[0] < 1)).all())
-    assert gates[0].std() > 0.01
+    (gate,) = [shares.gate for shares in found]
+    assert gate is not None
+    assert gate.shape == (3, 4, 5)
+    assert gate.dtype == torch.float32
+    assert not gate.requires_grad
+    assert bool(((gate > 0) & (gate < 1)).all())
+    assert gate.std() > 0.01
 
 
 def test_the_gate_is_the_weight_of_the_semantic_token() -> None:
     fuser = build("token_gated_residual", residual_scale=1.0)
     semantic, generative = tokens(3, 4, 5)
-    gates = fuser._gate_sink = []
-    fused = fuser(semantic, generative)
-    gate = gates[0][..., None]
+    with measured_shares() as found:
+        fused = fuser(semantic, generative)
+    assert found[0].gate is not None
+    gate = found[0].gate[..., None]
     torch.testing.assert_close(fused, gate * semantic + (1 - gate) * generative)
 
 

@@ -227,6 +227,39 @@ def test_recordings_inside_each_other(model: Home) -> None:
     assert torch.equal(outer[1], inner[0])
 
 
+def test_shares_and_gates_of_the_same_call(model: Home) -> None:
+    with vega3d.record_gates(model) as gates, vega3d.record_shares(model) as shares:
+        model()
+    (gate,), (share,) = gates, shares
+    assert gates.shares[0].gate is gate
+    assert share.generative is not None
+    assert gate.shape == share.generative.shape == share.change.shape == (1, 2, 3)
+    torch.testing.assert_close(share.generative, 0.2 * (1 - gate))
+    assert share.scale == pytest.approx(0.2)
+
+
+def test_a_fresh_patch_is_the_host_alone(model: Home) -> None:
+    with torch.no_grad():
+        model.vega3d.fuser.make_identity()
+    with vega3d.record_shares(model) as shares:
+        model()
+    assert bool((shares[0].host == 1).all())
+    assert bool((shares[0].change == 0).all())
+
+
+def test_a_fuser_without_a_gate_has_shares(model: Home) -> None:
+    model.vega3d.fuser = vega3d.build_fuser("add", SIZE)
+    with pytest.raises(vega3d.errors.FusionError, match=r"no gate to record.*vega3d\.record_shares"):
+        vega3d.record_gates(model).__enter__()
+    with vega3d.record_shares(model) as shares:
+        model()
+    assert shares[0].generative is not None
+    assert 0 < float(shares[0].generative.mean()) < 1
+    with vega3d.zeroed(model), vega3d.record_shares(model) as shares:
+        model()
+    assert bool((shares[0].host == 1).all())
+
+
 def test_recordings_of_other_threads(model: Home) -> None:
     with vega3d.record_gates(model) as own, vega3d.record_gates(model, all_threads=True) as every:
         model()

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vega3d_plugin.evaluation.ablation import Ablation, Difference, Score, bootstrap, differences, same_answer
+from vega3d_plugin.evaluation.ablation import Ablation, Difference, Score, differences
+from vega3d_plugin.evaluation.comparison.measures import same_answer
+from vega3d_plugin.evaluation.verdicts import compared
+
+
+def bootstrap(
+    values: np.ndarray, groups: np.ndarray, *, seed: int, resamples: int
+) -> tuple[float | None, float | None]:
+    return compared(values[None], np.zeros_like(values)[None], groups, seed=seed, resamples=resamples)[1:3]
 
 
 def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:
@@ -56,8 +64,8 @@ def scored(nll: list[tuple[float, float]], exact: list[tuple[bool, bool]] | None
     [
         (-1.0, 0.1, "patched is better"),
         (1.0, 0.1, "patched is worse"),
-        (0.0, 1.0, "cannot be told apart on this data: the interval contains 0"),
-        (0.0, 0.0, "the same on every answer"),
+        (0.0, 1.0, "no difference shown: the interval contains 0"),
+        (0.0, 0.0, "no difference: the same on every answer"),
     ],
 )
 def test_lower_likelihood_loss_is_better(shift: float, spread: float, verdict: str) -> None:
@@ -75,7 +83,7 @@ def test_higher_exact_match_is_better() -> None:
     told = {(d.control, d.measure): d for d in differences(found, seed=0, resamples=500)}
     assert told["base", "exact"].mean == pytest.approx(0.65)
     assert told["base", "exact"].verdict.startswith("patched is better")
-    assert told["base", "nll"].verdict == "the same on every answer"
+    assert told["base", "nll"].verdict == "no difference: the same on every answer"
     worse = Difference("base", "exact", -0.2, -0.3, -0.1)
     assert worse.verdict.startswith("patched is worse")
 

@@ -23,10 +23,10 @@ from support.harnesses import interpreter
 
 import vega3d
 from vega3d_plugin.contracts.errors import RowError, SavedBranchError, SettingsError
-from vega3d_plugin.evaluation.answers import encode_question
 from vega3d_plugin.evaluation.harness_host import EvaluatedHost, EvaluationError, HostArguments
 from vega3d_plugin.recipes.blocks import DataSettings
 from vega3d_plugin.recipes.library import list_recipes, read_recipe
+from vega3d_plugin.training.answers import encode_question
 from vega3d_plugin.training.rows.conversation import Medium, Turn
 from vega3d_qwen_vl.tiny import tiny_processor
 
@@ -301,12 +301,13 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     sys.modules.pop("vega3d_plugin.evaluation.lmms_eval", None)
 
 
-def test_requests_are_answered_in_order(double: Any, root: Path) -> None:
+@pytest.mark.parametrize("size", [1, 3])
+def test_requests_are_answered_in_order(double: Any, root: Path, size: int) -> None:
     arguments = {"pretrained": str(root / "host"), "branch": str(root / "branch"), "max_num_frames": 4}
     # What lmms-eval passes by itself.
-    model = double.Vega3dModel(**arguments, batch_size=1, device="cuda" if not torch.cuda.is_available() else "cpu")
+    model = double.Vega3dModel(**arguments, batch_size=size, device="cuda" if not torch.cuda.is_available() else "cpu")
     assert model.is_simple is False
-    assert (model.device.type, model.batch_size) == ("cpu", 1)
+    assert (model.device.type, model.batch_size) == ("cpu", size)
     model.task_dict = {"rooms": {"test": lmms_eval_task.DOCS}}
     requests = [
         types.SimpleNamespace(args=("", lambda doc: question(root, doc), OPTIONS, number, "rooms", "test"))
@@ -316,11 +317,16 @@ def test_requests_are_answered_in_order(double: Any, root: Path) -> None:
     expected = answers(root)
     assert [result.text for result in results] == [expected[2], expected[0], expected[1]]
     assert all(0 < result.token_counts.output_tokens <= 6 for result in results)
-    assert [entry[2] for entry in model.cached] == [result.text for result in results]
+    assert sorted(entry[2] for entry in model.cached) == sorted(result.text for result in results)
     with pytest.raises(EvaluationError, match="likelihoods"):
         model.loglikelihood([])
     with pytest.raises(EvaluationError, match="several rounds"):
         model.generate_until_multi_round([])
+
+
+def test_a_batch_has_requests_with_the_same_options(double: Any) -> None:
+    requests = [types.SimpleNamespace(args=("", None, {"max_new_tokens": n}, 0, "", "")) for n in (1, 2, 1, 1, 2)]
+    assert list(double._batches(requests, 2)) == [[0, 2], [3], [1, 4]]
 
 
 def test_a_folder_that_looks_like_a_number_stays_a_name(double: Any) -> None:

@@ -389,7 +389,7 @@ def test_a_folder_that_cannot_be_claimed_is_left_alone(tmp_path: Path, monkeypat
     def refuse(path: object, *_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-    monkeypatch.setattr("vega3d_plugin.features.store.create_text", refuse)
+    monkeypatch.setattr("vega3d_plugin.features.places.create_text", refuse)
     store = FeatureStore(tmp_path)
     with pytest.warns(Vega3dWarning, match="Read-only file system"):
         store.bind(Stub())

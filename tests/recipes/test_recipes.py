@@ -202,7 +202,8 @@ def test_full_tuning_of_llava_is_as_released() -> None:
     prior, train, tune = recipe.prior, recipe.train, recipe.tune
     assert prior is not None
     assert (prior.name, prior.tap, prior.context, prior.size) == ("wan2.1-t2v-1.3b", 20, "frame", (720, 1280))
-    assert (prior.timestep, prior.shift, prior.preset) == (300, 5.0, None)
+    assert (prior.timestep, prior.shift, prior.preset) == (300, 5.0, "released")
+    assert prior.resize == "crop"
     assert (recipe.projector.name, recipe.space) == ("mlp2x_gelu", "adaptive_avg")
     assert (recipe.fusion.name, recipe.fusion.init) == ("token_gated", "released")
     assert modes(recipe) == dict.fromkeys(("vision", "projector", "language", "branch"), "full")

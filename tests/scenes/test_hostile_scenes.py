@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from support import scene_layouts as layouts
 
-from vega3d_plugin.contracts.errors import SceneError, Vega3dError, Vega3dWarning
+from vega3d_plugin.contracts.errors import SceneError, Vega3dError, Vega3dWarning, VideoError
+from vega3d_plugin.scenes.images import read_image
 from vega3d_plugin.scenes.opening import open_scene
+from vega3d_plugin.scenes.pixel_limits import too_large
 from vega3d_plugin.scenes.pixels import read_plane
 from vega3d_plugin.scenes.scene import Scene
 from vega3d_plugin.scenes.worlds import rendered_scene
@@ -244,7 +246,7 @@ POSED = {
     r"objects\.json, entry 0, size: expected 3 numbers": lambda f: (f / "objects.json").write_text(
         '[{"name": "a", "centre": [1, 2, 3], "size": [1]}]'
     ),
-    r"00001\.jpg is not a picture": lambda f: (f / "00001.jpg").write_bytes(b"GIF89a"),
+    r"00001\.jpg cannot be read: it is not a picture": lambda f: (f / "00001.jpg").write_bytes(b"GIF89a"),
 }
 
 
@@ -315,7 +317,7 @@ def test_lines_of_colmap_are_named(room: Scene, tmp_path: Path) -> None:
 DEPTHS = {
     "the mode L .8 bits.": lambda p: Image.new("L", (4, 4)).save(p),
     "the mode RGB": lambda p: Image.new("RGB", (4, 4)).save(p),
-    "is not a picture, or damaged": lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n"),
+    "it is not a picture, or damaged": lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n"),
     "does not exist": lambda p: None,
 }
 
@@ -333,15 +335,17 @@ def header(text: str) -> bytes:
 
 
 ARRAYS = {
-    "holds Python objects": lambda: header("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }\n"),
-    "its header tells 8000000000000000000 bytes": lambda: header(
+    "it holds pickled objects, which are never read": lambda: header(
+        "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }\n"
+    ),
+    "takes 8,000,000,000,000,000,000 bytes, the file has": lambda: header(
         "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000, 1000000000), }\n"
     ),
-    r"its header tells -8 bytes|cannot be|no array": lambda: header(
+    "its header is none of a plain array": lambda: header(
         "{'descr': '<f8', 'fortran_order': False, 'shape': (-1,), }\n"
     ),
-    "is no array that can be read": lambda: b"PK\x03\x04",
-    "no array": lambda: header("{'descr': '<f8', 'fortran_order': False, 'shape': " + "(" * 3000 + "}\n"),
+    "is damaged or no plain array .EOF": lambda: b"PK\x03\x04",
+    "none of a plain array": lambda: header("{'descr': '<f8', 'fortran_order': False, 'shape': " + "(" * 3000 + "}\n"),
     r"found float64 \[2, 2, 2\]": lambda: (
         header("{'descr': '<f8', 'fortran_order': False, 'shape': (2, 2, 2), }\n") + bytes(64)
     ),
@@ -371,3 +375,24 @@ def test_a_picture_too_large_is_refused_by_its_header(tmp_path: Path) -> None:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with pytest.raises(SceneError, match="is 20000x6000, more than 100,000,000 pixels"):
             open_scene(tmp_path)
+
+
+def test_a_small_file_is_no_large_picture(tmp_path: Path) -> None:
+    """A photograph of 48 million pixels is read, a file of some kilobytes that claims as many is not."""
+    Image.new("1", (8000, 6000)).save(tmp_path / "a.png")
+    with pytest.raises(SceneError, match=r"a\.png is 8000x6000 in [\d,]+ bytes, more than 33,554,432 pixels or 64 for"):
+        open_scene(tmp_path)
+    assert too_large(8000, 6000, 2_000_000) == ""
+    assert too_large(7680, 4320, 1000) == ""
+    assert "on a side" in too_large(100_000, 2, 10**9)
+
+
+def test_no_picture_is_given_to_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow hands PostScript to Ghostscript, whatever a file is called."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("a program was run"))
+    path = tmp_path / "a.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n")
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+    with pytest.raises(VideoError, match="it is not a picture"):
+        read_image(path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import struct
 import wave
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,10 +14,15 @@ import pytest
 
 from vega3d_plugin.contracts.clips import uniform_indices
 from vega3d_plugin.contracts.errors import FramesError, VideoError
+from vega3d_plugin.recipes.blocks import DataSettings
 from vega3d_plugin.scenes import video
+from vega3d_plugin.scenes.images import read_frames
+from vega3d_plugin.scenes.opening import open_scene
 from vega3d_plugin.scenes.rendered import render_room
 from vega3d_plugin.scenes.upright import ShownFrame
-from vega3d_plugin.scenes.video import read_video, sample_video, write_video
+from vega3d_plugin.scenes.video import decoded, read_video, sample_video, write_video
+from vega3d_plugin.training.rows.conversation import Medium
+from vega3d_plugin.training.rows.media import load_video
 
 
 def numbered(count: int, size: tuple[int, int] = (32, 48)) -> np.ndarray:
@@ -74,7 +81,7 @@ def test_a_long_video_shows_a_bar_and_a_short_one_does_not(tmp_path, sixteen, ca
     write_video(tmp_path / "long.mp4", numbered(video.QUIET_FRAMES + 10, (16, 16)))
     assert len(read_video(tmp_path / "long.mp4", 2)) == 2
     shown = capsys.readouterr().err
-    assert "Counting frames of long.mp4" in shown
+    assert "Reading long.mp4" in shown
     assert "210/210" in shown
 
 
@@ -221,3 +228,138 @@ def test_a_video_at_an_odd_angle_is_refused(tmp_path: Path) -> None:
     on_its_side(path, (1, 1, -1, 1))
     with pytest.raises(VideoError, match=r"tilted\.mp4 is shown turned by another angle than a quarter"):
         read_video(path)
+
+
+# Every kind of video, through every reader
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("degrees", [0, *TURNS])
+def test_a_mirrored_video_is_shown_as_players_do(tmp_path: Path, degrees: int, mirrored: bool) -> None:
+    """A selfie: turned, and left and right exchanged after that."""
+    frame = np.zeros((48, 80, 3), dtype=np.uint8)
+    frame[:24, :40] = 255
+    path = tmp_path / "selfie.mp4"
+    write_video(path, np.stack([frame] * 3))
+    a, b, c, d = TURNS.get(degrees, (1, 0, 0, 1))
+    on_its_side(path, (-a, b, -c, d) if mirrored else (a, b, c, d))
+    expected = np.rot90(frame, k=-degrees // 90)
+    expected = expected[:, ::-1] if mirrored else expected
+    for shown in by_every_reader(path):
+        assert shown[0].shape == expected.shape
+        assert np.abs(shown[0].astype(int) - expected).mean() < 12
+
+
+def by_every_reader(path: Path) -> list[np.ndarray]:
+    """All frames by each way in: in one go, some of them, as a scene, and as a row."""
+    whole = read_video(path)
+    settings = DataSettings(files=["rows.json"], frames=len(whole))
+    scene = open_scene(path)
+    views = np.stack([(view.frame() * 255).round().byte().permute(1, 2, 0).numpy() for view in scene.views])
+    assert {view.size for view in scene.views} == {whole.shape[1:3]}
+    row = np.stack(load_video(Medium("video", path), settings).frames)
+    found = [whole, sample_video(path, len(whole))[0], np.stack(read_frames(path, len(whole)).pictures), views, row]
+    assert all(np.array_equal(each, whole) for each in found)
+    return found
+
+
+def encoded(
+    path: Path, codec: str = "libx264", form: str = "yuv420p", times: list[int] | None = None, count: int = 6,
+    size: tuple[int, int] = (32, 48),
+) -> np.ndarray:  # fmt: skip
+    """A video of numbered frames, shown at these times (in frames) or one after the other."""
+    frames = numbered(count, size)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.height, stream.width, stream.pix_fmt = *size, form
+        stream.codec_context.time_base = Fraction(1, 10)
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = (times or range(count))[number], Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return frames
+
+
+KINDS = {
+    "variable rate": ("a.mkv", {"times": [0, 1, 2, 30, 31, 95]}),
+    "one frame": ("a.mp4", {"count": 1}),
+    "odd sizes": ("a.mkv", {"codec": "ffv1", "size": (31, 47)}),
+    "odd sizes, 4:4:4": ("a.mp4", {"form": "yuv444p", "size": (33, 49)}),
+    "10 bits": ("a.mkv", {"codec": "ffv1", "form": "yuv420p10le"}),
+    "alpha": ("a.mov", {"codec": "qtrle", "form": "argb"}),
+    "begins before zero": ("a.mkv", {"times": [-3, -2, -1, 0, 1, 2]}),
+    "begins late": ("a.mp4", {"times": [50, 51, 52, 53, 54, 55]}),
+    "a picture that moves": ("a.gif", {"codec": "gif", "form": "rgb8"}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_reader_gives_the_same_frames(tmp_path: Path, kind: str) -> None:
+    name, how = KINDS[kind]
+    expected = encoded(tmp_path / name, **how)
+    found = by_every_reader(tmp_path / name)[0]
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(brightness(found), brightness(expected), atol=20 if name.endswith("gif") else 6)
+
+
+def test_frames_of_one_time_are_all_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    encoded(tmp_path / "whole.mkv", "ffv1")
+    with av.open(str(tmp_path / "whole.mkv")) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet, time in zip(source.demux(video=0), (0, 100, 100, 200, 200, 200), strict=False):
+            packet.pts = packet.dts = time
+            packet.stream = stream
+            target.mux(packet)
+    found = by_every_reader(path)[0]
+    assert np.array_equal(found, read_video(tmp_path / "whole.mkv"))
+
+
+def test_the_cover_of_a_song_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "song.mp4"
+    write_video(path, numbered(1))
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.disposition = av.stream.Disposition.attached_pic
+        with pytest.raises(VideoError, match=r"no video stream \(streams found: cover picture\)"):
+            video._stream(container, path)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.avi", "mpeg4"), ("a.mkv", "ffv1"), ("a.mp4", "libx264")])
+def test_no_reader_takes_half_a_file_for_a_whole_one(tmp_path: Path, name: str, codec: str) -> None:
+    path = tmp_path / name
+    encoded(path, codec, count=60)
+    data = path.read_bytes()
+    for share in (0.3, 0.6, 0.8):
+        path.write_bytes(data[: int(len(data) * share)])
+        for read in (read_video, lambda p: sample_video(p, 4), open_scene):
+            with pytest.raises(VideoError):
+                read(path)
+
+
+def test_a_frame_too_large_is_refused_by_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    encoded(path, "ffv1", "gray", count=1, size=(6000, 8000))
+    assert path.stat().st_size < 500_000
+    with pytest.raises(VideoError, match=r"a\.mkv is 8000x6000 in [\d,]+ bytes, more than 33,554,432 pixels"):
+        read_video(path)
+
+
+def test_a_forked_process_reads_what_its_parent_has_read(tmp_path: Path) -> None:
+    """A frame that stays in memory with its decoder's locks would be waited for there."""
+    path = tmp_path / "phone.mp4"
+    write_video(path, numbered(8))
+    on_its_side(path, TURNS[90])
+    expected = read_video(path)
+    frames = decoded(path, "Reading")
+    next(frames)
+    context = multiprocessing.get_context("fork")
+    told = context.Queue()
+    process = context.Process(target=lambda: told.put(read_video(path).tobytes()))
+    process.start()
+    try:
+        assert told.get(timeout=60) == expected.tobytes()
+    finally:
+        process.kill()
+        process.join()

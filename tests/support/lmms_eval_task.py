@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 import vega3d
 from vega3d_plugin.evaluation.harness_host import limit_pixels
@@ -83,22 +84,30 @@ def build(root: Path) -> Path:
     return _write_task(root)
 
 
+def write_host_and_branch(root: Path) -> Qwen2_5_VLForConditionalGeneration:
+    """The folders ``host`` and ``branch``; returns the patched model."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RandomWeightsWarning)
+        model = tiny_model()
+        model.save_pretrained(root / "host")
+        tiny_processor().save_pretrained(root / "host")
+        torch.manual_seed(0)
+        vega3d.patch(model, "tiny-wan", projector={"name": "mlp", "hidden_dim": 64})
+        with torch.no_grad():
+            vega3d.get_handle(model).branch.fuser.residual_scale.fill_(5.0)
+        vega3d.save_pretrained(model, root / "branch")
+    return model
+
+
 def _write_trained(root: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    model = tiny_model()
-    model.save_pretrained(root / "host")
-    tiny_processor().save_pretrained(root / "host")
+    model = write_host_and_branch(root)
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 255, (64, 96, 3), dtype=np.uint8) for _ in range(6)]
     for name, picture in zip(("a", "b"), pictures, strict=False):
         Image.fromarray(picture).save(root / f"{name}.png")
     write_video(root / "room.mp4", np.stack(pictures))
-    torch.manual_seed(0)
-    vega3d.patch(model, "tiny-wan", projector={"name": "mlp", "hidden_dim": 64})
-    with torch.no_grad():
-        vega3d.get_handle(model).branch.fuser.residual_scale.fill_(5.0)
-    vega3d.save_pretrained(model, root / "branch")
     tuned = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["vega3d"]))
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():

@@ -1,4 +1,4 @@
-"""What a run knows beside its data: the parts of a model, the gates in the log, its output folder and its manifest."""
+"""What a run knows beside its data: the parts of a model, the shares in the log, its output folder and its manifest."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from vega3d_plugin.training.manifest import (
     read_manifest,
 )
 from vega3d_plugin.training.model.building import check_host, holds_master_weights, load, prepare, uses_bf16
-from vega3d_plugin.training.model.gates import KINDS, GateMonitor, gate_logs
 from vega3d_plugin.training.model.parts import by_part, optimiser_groups, part_of
+from vega3d_plugin.training.model.shares import KINDS, ShareMonitor, share_logs
 from vega3d_plugin.training.rows.files import Rows
 from vega3d_qwen_vl import tiny as qwen
 
@@ -137,7 +137,7 @@ def test_a_host_that_only_its_own_script_trains(adapter: str, model: str) -> Non
 
 
 def test_a_host_without_a_small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vega3d_plugin.training.model.building._tiny", lambda _: None)
+    monkeypatch.setattr("vega3d_plugin.training.model.building.tiny_host", lambda _: None)
     with pytest.raises(TrainError, match="the adapter 'qwen_vl' has no small model"):
         check_host(HostSettings(adapter="qwen_vl", model="tiny"))
 
@@ -199,7 +199,7 @@ def test_new_weights_are_the_same_every_time() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(first.model.parameters(), other.model.parameters(), strict=True))
 
 
-# Gates
+# Shares
 
 
 @pytest.fixture
@@ -210,53 +210,77 @@ def batch() -> dict[str, torch.Tensor]:
     return data.collator([data[i] for i in range(len(data))])
 
 
-def test_gates_in_the_log_are_those_that_were_used(batch: dict[str, torch.Tensor]) -> None:
-    model = vega3d.patch(qwen.tiny_model(), "tiny-wan", projector=PROJECTOR, images="scene").eval()
-    with vega3d.record_gates(model) as gates, torch.no_grad():
+def test_shares_in_the_log_are_those_that_were_used(batch: dict[str, torch.Tensor]) -> None:
+    fusion = {"init": "released", "options": {"residual_scale": 0.2}}
+    model = vega3d.patch(qwen.tiny_model(), "tiny-wan", projector=PROJECTOR, images="scene", fusion=fusion).eval()
+    with vega3d.record_shares(model) as shares, torch.no_grad():
         model(**batch)
     model.train()
-    with GateMonitor(model) as monitor:
-        model(**batch)
-        model(**batch)
-        logs = gate_logs(monitor.take(torch.device("cpu")))
-        assert not bool(monitor.take(torch.device("cpu")).any())
-    every = torch.cat([gate.flatten() for gate in gates]).double()
-    kinds = {key.split("/")[1] for key in logs}
-    assert {"video"} < kinds <= set(KINDS)
-    # Means of the kinds, weighted, are the mean of all.
-    monitor = GateMonitor(model)
-    with monitor:
+    with ShareMonitor(model) as monitor:
         model(**batch)
         totals = monitor.take(torch.device("cpu"))
-    assert float(totals[:, 0].sum()) == every.numel()
-    torch.testing.assert_close(totals[:, 1].sum() / every.numel(), every.mean(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(totals[:, 2].sum(), (every**2).sum(), rtol=1e-5, atol=1e-5)
+        model(**batch)
+        model(**batch)
+        logs = share_logs(monitor.take(torch.device("cpu")))
+        assert not bool(monitor.take(torch.device("cpu")).any())
+    every = torch.cat([share.generative.flatten() for share in shares]).double()
+    gates = torch.cat([share.gate.flatten() for share in shares]).double()
+    changes = torch.cat([share.change.flatten() for share in shares]).double()
+    kinds = {key.split("/")[1] for key in logs if key.startswith("share/")}
+    assert {"video"} < kinds <= set(KINDS)
+    # Means of the kinds, weighted, are the mean of all.
+    for index, values in enumerate((every, changes, gates)):
+        count, total, squares = totals[:, index].sum(dim=0)
+        assert float(count) == values.numel()
+        torch.testing.assert_close(total / count, values.mean(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(squares, (values**2).sum(), rtol=1e-5, atol=1e-5)
+    for kind in kinds:
+        assert logs[f"share/{kind}/host"] == pytest.approx(1 - logs[f"share/{kind}/generative"])
+        assert logs[f"share/{kind}/generative"] == pytest.approx(0.2 * (1 - logs[f"gate/{kind}/mean"]), rel=1e-5)
+        assert logs[f"change/{kind}"] > 0
+    assert logs["branch/a"] == pytest.approx(0.2)
+
+
+def test_the_log_of_a_fresh_branch_says_that_it_changes_nothing(batch: dict[str, torch.Tensor]) -> None:
+    model = vega3d.patch(qwen.tiny_model(), "tiny-wan", projector=PROJECTOR).train()
+    with ShareMonitor(model) as monitor:
+        model(**batch)
+        logs = share_logs(monitor.take(torch.device("cpu")))
+    assert logs["branch/a"] == 0
+    for name, value in logs.items():
+        if name.startswith(("share/", "change/")):
+            assert value == (1 if name.endswith("/host") else 0), name
 
 
 def test_the_monitor_leaves_no_trace(batch: dict[str, torch.Tensor]) -> None:
     model = vega3d.patch(qwen.tiny_model(), "tiny-wan", projector=PROJECTOR).train()
     branch = vega3d.get_handle(model).branch
     before = len(branch._forward_hooks), len(branch._forward_pre_hooks)
-    with GateMonitor(model) as monitor:
+    with ShareMonitor(model) as monitor:
         model(**batch)
         once = monitor.take(torch.device("cpu"))
         # Someone else's recording is not taken away, nor this one.
         with vega3d.record_gates(model) as gates:
             model(**batch)
         assert len(gates) > 0
-        assert torch.equal(monitor.take(torch.device("cpu"))[:, 0], once[:, 0])
+        assert torch.equal(monitor.take(torch.device("cpu"))[..., 0], once[..., 0])
     assert (len(branch._forward_hooks), len(branch._forward_pre_hooks)) == before
     assert open_blocks(branch.key) == []
 
 
-@pytest.mark.parametrize("fusion", ["add", None])
-def test_nothing_to_watch(fusion: str | None, batch: dict[str, torch.Tensor]) -> None:
-    model = qwen.tiny_model().train()
-    if fusion:
-        vega3d.patch(model, "tiny-wan", projector=PROJECTOR, fusion=fusion)
-    with GateMonitor(model) as monitor:
+def test_a_fuser_without_a_gate_is_watched_too(batch: dict[str, torch.Tensor]) -> None:
+    model = vega3d.patch(qwen.tiny_model(), "tiny-wan", projector=PROJECTOR, fusion="add").train()
+    with ShareMonitor(model) as monitor:
         model(**batch)
-        assert gate_logs(monitor.take(torch.device("cpu"))) == {}
+        logs = share_logs(monitor.take(torch.device("cpu")))
+    assert {name.split("/")[0] for name in logs} == {"share", "change"}
+
+
+def test_nothing_to_watch(batch: dict[str, torch.Tensor]) -> None:
+    model = qwen.tiny_model().train()
+    with ShareMonitor(model) as monitor:
+        model(**batch)
+        assert share_logs(monitor.take(torch.device("cpu"))) == {}
 
 
 # The output folder

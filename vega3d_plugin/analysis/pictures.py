@@ -1,4 +1,4 @@
-"""Pictures of what a branch does: its gates over the frames, and its features as colours."""
+"""Pictures of what a branch does: its share of each token over the frames, and its features as colours."""
 
 from __future__ import annotations
 
@@ -33,23 +33,26 @@ _OPACITY = 0.6
 _WIDEST = 1320  # width of the frames on a sheet together, pixels; more frames go on below
 _SMALLEST, _LARGEST = 160, 320  # width of a frame on the sheet, pixels
 _GAP = 8
+_CAPTION = 22
+_ENDS = "0 = the host's token alone, 1 = the generative token alone"
 _ENOUGH = 2048  # tokens that tell the main directions, where channels and tokens are many
 _INK, _PAPER, _FAINT = (25, 25, 25), (255, 255, 255), (110, 110, 110)
 
 
-def gate_overlay(
+def share_overlay(
     frames: Pixels,
-    gates: NDArray[np.floating[Any]],
+    shares: NDArray[np.floating[Any]],
     path: str | Path,
-    title: str = "Gate: weight of the semantic token",
+    title: str = "Effective share of the generative tokens",
     first_frames: Sequence[int] | None = None,
 ) -> None:
-    """Draw gates as a heat map over the frames, on a PNG contact sheet with the plain frames above.
+    """Draw shares as a heat map over the frames, on a PNG contact sheet with the plain frames above.
 
     Args:
         frames: uint8 [T, H, W, 3] RGB.
-        gates: [t, h, w] in 0..1, the weight of the semantic token (1 - gate is the generative one's). The colours span
-            the gates' own minimum to maximum; the bar below says which.
+        shares: [t, h, w] in 0..1, the effective share of the generative token in each fused one, as
+            :func:`vega3d.record_shares` gives it (``shares.generative``; the host's share is the rest). The colours
+            span the map's own minimum to maximum; the bar below says which.
         path: the PNG file to write; missing folders are made.
         title: the line at the top.
         first_frames: for each of the t token rows, the index of the frame to show; by default the first of the T / t
@@ -58,27 +61,68 @@ def gate_overlay(
     Raises:
         FramesError: wrong shapes or values, or T is no multiple of t and ``first_frames`` is not given.
     """
-    gates = np.asarray(gates)
+    _save(share_sheet(frames, shares, title, first_frames), path)
+
+
+def share_sheet(
+    frames: Pixels, shares: NDArray[np.floating[Any]], title: str, first_frames: Sequence[int] | None = None
+) -> Image.Image:
+    """The picture of :func:`share_overlay`."""
+    shares = np.asarray(shares)
     _check_frames(frames)
-    _check_map(gates, "gates", 3, "[t, h, w]")
-    if gates.min() < 0 or gates.max() > 1:
-        raise FramesError(
-            f"Gates must lie in 0..1, found {gates.min():.6g} to {gates.max():.6g}. Apply the sigmoid first."
-        )
-    shown = _shown(len(frames), len(gates), first_frames)
+    _check_shares(shares)
+    shown = _shown(len(frames), len(shares), first_frames)
     size = _cell(frames)
 
-    values = gates.astype(np.float64)
+    values = shares.astype(np.float64)
     low, high = float(values.min()), float(values.max())
     constant = high - low < 1e-7  # below what float32 can tell apart
     scaled = np.full(values.shape, 0.5) if constant else (values - low) / (high - low)
     plain = [_resized(frames[i], size, Image.Resampling.LANCZOS) for i in shown]
-    heat = [_resized(heat_colours(plane), size, Image.Resampling.NEAREST) for plane in scaled]
-    # Over a grey frame, so that the colours of the scene cannot be taken for values.
-    mixed = [Image.blend(a.convert("L").convert("RGB"), b, _OPACITY) for a, b in zip(plain, heat, strict=True)]
+    mixed = [heated(a, plane) for a, plane in zip(plain, scaled, strict=True)]
     sheet = _sheet(title, [f"frame {i}" for i in shown], plain, mixed, footer=64)
     _colour_bar(sheet, values, constant)
-    _save(sheet, path)
+    return sheet
+
+
+def share_frame(
+    views: Sequence[Pixels], shares: Sequence[NDArray[np.floating[Any]]], limits: tuple[float, float], caption: str
+) -> Pixels:
+    """One picture of a video: views side by side, below them the shares of their tokens over them.
+
+    Args:
+        views: uint8 [H, W, 3] RGB each.
+        shares: of each view ``[h, w]``, the effective share of the generative token; none: the views alone.
+        limits: lowest and highest share of the colours, the same in every picture of a video.
+        caption: the line at the top.
+
+    Returns:
+        uint8 [H', W', 3], both sides even.
+
+    Raises:
+        FramesError: wrong shapes or values.
+    """
+    low, high = limits
+    columns = []
+    for i, view in enumerate(views):
+        _check_frames(view[None])
+        width, height = _cell(view[None])
+        plain = _resized(view, (width, height), Image.Resampling.LANCZOS)
+        below = []
+        if shares:
+            _check_map(np.asarray(shares[i]), "shares", 2, "[h, w]")
+            scaled = np.clip((np.asarray(shares[i], np.float64) - low) / max(high - low, 1e-12), 0, 1)
+            below = [heated(plain, scaled)]
+        columns.append([plain, *below])
+    rows = [max(column[k].height for column in columns) for k in range(len(columns[0]))]
+    widths = [column[0].width for column in columns]
+    size = sum(widths) + _GAP * (len(widths) - 1), _CAPTION + sum(rows) + _GAP // 2 * (len(rows) - 1)
+    picture = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), _PAPER)
+    ImageDraw.Draw(picture).text((_GAP // 2, 3), caption, _INK, font=ImageFont.load_default(size=13))
+    for i, column in enumerate(columns):
+        for k, part in enumerate(column):
+            picture.paste(part, (sum(widths[:i]) + _GAP * i, _CAPTION + sum(rows[:k]) + _GAP // 2 * k))
+    return np.asarray(picture)
 
 
 def feature_rgb(features: NDArray[np.floating[Any]]) -> Pixels:
@@ -159,6 +203,18 @@ def _main_scores(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
     # What is left of a missing direction is rounding noise; scaling it up would paint a pattern.
     scores = scores * (squares > 1e-12 * max(float(squares[0]), 1e-300))
     return np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))
+
+
+def _check_shares(shares: NDArray[Any]) -> None:
+    _check_map(shares, "shares", 3, "[t, h, w]")
+    if shares.min() < 0 or shares.max() > 1:
+        raise FramesError(f"Shares must lie in 0..1, found {shares.min():.6g} to {shares.max():.6g}.")
+
+
+def heated(frame: Image.Image, values: NDArray[np.float64]) -> Image.Image:
+    """Values ``[h, w]`` in 0..1 as colours over a grey frame, whose own colours cannot be taken for values then."""
+    heat = _resized(heat_colours(values), frame.size, Image.Resampling.NEAREST)
+    return Image.blend(frame.convert("L").convert("RGB"), heat, _OPACITY)
 
 
 def _check_frames(frames: Pixels) -> None:
@@ -248,8 +304,8 @@ def _colour_bar(sheet: Image.Image, values: NDArray[np.float64], constant: bool)
     top = sheet.height - 60
     low, high, mean = float(values.min()), float(values.max()), float(values.mean())
     if constant:
-        draw.text((_GAP, top), f"constant: every gate is {mean:.7g}", _INK, font=font)
-        draw.text((_GAP, top + 22), "0 = only generative, 1 = only semantic", _FAINT, font=font)
+        draw.text((_GAP, top), f"constant: every share is {mean:.7g}", _INK, font=font)
+        draw.text((_GAP, top + 22), _ENDS, _FAINT, font=font)
         return
     # Two digits beyond the one in which the limits differ.
     digits = max(3, 2 - math.floor(math.log10(high - low)))
@@ -261,7 +317,7 @@ def _colour_bar(sheet: Image.Image, values: NDArray[np.float64], constant: bool)
     texts = [f"min {low:.{digits}f}", f"mean {mean:.{digits}f}", f"max {high:.{digits}f}"]
     for text, x, anchor in zip(texts, (_GAP, _GAP + width / 2, _GAP + width), ("la", "ma", "ra"), strict=True):
         draw.text((x, top + 20), text, _INK, font=font, anchor=anchor)
-    draw.text((_GAP, top + 38), "0 = only generative, 1 = only semantic", _FAINT, font=font)
+    draw.text((_GAP, top + 38), _ENDS, _FAINT, font=font)
 
 
 def _save(sheet: Image.Image, path: str | Path) -> None:

@@ -72,6 +72,8 @@ class SweepScores(Result):
         if any(set(cell.readout) != set(self.readouts) for cell in self.cells):
             raise ValueError("a cell's read-out has other figures than those that are told")
         for cell in self.cells:
+            if any(set(by) != set(self.figures) for by in cell.values):
+                raise ValueError(f"values of timestep {cell.timestep}, tap {cell.tap} are not those of its figures")
             lengths = [len(values) for by in cell.values for values in by.values()]
             expected = [len(scene.pairs) for scene in self.scenes for _ in self.figures]
             if len(cell.values) != len(self.scenes) or lengths != expected:

@@ -1,4 +1,4 @@
-"""What ``with`` blocks ask of a branch while they are open: switched off, zeroed, its gates recorded.
+"""What ``with`` blocks ask of a branch while they are open: switched off, zeroed, its shares recorded.
 
 A block acts on calls in its own thread (or asyncio task) alone, so a server may compute one answer without the branch
 while other threads compute theirs with it. Blocks may overlap, nest, and end in any order: each ends itself and no
@@ -15,14 +15,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
-
 from ..contracts.clips import Clip
+from ..contracts.shares import Shares
 from .calls import BranchKey
 
-Kind = Literal["disabled", "zeroed", "gates"]
-#: Receives clips and, for each, its gate map ``[t, h, w]``.
-Recorder = Callable[[Sequence[Clip], Sequence[Tensor]], None]
+Kind = Literal["disabled", "zeroed", "shares"]
+#: Receives clips and, for each, the shares of its tokens, in maps ``[t, h, w]``.
+Recorder = Callable[[Sequence[Clip], Sequence[Shares]], None]
 
 
 @dataclass(eq=False)
@@ -32,7 +31,7 @@ class Block:
     Attributes:
         key: of the branch.
         kind: what it asks for.
-        recorder: where gates go.
+        recorder: where shares go.
         is_open: False once it has ended, also for contexts that were copied while it was open.
     """
 
@@ -75,4 +74,4 @@ def open_blocks(key: BranchKey) -> list[Block]:
 
 def switches(key: BranchKey) -> frozenset[str]:
     """Those of ``disabled`` and ``zeroed`` that are on."""
-    return frozenset(b.kind for b in open_blocks(key) if b.kind != "gates")
+    return frozenset(b.kind for b in open_blocks(key) if b.kind != "shares")

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..contracts.clips import Clip, TokenGrid
+from ..contracts.clips import Clip
 from ..contracts.errors import AlignmentError, FramesError, FrozenBranchError, PriorError
-from ..contracts.fusers import collecting_gates
 from ..contracts.pixel_statistics import out_of_range
 from ..contracts.priors import Prior, turn
 from ..contracts.settings import BranchSettings
+from ..contracts.shares import measured_shares
 from ..features.store import FeatureStore, dtype_key
 from ..storage.record import RECORD_BYTES, encode_record, make_record
 from . import calls
-from .alignment import align
+from .alignment import align_clip, grid_of, placement, together
 from .blocks import Recorder, open_blocks, switches
 from .copies import running
 from .first_step import watch_first_steps
@@ -53,7 +54,7 @@ class GenerativeBranch(nn.Module):
         super().__init__()
         # Tracing a frozen model in every host's graph takes minutes; and what is asked of a branch from outside must be
         # looked at in every call. Not done at import, where it would load dynamo, which takes a second.
-        keep_out_of_graphs(GenerativeBranch, "features", "switches", "_recorders")
+        keep_out_of_graphs(GenerativeBranch, "features", "aligned", "switches", "_recorders")
         fusion = settings.fusion
         self.settings, self.prior, self.seam, self.host, self.store = settings, prior, seam, host, store
         self.projector = build_projector(
@@ -130,56 +131,98 @@ class GenerativeBranch(nn.Module):
             start += count
         idle = list(self.fuser.idle_parameters(None))
         out = torch.cat(fused) if len(fused) > 1 else fused[0]
+        if dtype.itemsize < tokens.dtype.itemsize:
+            # What the branch changes is added, so that a branch that changes nothing leaves every bit of them.
+            out = tokens + (out - tokens.to(dtype)).to(tokens.dtype)
         if idle and torch.is_grad_enabled():
             out = out + self._touch(idle).to(out.dtype)
         return out.to(tokens.dtype)
 
     def generative_tokens(self, clips: Sequence[Clip], device: torch.device, dtype: torch.dtype) -> Tensor:
         """Projected features of clips that share one frame size: ``[sum of t, h, w, D]``."""
-        merge = self.projector.merge
         maps = []
         for clip in clips:
-            features = self.features(clip).to(device)
-            patches = TokenGrid(clip.past + clip.grid.t, clip.grid.h * merge, clip.grid.w * merge)
-            spans = self.prior.spans(clip.frames.shape[0], features.shape[0])
-            maps.append(align(features, patches, space=self.settings.space, spans=spans)[clip.past :])
+            maps.append(self.aligned(clip, device)[clip.past :])
         generative = project(self.projector, torch.cat(maps).to(dtype))
         return generative * 0 if "zeroed" in self.switches() else generative
 
+    def aligned(self, clip: Clip, device: torch.device) -> Tensor:
+        """A clip's features on its grid of patches, ``[past + t, C, h, w]``; from the store when it has them."""
+        whole = self._whole(clip)
+        if whole is not clip:
+            # On this view's grid, as one of them.
+            return self.aligned(whole, device)[clip.place : clip.place + 1]
+
+        def resample(features: Tensor) -> Tensor:
+            space, merge = self.settings.space, self.projector.merge
+            return align_clip(features.to(device), clip, self.prior, merge=merge, space=space)
+
+        if self.store is None or not self.store.form.aligned:
+            return resample(self.features(clip))
+        return self._kept(clip, self.store, resample).to(device)
+
     def features(self, clip: Clip) -> Tensor:
         """The prior's feature map ``[T', C, h, w]`` of a clip, from the store when it has it."""
-        # Features outlive this call in the store, so they must not be inference tensors; and the host's autocast
-        # must not change them.
-        device = clip.frames.device.type
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-            key = "" if self.store is None else dtype_key(clip.key, self.prior.dtype_on(clip.frames.device))
-            features = None if self.store is None else self.store.get(key)
+        clip = self._whole(clip)
+        if self.store is None or self.store.form.aligned:
+            with _undisturbed(clip), turn(self.prior):
+                return self._computed(clip)
+        return self._kept(clip, self.store, lambda features: features)
+
+    def _whole(self, clip: Clip) -> Clip:
+        """The clip; for a view among views of other sizes all of them, as the prior sees them."""
+        return clip if clip.scene is None or clip.frames is clip.scene.seen else together(clip, self.prior)
+
+    def entry_name(self, clip: Clip, store: FeatureStore) -> str:
+        """The name of a clip's entry in a store, by the store's form."""
+        clip = self._whole(clip)
+        key = dtype_key(clip.key, self.prior.dtype_on(clip.frames.device))
+        # A map of a part is another where it was moved to its own place.
+        space = self.settings.space + ("_placed" if placement(clip, self.prior) else "")
+        return store.form.name(key, grid_of(clip, self.projector.merge), space)
+
+    def fill(self, clip: Clip) -> None:
+        """Have the store keep a clip's map in its form, as a forward would."""
+        if self.store is not None and self.store.form.aligned:
+            self.aligned(clip, clip.frames.device)
+        else:
+            self.features(clip)
+
+    def _kept(self, clip: Clip, store: FeatureStore, finish: Callable[[Tensor], Tensor]) -> Tensor:
+        """The store's map of a clip, else the prior's, finished in the store's form, and then kept."""
+        with _undisturbed(clip):
+            name = self.entry_name(clip, store)
+            features = store.get(name)
             if features is None:
                 with turn(self.prior):
-                    features = self._computed(clip, key)
+                    # Another thread may have been there while this one waited.
+                    features = store.get(name)
+                    if features is None:
+                        features = finish(self._computed(clip))
+                        kept = store.put(name, features)
+                        # What the next epoch will read.
+                        features = kept if store.form.numbers else features
             return _channels_last(features)
 
-    def _computed(self, clip: Clip, key: str) -> Tensor:
-        """From the prior, and then into the store; another thread may have been there while this one waited."""
-        if self.store is None:
-            return self._extract(clip)
-        features = self.store.get(key)
-        if features is None:
-            features = _channels_last(self._extract(clip))
-            self.store.put(key, features)
-        return features
+    def _computed(self, clip: Clip) -> Tensor:
+        """The prior's map; of views of several sizes it is computed once for all of them."""
+        views = clip.scene
+        if views is None:
+            return _channels_last(self._extract(clip))
+        if views.features is None:
+            views.features = _channels_last(self._extract(clip))
+        return views.features
 
     def _fused(self, semantic: Tensor, generative: Tensor, clips: Sequence[Clip]) -> Tensor:
-        """Tokens ``[sum of t, h, w, D]`` of these clips, fused; their gates go to whoever records them."""
+        """Tokens ``[sum of t, h, w, D]`` of these clips, fused; their shares go to whoever records them."""
         recorders = self._recorders()
         if not recorders:
             return self.fuser(semantic, generative)  # type: ignore[no-any-return]
-        batch: list[Tensor] = []
-        with collecting_gates(batch):
+        with measured_shares() as found:
             fused: Tensor = self.fuser(semantic, generative)
-        maps = [gates for part in batch for gates in part.split([clip.grid.t for clip in clips])]
+        shares = found[-1].split([clip.grid.t for clip in clips])
         for recorder in recorders:
-            recorder(clips, maps)
+            recorder(clips, shares)
         return fused
 
     def _recorders(self) -> list[Recorder]:
@@ -262,6 +305,13 @@ class GenerativeBranch(nn.Module):
         """Host, prior and state."""
         state = "".join(f", {name}" for name in sorted(self.switches()))
         return f"host={self.host!r}, prior={self.prior!r}, space={self.settings.space!r}{state}"
+
+
+@contextmanager
+def _undisturbed(clip: Clip) -> Iterator[None]:
+    """Features outlive a call in the store, so they must not be inference tensors; nor does autocast change them."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(clip.frames.device.type, enabled=False):
+        yield
 
 
 def _channels_last(features: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..contracts.clips import Clip
-from ..contracts.errors import Vega3dWarning
+from ..contracts.errors import AlignmentError, Vega3dWarning
 
 
 class Episode:
@@ -41,6 +41,8 @@ class Episode:
 
         Observations of other cameras, or of another size, begin a new history.
         """
+        if any(clip.scene is not None for clip in clips):
+            raise AlignmentError("images='scene' and history > 1 need views of one size. Patch with images='separate'.")
         with self._lock:
             if [c.frames.shape for c in clips] != [past[-1].frames.shape for past in self._past]:
                 self._past = [deque(maxlen=self._length) for _ in clips]

@@ -22,9 +22,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..contracts.errors import SavedBranchError, Vega3dWarning
+from ..branch.learned_scalars import saved_share
+from ..contracts.errors import SavedBranchError, Vega3dError, Vega3dWarning
+from ..contracts.settings import FusionSettings
 from ..storage.checksums import METHOD, checksum_of
-from ..storage.json_files import parse_object, read_object
+from ..storage.reading import parse_object, read_json
 from ..storage.record import CONFIG_FILE, WEIGHTS_FILE, check_record
 from ..storage.writing import sweep, write_atomically, write_json, write_text
 from .model_card import model_card
@@ -92,7 +94,7 @@ def write_branch(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, 
         RECORD: text,
         CHECKSUM: checksum_of(tensors, text),
     }
-    about = model_card(record, sum(t.numel() for t in tensors.values()))
+    about = model_card(record, sum(t.numel() for t in tensors.values()), _share(record, tensors) if card else None)
     sweep(folder)
     card = card and _is_ours(folder)
     # The weights first: they are a branch by themselves.
@@ -209,7 +211,7 @@ def _agreed(folder: Path, carried: dict[str, Any] | None) -> dict[str, Any]:
     config = folder / CONFIG_FILE
     if not config.is_file():
         raise _TwoSavesError(f"{folder} has no {CONFIG_FILE}: a save was interrupted.")
-    read = read_object(config, SavedBranchError)
+    read = read_json(config, SavedBranchError)
     said = read.pop(DIGEST, None)
     if said is not None and said != digest(read):
         changed = "" if carried is None else _difference(read, carried)
@@ -259,6 +261,14 @@ def _settle(folder: Path) -> None:
         if read == {**carried, DIGEST: digest(carried)}:
             return
         write_json(folder / CONFIG_FILE, {**carried, DIGEST: digest(carried)})
+
+
+def _share(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
+    """What the card says of the generative tokens' share."""
+    try:
+        return saved_share(tensors, FusionSettings.parse(record["settings"]["fusion"]), record["host"]["hidden_size"])
+    except (Vega3dError, LookupError, TypeError):
+        return None
 
 
 def _is_ours(folder: Path) -> bool:

@@ -26,7 +26,7 @@ host's weights nor the generator's.
 | host | {host}, hidden size {hidden_size} |
 | prior | {prior} from {source}, fingerprint {fingerprint} |
 | fusion | {fusion} |
-| written by | vega3d-plugin {version} |
+{share}| written by | vega3d-plugin {version} |
 
 ```python
 import vega3d
@@ -43,20 +43,26 @@ Settings:
 _PLAIN = re.compile(r"[\w./:@+ -]+", re.ASCII)
 
 
-def model_card(record: Mapping[str, Any], parameters: int) -> str:
+def model_card(record: Mapping[str, Any], parameters: int, share: str | None = None) -> str:
     """Markdown from a branch's record and its number of parameters.
+
+    Args:
+        record: of the branch.
+        parameters: their number.
+        share: the effective share of the generative tokens that the weights allow, in words; None leaves it out.
 
     Whatever the record holds stands as code: it makes no heading, link, table or HTML.
     """
     # In the form of earlier versions, so that their cards are known as theirs.
     settings = yaml.safe_dump(record["settings"], sort_keys=False)
     return TEMPLATE.format(
-        host=_code(record["host"]["name"]),
+        host=as_code(record["host"]["name"]),
         hidden_size=_word(record["host"]["hidden_size"]),
-        prior=_code(record["prior"]["name"]),
-        source=_code(record["prior"]["source"]),
-        fingerprint=_code(record["prior"]["fingerprint"]),
-        fusion=_code(record["settings"]["fusion"]["name"]),
+        prior=as_code(record["prior"]["name"]),
+        source=as_code(record["prior"]["source"]),
+        fingerprint=as_code(record["prior"]["fingerprint"]),
+        fusion=as_code(record["settings"]["fusion"]["name"]),
+        share="" if share is None else f"| effective share of the generative tokens | {as_code(share)} |\n",
         version=_word(record["library_version"]),
         parameters=parameters,
         settings=settings,
@@ -66,10 +72,10 @@ def model_card(record: Mapping[str, Any], parameters: int) -> str:
 
 def _word(value: Any) -> str:
     """A number or a version as it is; anything else as code."""
-    return str(value) if re.fullmatch(r"[\w.+-]+", str(value), re.ASCII) else _code(value)
+    return str(value) if re.fullmatch(r"[\w.+-]+", str(value), re.ASCII) else as_code(value)
 
 
-def _code(value: Any) -> str:
+def as_code(value: Any) -> str:
     """A value as code on one line, in a heading or in a cell of a table."""
     text = one_line(str(value))
     if _PLAIN.fullmatch(text):

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..contracts.errors import SavedBranchError
 from ..storage.folders import fetch, local_folder
-from ..storage.json_files import read_object
+from ..storage.reading import read_json, shards_of
 from ..storage.record import CONFIG_FILE, MARK, OTHER_FILES, RUN_FILE, TOWER_FILE, WEIGHTS_FILE, decode_record
+from ..storage.weights import read_stored, stored_entries
 from .branch_files import SavedBranch, differences, has_branch_files, read_branch
 
 #: Of a hub repository that may hold a branch, what is fetched to find out: all that is small, and a branch's own files.
@@ -119,19 +119,14 @@ def _names_tower(folder: Path) -> bool:
     """Whether a branch's own files say that its prior has a tower of its own, which then lies beside them."""
     if not (folder / CONFIG_FILE).is_file():
         return False
-    settings = read_object(folder / CONFIG_FILE, SavedBranchError).get("settings")
+    settings = read_json(folder / CONFIG_FILE, SavedBranchError).get("settings")
     prior = settings.get("prior") if isinstance(settings, dict) else None
     return isinstance(prior, dict) and prior.get("tower") is not None
 
 
 def _shards(index: Path) -> dict[str, str]:
     """Of the tensors of a branch that an index names, the file of each: names of files in the index's own folder."""
-    places = read_object(index, SavedBranchError).get("weight_map")
-    found = {name: file for name, file in places.items() if MARK in name} if isinstance(places, dict) else {}
-    for name, file in found.items():
-        if not isinstance(file, str) or Path(file).name != file:
-            raise SavedBranchError(f"{index}: weight_map names {file!r:.80} for {name:.80}, no file beside it.")
-    return found
+    return {key: file.name for key, file in shards_of(index, SavedBranchError).items() if MARK in key}
 
 
 @dataclass(frozen=True)
@@ -226,22 +221,8 @@ def _advice(folder: Path) -> str:
 
 def _read(file: Path) -> dict[str, Tensor]:
     """The tensors of a branch in a file, by what stands behind :data:`MARK` in their names."""
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as handle:
-                keys = [key for key in handle.keys() if MARK in key]  # noqa: SIM118 - no iterator there
-                return {key.rpartition(MARK)[2]: handle.get_tensor(key) for key in keys}
-        # Pickles can run code; weights_only refuses anything but tensors.
-        try:
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:
-            # The format before torch 1.6 cannot be mapped.
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-        return {key.rpartition(MARK)[2]: value for key, value in loaded.items() if MARK in key}
-    except (SafetensorError, OSError) as error:
-        raise SavedBranchError(f"{file} is damaged or no file of weights ({type(error).__name__}: {error}).") from error
-    except Exception as error:
-        raise SavedBranchError(f"{file} cannot be read as plain weights: {error}") from error
+    inside = [entry for entry in stored_entries(file) if MARK in entry.key]
+    return {key.rpartition(MARK)[2]: tensor for key, tensor in read_stored(inside)}
 
 
 def _snapshot(repo_id: str, options: Mapping[str, Any]) -> Path:
@@ -261,13 +242,4 @@ def _snapshot(repo_id: str, options: Mapping[str, Any]) -> Path:
 
 
 def _names(file: Path) -> list[str]:
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as handle:
-                return list(handle.keys())
-        # On the meta device nothing but names and shapes is made; weights_only keeps pickles from running code.
-        return list(torch.load(file, map_location="meta", weights_only=True))
-    except (SafetensorError, OSError) as error:
-        raise SavedBranchError(f"{file} is damaged or no file of weights ({type(error).__name__}: {error}).") from error
-    except Exception as error:
-        raise SavedBranchError(f"{file} cannot be read as plain weights: {error}") from error
+    return [entry.key for entry in stored_entries(file)]

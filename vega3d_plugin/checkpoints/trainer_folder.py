@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..contracts.errors import SavedBranchError
+from ..contracts.errors import SavedBranchError, Vega3dWarning
 from ..contracts.paths import given_path
 from ..contracts.printable import brief, first_line
 from ..hosts.loading import PROCESSOR_FILES
+from ..storage.checksums import checksum_of
 from ..storage.reading import read_json
 from ..storage.record import read_run
 from ..storage.weights import listing, stored_entries
-from .reading import FULL_MODEL, holds_branch, saved_folder
+from .reading import FULL_MODEL, holds_branch, read_saved, saved_folder
 
 #: Weights of a PEFT adapter.
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -59,7 +61,8 @@ def find_trained(
         processor: default: that of the checkpoint, which has the limits of training, else the host's.
 
     Raises:
-        SavedBranchError: no such folder or hub id; or no branch is given, and ``host`` holds none.
+        SavedBranchError: no such folder or hub id; no branch is given, and ``host`` holds none; or branch and adapter
+            are of different runs.
     """
     if branch is None:
         problem = _lacks_branch(host)
@@ -73,6 +76,8 @@ def find_trained(
     if adapter is None and folder is not None and (folder / "adapter_config.json").is_file():
         adapter = folder
     wanted = None if adapter is None or str(adapter) == NONE else str(adapter)
+    if folder is not None and wanted is not None:
+        _check_one_run(folder, Path(wanted).expanduser())
     on_hub = folder is not None and not Path(branch).expanduser().is_dir()
     whole = folder is not None and (_is_whole_repo(folder) if on_hub else holds_host(folder))
     whole = whole and folder is not None and folder.resolve() != Path(host).resolve()
@@ -91,6 +96,44 @@ def find_trained(
         processor=str(processor),
         data=data,
     )
+
+
+def _check_one_run(branch: Path, adapter: Path) -> None:
+    """A branch and an adapter that lie in two folders are parts of one model only if they were trained together.
+
+    Raises:
+        SavedBranchError: they were not; shows what tells.
+    """
+    if not adapter.is_dir() or adapter.resolve() == branch.resolve():
+        return
+    of_branch, of_adapter = _traces(branch), _traces(adapter)
+    if holds_branch(adapter):
+        ours, theirs = read_saved(branch), read_saved(adapter)
+        of_branch["weights of the branch"] = checksum_of(ours.tensors)
+        of_adapter["weights of the branch"] = checksum_of(theirs.tensors)
+    differ = [key for key in of_branch if key in of_adapter and of_branch[key] != of_adapter[key]]
+    if differ:
+        lines = [
+            f"  {what}: {folder} ({', '.join(f'{key}: {brief(traces[key])}' for key in differ)})"
+            for what, folder, traces in (("branch", branch, of_branch), ("adapter", adapter, of_adapter))
+        ]
+        raise SavedBranchError(
+            "The branch and the adapter are of different runs:\n" + "\n".join(lines) + "\nName one checkpoint as the "
+            "branch, and its adapter is taken too, or pass adapter=none (as an option: --adapter none)."
+        )
+    if not holds_branch(adapter):
+        warnings.warn(
+            f"The adapter {adapter} was trained without a branch, and nothing says that the branch {branch} was "
+            "trained on it.",
+            Vega3dWarning,
+            stacklevel=3,
+        )
+
+
+def _traces(folder: Path) -> dict[str, Any]:
+    """What tells of the run that a folder is of."""
+    run = read_run(folder, SavedBranchError)
+    return {} if run is None else {key: run.get(key) for key in ("recipe", "settings", "step", "data") if key in run}
 
 
 def _lacks_branch(host: str | Path) -> str | None:

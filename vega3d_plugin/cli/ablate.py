@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from .compare import style
 from .output import err, out, print_json, print_table, table, yellow_warnings
 from .targets import check_target, write
 
@@ -141,7 +142,7 @@ def _scores(found: Ablation, title: str) -> Table:
 
 
 def _differences(differences: list[Difference]) -> Table:
-    made = table("patched minus", "measure", "difference", "95% interval", "which says", title="Does it help?")
+    made = table("patched minus", "measure", "difference", "95% interval", "effect", "verdict", title="Does it help?")
     for difference in differences:
         percent = difference.measure == "exact"
         made.add_row(
@@ -151,14 +152,10 @@ def _differences(differences: list[Difference]) -> Table:
             "-"
             if difference.low is None
             else f"{_signed(difference.low, percent)} to {_signed(difference.high, percent)}",
-            Text(difference.verdict, style=_style(difference)),
+            "-" if difference.size is None else f"{difference.size:+.2f}",
+            Text(difference.verdict, style=style(difference.verdict)),
         )
     return made
-
-
-def _style(difference: Difference) -> str:
-    verdict = difference.verdict
-    return "green" if "better" in verdict else "red" if "worse" in verdict else "dim"
 
 
 def _signed(value: Any, percent: bool) -> str:

@@ -11,19 +11,25 @@ from ..plugins import plugin_manager
 from ..storage.record import library_version
 from .ablate import ablate
 from .analyse import analyse
+from .answer import answer
+from .compare import compare
 from .convert import convert
 from .data import data
 from .demo import demo
 from .doctor import doctor
+from .extract import extract
 from .info import info
+from .look import look
 from .ls import ls
 from .output import err, out
 from .prior import prior
 from .recipes import recipes
+from .report import report
 from .run import CONTEXT as RUN
 from .run import run
 from .scene import scene
 from .score import score
+from .store import store
 from .train import train
 
 # Lines are kept by some versions of typer and joined by others, save in a paragraph that begins with \b; so are those
@@ -42,16 +48,26 @@ there is, checks that it works on your host, and looks into what was trained.
   vega3d ls priors                       or: hosts, fusers, plugins, recipes
   vega3d info outputs/checkpoint-500     what a saved branch holds
   vega3d convert released --out branch   a released checkpoint as a branch
+  vega3d answer MODEL --data mine.json --out answers.jsonl
+                                         answers of a model to your questions
   vega3d ablate MODEL --data mine.json   does the branch help, on your data?
+  vega3d compare with=out/a without=out/b --data mine.json
+                                         runs against each other and controls
   vega3d score scanqa answers.jsonl      answers to a benchmark's figures
   vega3d data scanqa train.json --out rows.jsonl
                                          a benchmark's annotations as rows
   vega3d scene clip room:0               a scene's views, from above and by eye
   vega3d analyse correspondence tiny-wan --scenes room:0..3
                                          does a prior know space?
+  vega3d extract qwen_vl/smoke --store features
+                                         encode its clips once, beforehand
   vega3d train qwen_vl/smoke             train as a recipe says, here offline
+  vega3d report outputs/mine             a run's losses, shares and answers
+  vega3d look CHECKPOINT --video mine.mp4 --question "..."
+                                         answers and shares on your own video
   vega3d run --recipe R -- train.py ARGS  a host's own script, with the branch
   vega3d prior info wan2.1-t2v-1.3b      what a prior is, before loading it
+  vega3d store info features             look after a store of features
   vega3d recipes show qwen_vl/smoke      settings of an experiment
   vega3d prior features kitchen.mp4 --prior tiny-wan
                                          what it sees in a video, as a picture
@@ -94,12 +110,18 @@ app.command()(doctor)
 app.command()(ls)
 app.command()(info)
 app.command()(convert)
+app.command()(answer)
 app.command()(ablate)
+app.command()(compare)
 app.command()(score)
 app.command()(data)
+app.command()(extract)
 app.command()(train)
+app.command()(report)
+app.command()(look)
 app.command(context_settings=RUN)(run)
 app.add_typer(analyse, name="analyse")
 app.add_typer(prior, name="prior")
 app.add_typer(scene, name="scene")
+app.add_typer(store, name="store")
 app.add_typer(recipes, name="recipes")

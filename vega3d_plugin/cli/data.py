@@ -21,7 +21,7 @@ def data(
         str, typer.Argument(metavar="BENCHMARK", help="scanqa, sqa3d, scanrefer, multi3drefer or scan2cap.")
     ],
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Its annotation files, of one split.")],
-    to: Annotated[Path, typer.Option("--out", metavar="FILE", help="The rows, .jsonl.")],
+    to: Annotated[Path, typer.Option("--out", metavar="FILE", help="The rows: .jsonl, or .json for a list.")],
     split: Annotated[
         str | None, typer.Option(metavar="SPLIT", help="train, val or test; default: as the files' names say.")
     ] = None,
@@ -51,7 +51,8 @@ def data(
 
     Keys and prompts are those of VEGA-3D's and Video-3D LLM's files. With
     --scenes each row names its scene, and `vega3d train` shows its views;
-    without, `video: scannet/SCENE`, as their scripts read it.
+    without, `video: scannet/SCENE`, as their scripts read it; those that
+    evaluate take a list, so end the name in .json for them.
 
     \b
       vega3d data scanqa ScanQA_v1.0_train.json --scenes posed_images \\
@@ -63,7 +64,7 @@ def data(
     """
     from ..evaluation.annotations import SPLITS, Sources, annotation_rows
 
-    check_target(to, ".jsonl", force=force)
+    check_target(to, ".jsonl", ".json", force=force)
     if left_out is not None:
         check_target(left_out, ".txt")
     named = {name for name in SPLITS for file in files if name in file.stem.lower()}
@@ -71,11 +72,12 @@ def data(
         raise typer.BadParameter("the files' names do not say which split they are of: pass --split train, val or test")
     found = annotation_rows(benchmark, files, Sources(split or named.pop(), scenes, boxes, proposals, labels))
     if found.rows:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows)
+        lines = [json.dumps(row, ensure_ascii=False) for row in found.rows]
+        text = "[" + ",\n".join(lines) + "]\n" if to.suffix == ".json" else "".join(f"{line}\n" for line in lines)
         write(to, lambda path: path.write_text(text, encoding="utf-8"))
     if left_out is not None:
-        lines = "".join(f"{line}\n" for line in found.left_out)
-        write(left_out, lambda path: path.write_text(lines, encoding="utf-8"))
+        told = "".join(f"{line}\n" for line in found.left_out)
+        write(left_out, lambda path: path.write_text(told, encoding="utf-8"))
     if as_json:
         counts = {"rows": len(found.rows), "read": found.read, "scenes": found.scenes}
         print_json({**counts, "left_out": found.left_out, "out": str(to) if found.rows else None})

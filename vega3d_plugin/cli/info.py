@@ -10,7 +10,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from ..branch.learned_scalars import Scalar, learned_scalars
+from ..branch.learned_scalars import Scalar, learned_scalars, saved_share
 from ..checkpoints.branch_files import SavedBranch
 from ..checkpoints.fitting import check_fit
 from ..checkpoints.reading import read_saved
@@ -33,9 +33,10 @@ def info(
     """
     saved = read_saved(source, revision=revision)
     check_fit(saved.where, saved.record, saved.tensors)
-    scalars = _scalars(saved)
+    built = _fusion(saved)
+    scalars, share = learned_scalars(saved.tensors, *built), saved_share(saved.tensors, *built)
     if as_json:
-        print_json(_as_dict(saved, scalars))
+        print_json(_as_dict(saved, scalars, share))
         return
     record = saved.record
     host, prior = record["host"], record["prior"]
@@ -51,6 +52,7 @@ def info(
             "  fingerprint": prior.get("fingerprint"),
             "written by": f"vega3d-plugin {record.get('library_version')}",
             "parameters": f"{count:,} in {len(saved.tensors)} tensors",
+            "generative share": share,
         }
     )
     if scalars:
@@ -63,14 +65,13 @@ def info(
     print_table(_tensors(saved))
 
 
-def _scalars(saved: SavedBranch) -> list[Scalar]:
+def _fusion(saved: SavedBranch) -> tuple[FusionSettings | None, int]:
+    """How the branch fuses, and the host's hidden size."""
     try:
-        fusion = FusionSettings.parse(saved.record["settings"]["fusion"])
-        size = saved.record["host"]["hidden_size"]
+        return FusionSettings.parse(saved.record["settings"]["fusion"]), saved.record["host"]["hidden_size"]
     except Vega3dError:
         # Made with a plugin that is not installed here; the values can be shown all the same.
-        fusion, size = None, 0
-    return learned_scalars(saved.tensors, fusion, size)
+        return None, 0
 
 
 def _value(scalar: Scalar) -> str:
@@ -90,11 +91,12 @@ def _tensors(saved: SavedBranch) -> Table:
     return made
 
 
-def _as_dict(saved: SavedBranch, scalars: list[Scalar]) -> dict[str, Any]:
+def _as_dict(saved: SavedBranch, scalars: list[Scalar], share: str) -> dict[str, Any]:
     return {
         "where": saved.where,
         **saved.record,
         "parameters": sum(t.numel() for t in saved.tensors.values()),
+        "generative_share": share,
         "scalars": {s.name: {"value": s.value, "start": s.start} for s in scalars},
         "tensors": {
             name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}

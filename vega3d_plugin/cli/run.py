@@ -21,9 +21,21 @@ def run(
     command: Annotated[
         list[str] | None, typer.Argument(metavar="-- SCRIPT ARGS", help="As after `python`; `-m MODULE ARGS` too.")
     ] = None,
-    store: Annotated[Path | None, typer.Option(help="Folder of features: each clip is encoded once.")] = None,
+    store: Annotated[str | None, typer.Option(metavar="URL", help="Folder or URL: each clip is encoded once.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="SETTING=VALUE", help="As prior.tap=16; may be repeated.")
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write a video of each episode there, with the effective shares drawn over it."
+        ),
+    ] = None,
+    episode_start: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:CLASS.METHOD", help="A simulator's reset, if it is none that is known (robosuite's)."
+        ),
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="List what is wrapped.")] = False,
 ) -> None:
@@ -37,15 +49,17 @@ def run(
     \b
       vega3d run --recipe qwen_vl/lora_spatial_reasoning -- train.py --lr 1e-5
       torchrun --nproc-per-node 8 -m vega3d_plugin.run --recipe R -- train.py
+      vega3d run --recipe openvla/lora_libero --record videos -- run_libero_eval.py
     """
     from ..training import scripts as running
 
+    starts = [running.Start.read(text) for text in episode_start or []]
     parsed = None if explain and not command else running.parse_command(command or [])
-    session = running.make_session(recipe, _say, overrides=overrides or [], store=store)
+    session = running.make_session(recipe, _say, overrides=overrides or [], store=store, record=record)
     if session is None and running.rank() == 0:
         _say(f"{recipe} has no branch (prior: null): the script runs as it is, and nothing is wrapped")
     try:
-        running.run(session, parsed, _show if explain and running.rank() == 0 else None)
+        running.run(session, parsed, _show if explain and running.rank() == 0 else None, starts=starts)
     except Vega3dError:
         raise
     except Exception as error:

@@ -20,15 +20,15 @@ class OutputError(Vega3dError):
     """A file cannot be written."""
 
 
-def check_target(path: Path, suffix: str, *, force: bool = True) -> None:
+def check_target(path: Path, *suffixes: str, force: bool = True) -> None:
     """Find out whether a file could be written, and make its folder.
 
     Raises:
-        BadParameter: another suffix than ``suffix``.
+        BadParameter: another suffix than ``suffixes``.
         OutputError: a folder of that name, a folder that cannot be written to, or an existing file without ``force``.
     """
-    if path.suffix != suffix:
-        raise typer.BadParameter(f"{path}: the name of the file must end in {suffix}.")
+    if path.suffix not in suffixes:
+        raise typer.BadParameter(f"{path}: the name of the file must end in {' or '.join(suffixes)}.")
     if path.is_dir():
         raise OutputError(f"{path} is a folder; the path of a file is expected.")
     if path.exists() and not force:

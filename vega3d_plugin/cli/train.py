@@ -30,7 +30,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
     resume_from: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on from this checkpoint.")] = None,
     skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out, count and list them.")] = False,
-    store: Annotated[Path | None, typer.Option(help="Folder of features: each clip is encoded once.")] = None,
+    store: Annotated[str | None, typer.Option(metavar="URL", help="Folder or URL: each clip is encoded once.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The plan or the result, machine-readable.")] = False,
 ) -> None:
     """Train a host of transformers as a recipe says: patched, with LoRA or in full.
@@ -43,6 +43,10 @@ def train(
       vega3d recipes cp qwen_vl/lora_spatial_reasoning mine.yaml
       vega3d train mine.yaml data.files=rows.jsonl data.media_root=null
       torchrun --nproc-per-node 8 -m vega3d_plugin.train mine.yaml
+
+    The run leaves `report.html` in its folder: losses, the prior's share, and
+    answers before and after. With data.eval_files the loss is validated, and
+    the best checkpoint is named and kept.
 
     Each checkpoint is whole or not there, with `vega3d_run.json` beside the
     weights: recipe, versions, seeds, git. Load it with
@@ -79,20 +83,32 @@ def train(
         except KeyboardInterrupt:
             whole = find_checkpoint(job.output)
             if first:
-                _interrupted(whole)
+                _interrupted(job.output, whole)
             raise SystemExit(130) from None
     if first:
         _trained(job, last, as_json)
 
 
 def _trained(job: Job, last: Path, as_json: bool) -> None:
+    from ..training.report import FILE
+    from ..training.validation import best_checkpoint
+
     late = job.reported()
     if len(late) > len(job.bad):
         _left_out(late)
+    best = best_checkpoint(job.output)
+    report = job.output / FILE
     if as_json:
-        print_json({"checkpoint": str(last), "left_out": late})
+        named = None if best is None else {"checkpoint": str(best.checkpoint), "eval_loss": best.loss}
+        made = str(report) if report.is_file() else None
+        print_json({"checkpoint": str(last), "best": named, "report": made, "left_out": late})
         return
     out.print(Text.assemble("Trained: ", (str(last), "bold")), soft_wrap=True)
+    if best is not None:
+        text = f", validation loss {best.loss:.4f}"
+        out.print(Text.assemble("Best:    ", (str(best.checkpoint), "bold"), text), soft_wrap=True)
+    if report.is_file():
+        out.print(Text.assemble("Report:  ", (str(report), "bold")), soft_wrap=True)
     out.print(f"  vega3d info {last}", markup=False, soft_wrap=True, style="dim")
 
 
@@ -122,11 +138,15 @@ def _left_out(bad: Sequence[str]) -> None:
         err.print(Text(f"  ... and {len(bad) - 10} more, in bad_rows.txt of the output folder"))
 
 
-def _interrupted(whole: Path | None) -> None:
+def _interrupted(output: Path, whole: Path | None) -> None:
+    from ..training.report import FILE
+
     if whole is None:
         err.print("Interrupted before the first checkpoint.")
     else:
-        err.print(f"Interrupted. {whole} is whole; go on with --resume.", markup=False, soft_wrap=True)
+        err.print(f"Interrupted. {whole} is whole; resume with --resume.", markup=False, soft_wrap=True)
+    if (output / FILE).is_file():
+        err.print(f"What there is so far: {output / FILE}", markup=False, soft_wrap=True)
 
 
 def _plan(job: Job, as_json: bool) -> None:

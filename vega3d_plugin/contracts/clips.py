@@ -61,10 +61,16 @@ class PixelStatistics:
     def unnormalise(self, pixels: Tensor) -> Tensor:
         """The exact inverse of :meth:`normalise`, in float32. Nothing is guessed and nothing is clamped.
 
+        Half precision rounds pixels by up to half a grey level. They were pictures of 8 bits, so the nearest level is
+        taken, and the frames are those of float32. Where a deviation is above 0.25, as blue's in CLIP's statistics is,
+        neighbouring levels above two deviations fall together in bfloat16; hosts that are given float32 pixels and cast
+        them are asked for those.
+
         The released code guesses the range from the minimum and maximum instead (``common.py::to_unit_range``).
         """
-        pixels = pixels.float()
-        return pixels * self._column(self.std, pixels) + self._column(self.mean, pixels)
+        exact = pixels.float()
+        frames = exact * self._column(self.std, exact) + self._column(self.mean, exact)
+        return frames if pixels.dtype.itemsize > 2 else (255 * frames).round() / 255
 
     @staticmethod
     def _column(values: tuple[float, float, float], like: Tensor) -> Tensor:
@@ -77,6 +83,21 @@ def _three(values: float | Iterable[float]) -> tuple[float, float, float]:
     return first, second, third
 
 
+@dataclass(eq=False)
+class SceneViews:
+    """The views of one scene, where their sizes differ: what a prior sees at once.
+
+    Attributes:
+        frames: of each view, ``[3, H, W]`` in [0, 1].
+        seen: all views at one size, as the prior sees them, once they were brought to it.
+        features: of all views, once they are computed: one call of the host makes these views, and asks for each.
+    """
+
+    frames: tuple[Tensor, ...]
+    seen: Tensor | None = None
+    features: Tensor | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Clip:
     """The frames of one video, the views of one scene, or one image, as the host saw them.
@@ -87,12 +108,16 @@ class Clip:
         kind: ``image`` (one frame), ``video`` (frames in time) or ``scene`` (several images of one place).
         past: how many of the frames, at the beginning, the host has no tokens of: the prior sees them all the same,
             and ``grid`` is that of the others.
+        scene: the views among which this one, ``frames[0]``, is number ``place``; None where the frames are all.
+        place: see ``scene``.
     """
 
     frames: Tensor
     grid: TokenGrid
     kind: Literal["image", "video", "scene"] = "video"
     past: int = 0
+    scene: SceneViews | None = None
+    place: int = 0
 
     @property
     def key(self) -> str:

@@ -47,18 +47,6 @@ class SettingsError(Vega3dError, ValueError):
         self.mistakes = tuple(mistakes)
 
 
-class SettingsClashError(ValueError):
-    """Settings of one block that do not go together; raised by the block's own rules.
-
-    Attributes:
-        names: of these settings, in their block.
-    """
-
-    def __init__(self, message: str, *names: str) -> None:
-        super().__init__(message)
-        self.names = names
-
-
 class PluginError(Vega3dError):
     """A plugin could not be loaded, or registered something that cannot be used."""
 

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+import copy
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .errors import FusionError
-
-GateSink = list[Tensor]
-
-# Of the call that runs in this thread: a fuser may be called from several at once.
-_SINK: ContextVar[GateSink | None] = ContextVar("vega3d_gate_sink", default=None)
-
-
-@contextmanager
-def collecting_gates(sink: GateSink) -> Iterator[None]:
-    """Within it, fusers that are called in this thread append their gates, see :meth:`Fuser.tell_gate`."""
-    token = _SINK.set(sink)
-    try:
-        yield
-    finally:
-        _SINK.reset(token)
+from .printable import first_line
+from .shares import Listener, Shares, listener, listening, relative_change, share_of_part, share_of_weight
 
 
 class Fuser(nn.Module):
     """Mixes semantic and generative tokens of one size.
 
-    Subclasses implement :meth:`mix`. Parameter names are those of the released ``FeatureFusionModule``, so released
+    Subclasses implement :meth:`mix`, and tell there with :meth:`tell_weight` how much of the fused token is generative,
+    if it is a weighted mean. Parameter names are those of the released ``FeatureFusionModule``, so released
     weights load by name; scalars that learn have shape ``(1,)`` (FSDP2 rejects 0-d parameters), and released 0-d
     scalars are reshaped on load.
 
@@ -52,8 +39,6 @@ class Fuser(nn.Module):
         if hidden_size < 1:
             raise FusionError(f"Fusion {self.name!r} needs hidden_size >= 1, got {hidden_size}.")
         self.hidden_size = hidden_size
-        #: Receives the gates of every call, whoever makes it; for trying a fuser by itself.
-        self._gate_sink: GateSink | None = None
 
     def forward(self, semantic: Tensor, generative: Tensor, *, context: Tensor | None = None) -> Tensor:
         """Fuse two sets of tokens.
@@ -74,17 +59,66 @@ class Fuser(nn.Module):
                 f"Fusion {self.name!r} expects semantic and generative tokens of one shape [..., {self.hidden_size}], "
                 f"got {list(semantic.shape)} and {list(generative.shape)}."
             )
-        return self.mix(semantic, generative, context)
+        outer = listener()
+        if outer is None:
+            return self.mix(semantic, generative, context)
+        # A fuser may be made of others, whose shares are not its own.
+        with listening(Listener()) as told:
+            fused = self.mix(semantic, generative, context)
+        outer.found.append(self._shares(semantic, generative, fused, context, told))
+        return fused
 
     def mix(self, semantic: Tensor, generative: Tensor, context: Tensor | None) -> Tensor:
         """Fuse tokens whose shapes are already checked. To be implemented by each method."""
         raise FusionError(f"{type(self).__name__} does not implement mix().")
 
+    def tell_weight(self, weight: Tensor, *, scale: Tensor | float | None = None) -> None:
+        """Say, in :meth:`mix`, that the fused token is ``(1 - w) * host + w * generative``: exact shares need no more.
+
+        A fuser that is no weighted mean tells nothing; its shares are then those of the contributions, see
+        :class:`~vega3d_plugin.contracts.shares.Shares`.
+
+        Args:
+            weight: ``w``, ``[..., 1]``, or ``[..., D]`` with one for each channel.
+            scale: the learned scale ``a`` that is part of ``w``, if there is one.
+        """
+        told = listener()
+        if told is not None:
+            told.weights.append((weight, scale))
+
     def tell_gate(self, gate: Tensor) -> None:
-        """Hand a gate ``[..., n]`` to whoever records gates: its mean over the ``n`` values, ``[...]`` in float32."""
-        for sink in (self._gate_sink, _SINK.get()):
-            if sink is not None:
-                sink.append(gate.detach().float().mean(dim=-1))
+        """Hand a raw gate ``[..., n]`` to whoever measures: its mean over the ``n`` values, ``[...]`` in float32."""
+        told = listener()
+        if told is not None:
+            told.gates.append(gate.detach().float().mean(dim=-1))
+
+    def share_limits(self) -> tuple[float, float] | None:
+        """Lowest and highest share of the generative token that these parameters allow, whatever the tokens are.
+
+        None where the tokens alone decide.
+        """
+        return None
+
+    @torch.no_grad()
+    def _shares(
+        self, semantic: Tensor, generative: Tensor, fused: Tensor, context: Tensor | None, told: Listener
+    ) -> Shares:
+        change = relative_change(semantic, fused)
+        gate = told.gates[-1] if told.gates else None
+        if told.weights:
+            weight, scale = told.weights[-1]
+            # Of one weight for all tokens, too, there is a map.
+            share = share_of_weight(weight).mean(dim=-1).expand(change.shape)
+            return Shares(share, change, "weights", None if scale is None else float(scale), gate)
+        rest = _at_rest(self)
+        try:
+            host_part = rest.mix(semantic, torch.zeros_like(generative), context)
+            whole = rest.mix(semantic, generative, context) if self.training else fused
+            share = share_of_part(whole - host_part, host_part)
+        except Exception as error:
+            reason = f"{self.name!r} fails for generative tokens of zero ({type(error).__name__}: {first_line(error)})"
+            return Shares(None, change, "undefined", gate=gate, reason=reason)
+        return Shares(share, change, "contributions", gate=gate)
 
     def make_identity(self) -> None:
         """Set the parameters so that the output equals ``semantic`` (with ``zero_generative``: for zero features)."""
@@ -111,3 +145,15 @@ class Fuser(nn.Module):
 def scalar(value: float) -> nn.Parameter:
     """A learnable scalar of shape ``(1,)``."""
     return nn.Parameter(torch.full((1,), float(value)))
+
+
+def _at_rest(fuser: Fuser) -> Fuser:
+    """The same fuser in evaluation, sharing its parameters: no dropout, no random number drawn, nothing switched."""
+
+    def still(module: nn.Module) -> nn.Module:
+        twin = copy.copy(module)
+        twin.training = False
+        twin._modules = {name: None if child is None else still(child) for name, child in module._modules.items()}
+        return twin
+
+    return still(fuser)  # type: ignore[return-value]

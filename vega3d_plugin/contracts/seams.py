@@ -89,6 +89,15 @@ class SeamReader(Protocol):
         ...
 
 
+def needs_no_tokens(reader: SeamReader) -> bool:
+    """Whether a reader finds the clips of a call in its arguments alone, so that what makes the tokens need not run.
+
+    A reader says so by an attribute ``clips_from_arguments = True``. It is used where clips are looked for without a
+    host's weights; without it, the shape of the tokens is worked out on the meta device.
+    """
+    return bool(getattr(reader, "clips_from_arguments", False))
+
+
 @runtime_checkable
 class NotingReader(Protocol):
     """A reader whose seam has points with the role ``note``: hosts whose pixels are not among the seam's arguments."""
@@ -97,7 +106,8 @@ class NotingReader(Protocol):
         """What :meth:`SeamReader.read` will need to know of this call, which is about to be made.
 
         The notes of a method are valid until it returns, those of a forward until tokens have been fused or the
-        host's forward ends. None for a call without pixels.
+        host's forward ends, as long as they say themselves that they last (``lasts``: one forward fuses twice). None
+        for a call without pixels. A reader that can do without says so with ``notes_optional = True``.
         """
         ...
 

@@ -128,11 +128,13 @@ class PriorSettings(Settings):
         tap: block whose output is the feature, 0-based; negative counts from the end (the released default is -1,
             its scripts pass 20 of 30).
         size: height and width in pixels that frames are resized to.
-        resize: ``crop``: cover the size and crop the centre, as released; ``stretch``: keep the whole frame.
+        resize: ``crop``: cover the size and crop the centre, as released; tokens beyond the cut then have no features
+            (0). ``stretch``: keep the whole frame.
         context: how much of a clip the prior sees at once: ``frame``: each frame alone, as released; ``views``: every
             frame its own latent frame, attended jointly (sparse views); ``video``: the causal video VAE.
         seed: of the noise; one seed gives a clip one feature map.
-        preset: ``released``: the oddities of the released code, for checkpoints trained with it; what it sets can be
+        preset: ``released``: the oddities of the released code, for checkpoints trained with it: the map of a cut is
+            fused as if it were of the whole frame. What else it sets can be
             seen with ``vega3d prior info``, and is overruled by what is given beside it.
         window: contexts ``views`` and ``video``: latent steps that are attended jointly; longer clips are cut into
             overlapping windows. None: the prior's own, about the length it was trained on.
@@ -279,8 +281,8 @@ class BranchSettings(Settings):
     Attributes:
         prior, fusion, projector: of its parts.
         space: alignment in space, ``bilinear`` (released Qwen branch) or ``adaptive_avg`` (released LLaVA branch).
-        images: ``separate``: every image is a clip of its own, as released; ``scene``: the images of one sample that
-            have one size are the views of one clip. Matters for a prior with context ``views`` or ``video``.
+        images: ``separate``: every image is a clip of its own, as released; ``scene``: the images of one sample are the
+            views of one clip, whatever their sizes. Matters for a prior with context ``views`` or ``video``.
         history: observations, the current one included, that a policy's clip holds while it acts (not in training):
             1 is none before. Call ``vega3d.get_handle(model).reset()`` when an episode starts.
     """

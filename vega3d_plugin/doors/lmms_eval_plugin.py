@@ -1,4 +1,8 @@
-"""The entry point of lmms-eval (group ``lmms_eval.models``): what ``lmms_eval --model vega3d`` is."""
+"""The entry point of lmms-eval (group ``lmms_eval.models``): what ``lmms_eval --model vega3d`` is.
+
+``python -m vega3d_plugin.lmms_eval_plugin scanqa=rows.jsonl FOLDER`` writes tasks for it, see
+:mod:`vega3d_plugin.evaluation.lmms_tasks`.
+"""
 
 from __future__ import annotations
 
@@ -14,3 +18,11 @@ def manifest() -> Any:
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(model_id="vega3d", chat_class_path="vega3d_plugin.evaluation.lmms_eval.Vega3dModel")
+
+
+if __name__ == "__main__":
+    import sys
+
+    from vega3d_plugin.evaluation.lmms_tasks import main
+
+    sys.exit(main(sys.argv[1:]))

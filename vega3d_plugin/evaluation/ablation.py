@@ -17,23 +17,21 @@ from ..branch.switches import disabled, zeroed
 from ..checkpoints.saving import load_pretrained
 from ..checkpoints.trainer_folder import find_trained, with_adapter
 from ..contracts.errors import BadRowsError, RowError, SavedBranchError
-from ..features.memory import FeatureMemory
 from ..hosts.loading import load_host, load_processor, read_source
 from ..recipes.blocks import DataSettings
+from ..training.answers import answer_likelihood, generate, split_answer
 from ..training.data import ConversationData
 from ..training.rows.conversation import Conversation, read_conversation
 from ..training.rows.encoding import Encoded, Encoder
 from ..training.rows.files import Rows
-from .answers import answer_likelihood, generate, split_answer
+from .answering.controls import Kept
+from .answering.run import SHOWN
+from .comparison.measures import same_answer
+from .verdicts import MEASURES, compared, verdict
 
 #: What is scored, in order: without the branch; as trained; the branch switched off; the generative tokens zero.
 VARIANTS = ("base", "patched", "off", "zeroed")
 CONTROLS = ("base", "off", "zeroed")
-#: Settings of the data that are, by default, those of training.
-SHOWN = (
-    *("preset", "frames", "sampling", "fps", "min_frames", "folder_fps", "video_as", "resize", "video_max_pixels"),
-    "system",
-)
 Tick = Callable[[str], None]
 
 
@@ -63,6 +61,7 @@ class Difference:
         measure: ``nll`` (lower is better) or ``exact`` (higher is better).
         mean: of the differences, one for each answer.
         low, high: of the 95% percentile interval of the paired bootstrap over rows; None for a single row.
+        size: the mean in standard deviations of the differences (Cohen's d_z); None where all are equal.
     """
 
     control: str
@@ -70,20 +69,12 @@ class Difference:
     mean: float
     low: float | None
     high: float | None
+    size: float | None = None
 
     @property
     def verdict(self) -> str:
-        """In words, and no more than the interval allows."""
-        if not all(math.isfinite(value) for value in (self.mean, self.low, self.high) if value is not None):
-            return "no verdict: some scores are NaN or infinite"
-        if self.low is None or self.high is None:
-            return "one row: nothing can be said"
-        if self.low == self.high == 0:
-            return "the same on every answer"
-        if self.low <= 0 <= self.high:
-            return "cannot be told apart on this data: the interval contains 0"
-        better = (self.mean > 0) == (self.measure == "exact")
-        return f"patched is {'better' if better else 'worse'}: the interval does not contain 0"
+        """In words, see :func:`~vega3d_plugin.evaluation.verdicts.verdict`."""
+        return verdict(MEASURES[self.measure], self.mean, self.low, self.high, "patched")
 
 
 @dataclass
@@ -212,11 +203,11 @@ def ablate(
 
 def _score_variants(found: Ablation, questions: _Questions, scorer: _Scorer, model: nn.Module, *, keep: bool) -> None:
     """Score what is patched, and its two controls; ``keep``: the features of one row in memory, for all three."""
-    memory = FeatureMemory()
+    memory = Kept()
     if keep:
         get_handle(model).branch.store = memory  # type: ignore[assignment]
     for place, (_, answer) in enumerate(questions):
-        memory.clear()
+        memory.features.clear()
         contexts: dict[str, AbstractContextManager[None]] = {
             "patched": nullcontext(), "off": disabled(model), "zeroed": zeroed(model),
         }  # fmt: skip
@@ -239,39 +230,9 @@ def differences(found: Ablation, *, seed: int, resamples: int) -> list[Differenc
         patched = np.array([float(getattr(s, measure)) for s in found.scores("patched")])
         for control in CONTROLS:
             other = np.array([float(getattr(s, measure)) for s in found.scores(control)])
-            low, high = bootstrap(patched - other, row_of, seed=seed, resamples=resamples)
-            result.append(Difference(control, measure, float((patched - other).mean()), low, high))
+            mean, low, high, size = compared(patched[None], other[None], row_of, seed=seed, resamples=resamples)
+            result.append(Difference(control, measure, mean, low, high, size))
     return result
-
-
-def bootstrap(
-    values: np.ndarray[Any, Any], groups: np.ndarray[Any, Any], *, seed: int, resamples: int
-) -> tuple[float | None, float | None]:
-    """The 95% percentile interval of the mean of ``values``, drawing whole groups with replacement.
-
-    Args:
-        values: float64 ``[N]``.
-        groups: int ``[N]``, the group of each, from 0.
-        seed, resamples: of the draws.
-
-    Returns:
-        Both ends, or None and None when there is one group.
-    """
-    sums, counts = np.bincount(groups, values), np.bincount(groups)
-    if len(sums) < 2:
-        return None, None
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for start in range(0, resamples, 256):
-        drawn = rng.integers(0, len(sums), size=(min(256, resamples - start), len(sums)))
-        means[start : start + len(drawn)] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def same_answer(said: str, expected: str) -> bool:
-    """Equal but for case, surrounding space and a final full stop."""
-    return _plain(said) == _plain(expected)
 
 
 @dataclass(frozen=True)
@@ -370,7 +331,3 @@ def _doubts(found: Ablation, tuned: bool) -> list[str]:
     if any(math.isnan(s.nll) for v in VARIANTS for s in found.scores(v)):
         doubts.append("Some likelihoods are NaN: the model overflows in its dtype.")
     return doubts
-
-
-def _plain(text: str) -> str:
-    return text.strip().rstrip(".").strip().casefold()

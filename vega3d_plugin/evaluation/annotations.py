@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contracts.errors import near_misses
-from ..storage.json_files import read_object
+from ..storage.reading import read_json
 from .metrics.benchmarks.scanrefer import read_label_ids, unique_or_multiple
 from .metrics.boxes import bounds, box_iou
 from .metrics.captions.answers import question_type
@@ -130,7 +130,7 @@ def read_boxes(path: Path) -> dict[str, dict[str, list[float]]]:
         ScoreError: no such file, or other contents.
     """
     found: dict[str, dict[str, list[float]]] = {}
-    for scene, objects in read_object(path, ScoreError, LARGEST_BOXES).items():
+    for scene, objects in read_json(path, ScoreError, limit=LARGEST_BOXES).items():
         row = Row({scene: objects}, f"{path}, {scene}")
         if not isinstance(objects, list | dict):
             raise row.problem(f"a list or an object of boxes is expected, found {type(objects).__name__}")
@@ -365,7 +365,7 @@ def _kinds(given: Sequence[Row], sources: Sources) -> Callable[[Row], str]:
             "Whether an object is the only one of its class is not in these rows (no key 'eval_type'): name ScanNet's "
             "scannetv2-labels.combined.tsv, --labels FILE."
         )
-    found = unique_or_multiple([row.values for row in given], read_label_ids(sources.labels))
+    found = unique_or_multiple(given, read_label_ids(sources.labels))
     by_row = {id(row): kind for row, kind in zip(given, found, strict=True)}
     return lambda row: by_row[id(row)]
 

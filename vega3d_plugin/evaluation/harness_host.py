@@ -1,4 +1,4 @@
-"""A host with its branch, loaded from what an evaluation harness passes on, and asked one question at a time."""
+"""A host with its branch, loaded from what an evaluation harness passes on, and asked several questions at once."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
+from ..analysis.twin import untrained_twin
+from ..branch.handle import get_handle
 from ..branch.switches import disabled, zeroed
 from ..checkpoints.released.loading import load_released
 from ..checkpoints.saving import load_pretrained
-from ..checkpoints.trainer_folder import NONE, find_trained, with_adapter
+from ..checkpoints.trainer_folder import NONE, TrainerFolder, find_trained, with_adapter
 from ..contracts.errors import Vega3dError
 from ..contracts.settings import Float, Int, Positive, Settings
 from ..hosts.loading import load_host, load_processor, read_source
 from ..recipes.blocks import DataSettings
+from ..training.answers import encode_question, generate_batch
 from ..training.rows.conversation import Medium, Turn
 from ..training.rows.encoding import Encoder
-from .answers import encode_question, generate
 
 # What harnesses call them, and what `generate` does not take.
 _NOT_FOR_GENERATE = ("until", "image_aspect_ratio", "max_gen_toks")
@@ -42,7 +44,8 @@ class HostArguments(Settings):
         prior_pretrained: the prior's weights.
         prior_device, store: where the prior lives, and a folder of a feature store.
         processor: of the host; default: that of the checkpoint, which has the limits of training, else the host's.
-        control: ``off``: the branch switched off; ``zeroed``: the generative tokens zero.
+        control: ``off``: the branch switched off; ``zeroed``: the generative tokens zero; ``twin``: the prior with
+            weights drawn from a seed, see :func:`vega3d.analysis.untrained_twin`.
         device, dtype, attn_implementation: of the host; by default CUDA when there is any, and the saved dtype.
         min_pixels, max_pixels: area of an image, for processors that take them; default: the processor's own.
         max_num_frames: frames of a video.
@@ -52,7 +55,7 @@ class HostArguments(Settings):
         video_max_pixels: area of a frame of a video.
         system_prompt: for questions without one.
         max_new_tokens: where a task does not say.
-        batch_size, max_batch_size: questions are asked one at a time, whatever these say.
+        batch_size: questions that are asked at once; ``max_batch_size``: no effect, since no size is looked for.
     """
 
     pretrained: str
@@ -63,7 +66,7 @@ class HostArguments(Settings):
     prior_device: str | None = None
     store: str | None = None
     processor: str | None = None
-    control: Literal["none", "off", "zeroed"] = "none"
+    control: Literal["none", "off", "zeroed", "twin"] = "none"
     device: str | None = None
     dtype: str = "auto"
     attn_implementation: str | None = None
@@ -87,38 +90,67 @@ class HostArguments(Settings):
         return self
 
 
+def use_twin(model: nn.Module, seed: int = 0) -> None:
+    """Put the untrained twin in the place of a patched model's prior. Features stored of the prior are not read then.
+
+    Raises:
+        AnalysisError: the prior has no twin, as stored features have none.
+    """
+    branch = get_handle(model).branch
+    branch.prior, branch.store = untrained_twin(branch.prior, seed), None
+
+
+def trained_folder(arguments: HostArguments) -> TrainerFolder:
+    """Where the parts of what is evaluated are.
+
+    Raises:
+        SavedBranchError: as of :func:`~vega3d_plugin.checkpoints.trainer_folder.find_trained`.
+    """
+    a = arguments
+    branch = NONE if a.released is not None else a.branch
+    return find_trained(a.pretrained, branch, adapter=a.adapter, processor=a.processor)
+
+
+def cut(text: str, until: str | Sequence[str] | None) -> str:
+    """An answer before the first of the texts that end it, stripped."""
+    for stop in [until] if isinstance(until, str) else until or []:
+        text = text.partition(stop)[0] if stop else text
+    return text.strip()
+
+
 class EvaluatedHost:
     """A host, ready to be asked.
 
     Args:
         arguments: what to load.
+        data: how pictures are shown, in place of what the arguments say of them.
 
     Raises:
         HostError, SavedBranchError, ...: it cannot be loaded.
     """
 
-    def __init__(self, arguments: HostArguments) -> None:
+    def __init__(self, arguments: HostArguments, data: DataSettings | None = None) -> None:
         self.arguments = a = arguments
-        branch = NONE if a.released is not None else a.branch
-        self.trained = find_trained(a.pretrained, branch, adapter=a.adapter, processor=a.processor)
+        self.trained = trained_folder(a)
         self.processor = load_processor(self.trained.processor)
         limit_pixels(self.processor, a.min_pixels, a.max_pixels)
         options = {} if a.attn_implementation is None else {"attn_implementation": a.attn_implementation}
         host = load_host(read_source(self.trained.host), device=a.device, dtype=a.dtype, **options).model
         self.model = self._with_branch(host).eval()
-        self.encoder = Encoder(
-            self.processor,
-            DataSettings.parse(
-                {
-                    # The questions come from the harness.
-                    "files": ("-",),
-                    "frames": a.max_num_frames,
-                    "sampling": "uniform" if a.fps is None else "fps",
-                    "fps": None if a.fps is None else float(a.fps),
-                    "video_max_pixels": a.video_max_pixels,
-                    **self._shown_as(),
-                }
-            ),
+        self.encoder = Encoder(self.processor, data or self._data())
+
+    def _data(self) -> DataSettings:
+        a = self.arguments
+        return DataSettings.parse(
+            {
+                # The questions come from the harness.
+                "files": ("-",),
+                "frames": a.max_num_frames,
+                "sampling": "uniform" if a.fps is None else "fps",
+                "fps": None if a.fps is None else float(a.fps),
+                "video_max_pixels": a.video_max_pixels,
+                **self._shown_as(),
+            }
         )
 
     def _shown_as(self) -> dict[str, Any]:
@@ -146,17 +178,23 @@ class EvaluatedHost:
             EvaluationError: something else than text, images and videos.
             RowError: a picture that cannot be read.
         """
+        return self.ask_all([messages], options)[0]
+
+    def ask_all(
+        self, questions: Sequence[Sequence[Mapping[str, Any]]], options: Mapping[str, Any] | None = None
+    ) -> list[tuple[str, int]]:
+        """Answer several questions in one batch, as :meth:`ask` answers each; all with the same options."""
+        asked = dict(options or {})
+        prompts = [encode_question(self.encoder, self._turns(messages)) for messages in questions]
+        with self._control():
+            said = generate_batch(self.model, self.processor, prompts, **self._generation(asked))
+        return [(cut(text, asked.get("until")), count) for text, count in said]
+
+    def _turns(self, messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
         turns = [Turn(str(message["role"]), tuple(_parts(message["content"]))) for message in messages]
         if self.arguments.system_prompt is not None and turns[0].role != "system":
             turns.insert(0, Turn("system", (self.arguments.system_prompt,)))
-        asked = dict(options or {})
-        until = asked.get("until") or []
-        prompt = encode_question(self.encoder, turns)
-        with self._control():
-            text, count = generate(self.model, self.processor, prompt, **self._generation(asked))
-        for stop in [until] if isinstance(until, str) else until:
-            text = text.partition(stop)[0] if stop else text
-        return text.strip(), count
+        return turns
 
     def _generation(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         chosen = {k: v for k, v in asked.items() if k not in _NOT_FOR_GENERATE and v is not None}
@@ -172,7 +210,10 @@ class EvaluatedHost:
             load_released(host, a.released, **common)
         elif self.trained.branch is not None:
             load_pretrained(host, self.trained.branch, **common)
-        return with_adapter(host, self.trained.adapter)
+        model = with_adapter(host, self.trained.adapter)
+        if a.control == "twin":
+            use_twin(model)
+        return model
 
     def _control(self) -> AbstractContextManager[None]:
         controls = {"off": disabled, "zeroed": zeroed}

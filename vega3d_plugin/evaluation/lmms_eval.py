@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -49,20 +50,32 @@ class Vega3dModel(lmms):  # type: ignore[misc]
 
     @property
     def batch_size(self) -> int:
-        """Questions are asked one at a time."""
-        return 1
+        """Questions that are asked at once: ``--batch_size``, where ``auto`` is 1."""
+        size = str(self.host.arguments.batch_size or 1)
+        return int(size) if size.isdecimal() and int(size) else 1
 
     def generate_until(self, requests: list[Any]) -> list[Any]:
-        """Answer each request, in order."""
-        results = []
-        bar = tqdm(requests, disable=self.rank != 0 or bool(os.environ.get("TQDM_DISABLE")), desc="Answering")
-        for request in bar:
-            context, to_messages, options, doc, task, split = request.args
-            messages = to_messages(self.task_dict[task][split][doc])
-            text, count = self.host.ask(messages, options)
-            self.cache_hook.add_partial("generate_until", (context, options), text)
-            results.append(GenerationResult(text=text, token_counts=TokenCounts(output_tokens=count)))
-        return results
+        """Answer requests in batches of those with the same options; the answers are in the order of the requests."""
+        results: dict[int, Any] = {}
+        quiet = self.rank != 0 or bool(os.environ.get("TQDM_DISABLE"))
+        with tqdm(total=len(requests), disable=quiet, desc="Answering") as bar:
+            for places in _batches(requests, self.batch_size):
+                found = self._answer([requests[place] for place in places])
+                results |= dict(zip(places, found, strict=True))
+                bar.update(len(places))
+        return [results[place] for place in range(len(requests))]
+
+    def _answer(self, requests: list[Any]) -> list[Any]:
+        """Answer requests that have the same options."""
+        questions = []
+        for request in requests:
+            _, to_messages, _, doc, task, split = request.args
+            questions.append(to_messages(self.task_dict[task][split][doc]))
+        options = requests[0].args[2]
+        said = self.host.ask_all(questions, options)
+        for request, (text, _) in zip(requests, said, strict=True):
+            self.cache_hook.add_partial("generate_until", (request.args[0], options), text)
+        return [GenerationResult(text=text, token_counts=TokenCounts(output_tokens=count)) for text, count in said]
 
     def loglikelihood(self, requests: list[Any]) -> list[Any]:
         """Not for models that are handed messages: lmms-eval never asks them."""
@@ -71,6 +84,15 @@ class Vega3dModel(lmms):  # type: ignore[misc]
     def generate_until_multi_round(self, requests: list[Any]) -> list[Any]:
         """Not implemented."""
         raise EvaluationError("--model vega3d answers one question at a time; this task has several rounds.")
+
+
+def _batches(requests: list[Any], size: int) -> Iterator[list[int]]:
+    """Places of requests in batches of at most ``size``; those of one batch have the same options."""
+    alike: dict[str, list[int]] = {}
+    for place, request in enumerate(requests):
+        alike.setdefault(repr(sorted(request.args[2].items())), []).append(place)
+    for places in alike.values():
+        yield from (places[start : start + size] for start in range(0, len(places), size))
 
 
 def _texts(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -37,15 +37,28 @@ def _refuse_compiled(model: nn.Module) -> None:
             )
 
 
-def checked_seam(adapter: HostAdapter, base: nn.Module, processor: Any, settings: BranchSettings) -> Seam:
-    """Everything that could go wrong with the model, checked before it is touched."""
+def checked_seam(
+    adapter: HostAdapter, base: nn.Module, processor: Any, settings: BranchSettings, *, weights: bool = True
+) -> Seam:
+    """Everything that could go wrong with the model, checked before it is touched.
+
+    Args:
+        adapter: of the host.
+        base: the model.
+        processor: the host's, or None.
+        settings: of the branch.
+        weights: whether the model has to have any; without, it can only show which clips it would see.
+
+    Raises:
+        HostError, MetaModelError: what is wrong, and what to do.
+    """
     seams = adapter.seams(base, processor)
     if len(seams) != 1:
         raise HostError(f"Adapter {adapter.name!r} gave {len(seams)} seams for {type(base).__name__}, expected one.")
     seam = seams[0]
     module = base.get_submodule(seam.path)
     like = base.get_submodule(seam.like) if seam.like else module
-    if any(parameter.is_meta for parameter in like.parameters()):
+    if weights and any(parameter.is_meta for parameter in like.parameters()):
         raise MetaModelError(
             f"{seam.like or seam.path!r} has no weights yet: its parameters lie on the meta device. Load the weights "
             "first; with device_map, keep this module off disk and CPU offload."

@@ -138,13 +138,14 @@ def _read(
 ) -> SeamInput | None:
     call = calls.current(branch.key)
     reader = branch.seam.reader
-    if call.is_replay and isinstance(reader, NotingReader) and call.notes is None:
+    needs_notes = isinstance(reader, NotingReader) and not getattr(reader, "notes_optional", False)
+    if call.is_replay and needs_notes and call.notes is None:
         raise _not_the_same(branch, "the pixels, which were noted outside of the checkpointed part, are not there")
     scenes = branch.settings.images == "scene"
     found = reader.read(SeamCall(module, args, kwargs, output, call.samples, scenes, method, call.notes))
     if found is None:
         return None
-    if not call.notes_last:
+    if not call.notes_last and not getattr(call.notes, "lasts", False):
         # Pixels are not kept longer than they are needed.
         call.notes = None
     call.fired += 1

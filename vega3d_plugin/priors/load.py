@@ -13,7 +13,7 @@ from ..contracts.errors import PriorError, SettingsError, near_misses
 from ..contracts.priors import Prior
 from ..contracts.settings import PriorSettings
 from ..contracts.tables import PRIORS
-from .frozen.configs import explained
+from .frozen.configs import check_latents, explained
 from .frozen.towers import apply_tower
 from .frozen.windows import windows
 
@@ -87,9 +87,10 @@ def load_prior(
         settings = PriorSettings.parse({k: v for k, v in given.items() if v is not None})
     settings = resolve(settings)
     # Under a caller's inference mode the weights would be inference tensors, which no other mode can use.
-    with torch.inference_mode(False), explained(f"Prior {settings.name!r}", settings.pretrained):
+    with torch.inference_mode(False), explained(f"Prior {settings.name!r}", settings.pretrained) as read:
         prior = PRIORS.get(settings.name).load(settings)
         apply_tower(prior, settings.tower)
+        check_latents(getattr(prior, "vae", None), read)
     if prior.settings is None:
         prior.settings = settings
     return prior

@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ..contracts.errors import SettingsClashError
-from ..contracts.settings import Float, Int, Positive, Settings
+from ..contracts.settings import Float, Int, Positive, Settings, _known_name
+from ..features.forms import FORMS
+from .problems import SettingsClashError
 
+FORM_NAMES = tuple(map(str, FORMS))
 Bool = Annotated[bool, Field(strict=True)]
 Rate = Annotated[Float, Field(gt=0)]
 
@@ -34,6 +36,7 @@ class DataSettings(Settings):
             with ``fps`` 0.5, ``min_frames`` 4, ``frames`` 8, ``folder_fps`` 1, and the system text "You are a helpful
             assistant.".
         files: one or several ``.json`` or ``.jsonl`` files, or patterns such as ``data/*.jsonl``.
+        eval_files: as ``files``: rows that are held out, on which the loss is measured while the model trains.
         media_root: folder that relative paths of images and videos start from; default: that of each file.
         format: ``llava``: rows with ``conversations`` and placeholders in the text; ``chat``: rows with ``messages``;
             ``auto``: by each row's keys.
@@ -57,6 +60,7 @@ class DataSettings(Settings):
 
     preset: Literal["released"] | None = None
     files: tuple[str, ...]
+    eval_files: tuple[str, ...] = ()
     media_root: str | None = None
     format: Literal["llava", "chat", "auto"] = "auto"
     frames: Positive = 8
@@ -83,7 +87,7 @@ class DataSettings(Settings):
         timed = {"fps": 0.5, "min_frames": least} if values.get("sampling", "fps") == "fps" else {}
         return {**_RELEASED, **timed, **values}
 
-    @field_validator("files", mode="before")
+    @field_validator("files", "eval_files", mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
@@ -128,7 +132,11 @@ class TrainSettings(Settings):
         master_float32: what trains is held in float32, since small steps are lost in bfloat16; default: unless
             DeepSpeed, which keeps its own copies, does the sharding.
         optimiser: a name that ``TrainingArguments.optim`` knows.
-        save_steps, save_total_limit: when a checkpoint is written, and how many are kept (None: all).
+        save_steps, save_total_limit: when a checkpoint is written, and how many are kept (None: all). The one with the
+            lowest validation loss is kept too.
+        eval_steps: steps between two measurements of the validation loss, for ``data.eval_files``; default: with each
+            checkpoint. It is measured before the first step and with each checkpoint in any case.
+        report_rows: rows whose pictures and answers the report shows, held out ones where there are any; 0: none.
         logging_steps: steps between two lines of the log.
         seed: of new weights, the order of rows and dropout.
         report_to: trackers by their names in transformers, such as ``tensorboard`` and ``wandb``.
@@ -156,6 +164,8 @@ class TrainSettings(Settings):
     optimiser: str = "adamw_torch"
     save_steps: Positive = 500
     save_total_limit: Positive | None = None
+    eval_steps: Positive | None = None
+    report_rows: Annotated[Int, Field(ge=0, le=64)] = 4
     logging_steps: Positive = 10
     seed: Annotated[Int, Field(ge=0, lt=1 << 32)] = 0
     report_to: tuple[str, ...] = ()
@@ -181,6 +191,31 @@ class TrainSettings(Settings):
                 "per_device_batch_size",
             )
         return self
+
+
+class StoreSettings(Settings):
+    """Where features are kept. A text alone stands for ``{url: TEXT}``.
+
+    Attributes:
+        url: a folder, or a URL that fsspec opens, such as ``s3://bucket/features``.
+        form: in which maps are kept: ``native``, ``aligned`` (on the host's token grid: smaller, and the same results),
+            either with ``-bf16`` or ``-int8`` (smaller still, rounded).
+        cache_gb: for a URL: how much of it may lie on this machine's disk, in GB; 0 for nothing.
+    """
+
+    url: Annotated[str, Field(min_length=1)]
+    form: str = "native"
+    cache_gb: Annotated[Int, Field(ge=0, le=1 << 20)] = 50
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, values: Any) -> Any:
+        return {"url": values} if isinstance(values, str) else values
+
+    @field_validator("form")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _known_name("form of features", name, FORM_NAMES)
 
 
 class PartSettings(Settings):

@@ -12,14 +12,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from ..branch.handle import CHILD
-from ..contracts.errors import SettingsClashError, SettingsError, Vega3dError, near_misses
+from ..contracts.errors import SettingsError, Vega3dError, near_misses
 from ..contracts.printable import brief
 from ..contracts.settings import FusionSettings, PriorSettings, Settings, _fields_at
 from ..contracts.tables import FUSERS
 from ..priors.load import resolve
 from .blocks import TuneSettings
 from .layers import Layers
-from .problems import Keys
+from .problems import Keys, SettingsClashError
 from .schema import RecipeSettings
 
 

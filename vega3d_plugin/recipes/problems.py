@@ -65,6 +65,18 @@ class Problem:
         return " ".join(filter(None, (other, line))) or ("" if self.keys else "file")
 
 
+class SettingsClashError(ValueError):
+    """Settings of one block that do not go together; raised by the block's own rules.
+
+    Attributes:
+        names: of these settings, in their block.
+    """
+
+    def __init__(self, message: str, *names: str) -> None:
+        super().__init__(message)
+        self.names = names
+
+
 class RecipeError(SettingsError):
     """A recipe is wrong; the message lists every mistake with its line.
 

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints, field_validator
 
 from ..contracts.settings import BranchSettings, Int, Positive, PriorSettings, Settings, _known_name
 from ..contracts.tables import HOSTS
-from .blocks import DataSettings, TrainSettings, TuneSettings
+from .blocks import DataSettings, StoreSettings, TrainSettings, TuneSettings
 from .layers import VERSION
 
 #: Stands for a small random model with a processor, which the adapter builds itself: nothing is downloaded.
@@ -51,6 +51,7 @@ class RecipeSettings(BranchSettings):
         data: rows to train on.
         train: the numbers of the run.
         tune: which parts of the host train.
+        store: where features are kept, so that each clip is encoded once; ``--store`` overrides it.
     """
 
     version: Annotated[Int, Field(ge=1, le=VERSION)] = VERSION
@@ -63,3 +64,4 @@ class RecipeSettings(BranchSettings):
     data: DataSettings | None = None
     train: TrainSettings | None = None
     tune: TuneSettings | None = None
+    store: StoreSettings | None = None

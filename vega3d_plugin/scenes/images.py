@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from ..contracts.clips import uniform_indices
 from ..contracts.errors import VideoError, near_misses
+from .pixel_limits import opened_picture
 from .video import sample_video
 
 Pixels = NDArray[np.uint8]
@@ -82,10 +83,10 @@ def in_order(images: Sequence[Path]) -> list[Path]:
 def read_image(path: Path) -> Pixels:
     """An image as uint8 ``[H, W, 3]`` RGB, upright. Raises :class:`VideoError` when it is none, or damaged."""
     try:
-        with Image.open(path) as image:
+        with opened_picture(path, VideoError) as image:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{path} cannot be read: it is not an image, or damaged ({error}).") from error
+    except FileNotFoundError:
+        raise VideoError(_missing(path)) from None
 
 
 def _spread(total: int, count: int) -> list[int]:

@@ -68,8 +68,8 @@ def open_scene(address: str | Path, *, layout: str | None = None, check: bool = 
 
     Args:
         address: a folder or file in one of :data:`LAYOUTS`; ``room:SEED``, a rendered room; ``stereo:motorcycle``, a
-            real pair that scikit-image ships. ``#NAME`` names a scene of a file that holds many. Options may follow
-            as ``?views=16&size=240x320``.
+            real pair that scikit-image ships; ``libero:libero_spatial/0``, a task in LIBERO's simulator. ``#NAME``
+            names a scene of a file that holds many. Options may follow as ``?views=16&size=240x320``.
         layout: read it as this one, whatever it looks like.
         check: compare depth between views, and refuse or tell what cannot be true, see
             :func:`~vega3d_plugin.scenes.consistency.check_geometry`.
@@ -91,6 +91,8 @@ def open_scene(address: str | Path, *, layout: str | None = None, check: bool = 
 
         _refuse_unknown(options, {}, f"stereo:{rest}")
         scene = read_shipped(rest)
+    elif scheme == "libero" and layout is None:
+        scene = _task(path, options)
     else:
         found = _layout(Path(path).expanduser(), layout)
         if name is not None:
@@ -110,8 +112,9 @@ def open_scenes(addresses: Sequence[str | Path], *, check: bool = True, **option
     """Open the scenes of several addresses.
 
     Args:
-        addresses: as for :func:`open_scene`; also ``room:0..7`` (both ends included), a folder whose folders are
-            scenes, and an info file of EmbodiedScan without a name, which stands for all its scenes.
+        addresses: as for :func:`open_scene`; also ``room:0..7`` and ``libero:libero_spatial/0..9`` (both ends
+            included), a folder whose folders are scenes, and an info file of EmbodiedScan without a name, which stands
+            for all its scenes.
         check: see :func:`open_scene`.
         options: for all of them.
 
@@ -138,6 +141,10 @@ def expand(address: str | Path) -> list[str]:
         if not first <= last < first + _MOST:
             raise SceneError(f"{text}: rooms are counted upwards, and at most {_MOST:,} at once.")
         return [f"room:{seed}{query}" for seed in range(first, last + 1)]
+    if path.startswith("libero:"):
+        from .readers.libero import parse
+
+        return [f"{task.address}{query}" for task in parse(path)]
     if path.startswith(("room:", "stereo:")) or name is not None:
         return [text]
     folder = Path(path).expanduser()
@@ -191,7 +198,9 @@ def _layout(path: Path, wanted: str | None) -> Layout:
         held = sorted(entry.name for entry in path.iterdir())[:4] if path.is_dir() else []
         what = f"It holds {', '.join(held)}{', ...' if len(held) == 4 else ''}." if held else ""
         known = "; ".join(layout.summary for layout in LAYOUTS.values())
-        raise SceneError(f"{path} is no scene that is known. {what} Known: {known}; room:SEED; stereo:motorcycle.")
+        raise SceneError(
+            f"{path} is no scene that is known. {what} Known: {known}; room:SEED; stereo:motorcycle; libero:SUITE/TASK."
+        )
     return found
 
 
@@ -201,6 +210,15 @@ def _room(rest: str, options: Mapping[str, Any], address: str) -> Scene:
     if not re.fullmatch(r"\d{1,9}", rest):
         raise SceneError(f"{address}: a rendered room is room:SEED, with a number from 0 for a seed.")
     return rendered_scene(int(rest), **_typed(options, rendered_scene, address, without=("seed",)))
+
+
+def _task(address: str, options: Mapping[str, Any]) -> Scene:
+    from .readers.libero import parse, read
+
+    # Before its options: who mistypes the address is told so first.
+    if len(parse(address)) != 1:
+        raise SceneError(f"{address} is several tasks. Name one, such as {parse(address)[0].address}.")
+    return read(address, **_typed(options, read, address))
 
 
 def _typed(

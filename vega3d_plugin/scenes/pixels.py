@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..contracts.errors import SceneError
-from .files import missing
-
-# 100 million pixels; more is no picture of a place, but a file made to fill the memory.
-LARGEST = 10**8
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+from ..storage.arrays import read_array
+from .files import is_there, missing
+from .pixel_limits import LARGEST, opened_picture
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,7 @@ class PictureFile:
     def __call__(self) -> Tensor:
         """Read it. Raises :class:`SceneError` when it is no picture, or damaged."""
         with _opened(self.path) as image:
-            try:
-                pixels = np.array(image.convert("RGB"))
-            except _UNREADABLE as error:
-                raise SceneError(f"{self.path} cannot be read: it is damaged ({error}).") from error
+            pixels = np.array(image.convert("RGB"))
         return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
@@ -70,6 +66,17 @@ def picture_size(path: Path) -> tuple[int, int]:
         return image.height, image.width
 
 
+def picture_turn(path: Path) -> int:
+    """How a picture's file says that it is shown, as EXIF counts: 1 as it is stored, to 8.
+
+    Raises:
+        SceneError: not there, or no picture.
+    """
+    with _opened(path) as image:
+        turn = image.getexif().get(274, 1)
+        return turn if isinstance(turn, int) else 1
+
+
 def read_plane(path: Path) -> NDArray[Any]:
     """``[H, W]`` numbers as the file holds them.
 
@@ -78,7 +85,9 @@ def read_plane(path: Path) -> NDArray[Any]:
     """
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        values = read_npy(path)
+        if not is_there(path):
+            raise SceneError(missing(path))
+        values = read_array(path, SceneError)
     elif suffix == ".pfm":
         values = _read_pfm(path)
     else:
@@ -90,43 +99,13 @@ def read_plane(path: Path) -> NDArray[Any]:
     return values
 
 
-def read_npy(path: Path) -> NDArray[Any]:
-    """An array of numbers in NumPy's format; its header must tell the size that the file has.
-
-    Raises:
-        SceneError: not there, another format, objects in it, truncated.
-    """
-    data = _bytes(path)
-    file = BytesIO(data)
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-        if dtype.hasobject:
-            raise ValueError("it holds Python objects")
-        left = len(data) - file.tell()
-        wanted = dtype.itemsize * int(np.prod([int(side) for side in shape], dtype=object))
-        if wanted != left or any(side < 0 for side in shape):
-            raise ValueError(f"its header tells {wanted} bytes of {dtype} {list(shape)}, it has {left}")
-        values = np.frombuffer(data, dtype, offset=file.tell())
-        return values.reshape(shape, order="F" if fortran else "C")
-    # Its header is a piece of Python, whose reader fails in many ways.
-    except Exception as error:
-        raise SceneError(f"{path} is no array that can be read: {str(error).splitlines()[0]}.") from error
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
+        with opened_picture(path, SceneError) as image:
+            yield image
     except FileNotFoundError:
         raise SceneError(missing(path)) from None
-    except _UNREADABLE as error:
-        raise SceneError(f"{path} is not a picture, or damaged ({error}).") from error
-    if image.width * image.height > LARGEST:
-        size = f"{image.width}x{image.height}"
-        image.close()
-        raise SceneError(f"{path} is {size}, more than {LARGEST:,} pixels.")
-    return image
 
 
 def _read_image_plane(path: Path) -> NDArray[Any]:
@@ -136,10 +115,7 @@ def _read_image_plane(path: Path) -> NDArray[Any]:
                 f"{path} is no depth map: depth is one channel of 16 or 32 bits, this picture has the mode "
                 f"{image.mode} ({'8 bits' if image.mode in ('L', 'RGB', 'RGBA', 'P') else 'other'})."
             )
-        try:
-            return np.array(image)
-        except _UNREADABLE as error:
-            raise SceneError(f"{path} cannot be read: it is damaged ({error}).") from error
+        return np.array(image)
 
 
 def _bytes(path: Path) -> bytes:

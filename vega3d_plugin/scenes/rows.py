@@ -13,7 +13,7 @@ from ..contracts.settings import Settings
 from .coordinates import Preset
 from .export import pixels
 from .opening import open_scene
-from .pixels import PictureFile
+from .pixels import PictureFile, picture_turn
 from .readers.image_folder import UprightPicture
 from .scene import Scene
 from .views import RELEASED_VIEWS, VOXEL, How, choose_views
@@ -99,5 +99,4 @@ def _picture(scene: Scene, index: int) -> Path | Image.Image:
 
 @lru_cache(maxsize=65536)
 def _turned(path: Path) -> bool:
-    with Image.open(path) as image:
-        return bool(image.getexif().get(274, 1) != 1)
+    return picture_turn(path) != 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -13,8 +15,9 @@ from tqdm import tqdm
 
 from vega3d_plugin.contracts.clips import uniform_indices
 from vega3d_plugin.contracts.errors import FramesError, VideoError, near_misses
-from vega3d_plugin.scenes.upright import ShownFrame, turn_of
-from vega3d_plugin.storage.writing import write_atomically
+from vega3d_plugin.scenes.pixel_limits import too_large
+from vega3d_plugin.scenes.upright import ShownFrame, showing_of
+from vega3d_plugin.storage.writing import written_whole
 
 # Videos longer than this get a progress bar.
 QUIET_FRAMES = 200
@@ -37,33 +40,69 @@ def write_video(path: str | Path, frames: NDArray[np.uint8], fps: int = 8) -> No
         raise FramesError(
             f"{path} cannot be written: expected uint8 frames [T, H, W, 3], found {frames.dtype} {list(frames.shape)}."
         )
-    height, width = frames.shape[1:3]
-    if height % 2 or width % 2:
-        raise FramesError(
-            f"{path} cannot be written: H.264 with 4:2:0 colour needs an even height and width, found {height} x "
-            f"{width}. Crop or pad the frames by one pixel."
-        )
-    if fps < 1:
-        raise FramesError(f"{path} cannot be written: fps is {fps}, give a whole number of at least 1.")
-    if path.suffix.lower() != ".mp4":
-        raise VideoError(f"{path} cannot be written: the name of the file must end in .mp4.")
-
-    try:
-        write_atomically(path, lambda place: _encode(place, frames, fps), durable=False)
-    # An FFmpeg without the encoder raises a ValueError of its own.
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(
-            f"{path} cannot be written: {error}. Check the folder, and that FFmpeg has libx264."
-        ) from error
-
-
-def _encode(path: Path, frames: NDArray[np.uint8], fps: int) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+    with VideoWriter(path, (frames.shape[1], frames.shape[2]), fps) as video:
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
+            video.add(frame)
+
+
+class VideoWriter:
+    """An mp4 (H.264, 4:2:0, nearly lossless) that is written frame by frame: ``with VideoWriter(...) as video``.
+
+    The file is there, whole, once the block has ended; after an error in it there is none.
+
+    Args:
+        path: where to write, ending in ``.mp4``; missing folders are made and an existing file is replaced.
+        size: (height, width) of the frames, both even.
+        fps: frames per second, at least 1.
+
+    Raises:
+        FramesError: ``size`` or ``fps`` cannot be.
+        VideoError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int], fps: int = 8) -> None:
+        self.path, self.size, self.fps = path, size, fps
+        if size[0] % 2 or size[1] % 2:
+            raise FramesError(
+                f"{path} cannot be written: H.264 with 4:2:0 colour needs an even height and width, found {size[0]} x "
+                f"{size[1]}. Crop or pad the frames by one pixel."
+            )
+        if fps < 1:
+            raise FramesError(f"{path} cannot be written: fps is {fps}, give a whole number of at least 1.")
+        if path.suffix.lower() != ".mp4":
+            raise VideoError(f"{path} cannot be written: the name of the file must end in .mp4.")
+        self._open = ExitStack()
+
+    def __enter__(self) -> VideoWriter:
+        with self._told(), ExitStack() as opening:
+            place = opening.enter_context(written_whole(self.path, durable=False))
+            container = opening.enter_context(av.open(str(place), "w"))
+            stream = container.add_stream("libx264", rate=self.fps, options={"crf": "12"})
+            (stream.height, stream.width), stream.pix_fmt = self.size, "yuv420p"
+            self._container, self._stream = container, stream
+            self._open = opening.pop_all()
+        return self
+
+    def add(self, frame: NDArray[np.uint8]) -> None:
+        """Append a frame, uint8 ``[H, W, 3]`` RGB of :attr:`size`."""
+        with self._told():
+            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+
+    def __exit__(self, *raised: Any) -> None:
+        with self._told():
+            if raised[0] is None:
+                self._container.mux(self._stream.encode(None))
+            self._open.__exit__(*raised)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        # An FFmpeg without the encoder raises a ValueError of its own.
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise VideoError(
+                f"{self.path} cannot be written: {error}. Check the folder, and that FFmpeg has libx264."
+            ) from error
 
 
 def read_video(path: str | Path, count: int | None = None) -> NDArray[np.uint8]:
@@ -72,8 +111,8 @@ def read_video(path: str | Path, count: int | None = None) -> NDArray[np.uint8]:
     Args:
         path: any video that FFmpeg can decode.
         count: None for every frame; else the number of frames T, spread evenly over the whole video (both ends
-            included, repeated when the video is shorter). The video is then decoded twice, once to count its frames,
-            because the number in the file's header may be wrong; only the chosen frames are held in memory.
+            included, repeated when the video is shorter). Frames are counted as they are decoded, because the number
+            in the file's header may be wrong; only the chosen frames are held in memory.
 
     Raises:
         VideoError: no such file, not a video, a broken file, no video stream or no frames.
@@ -95,17 +134,40 @@ def sample_video(
     path = Path(path)
     if count is not None and count < 1:
         raise FramesError(f"{count} frames of {path} were asked for: ask for at least 1, or for None to get all.")
+    _check_file(path)
+    total = 0 if count is None else measure(path)[0]
+    while True:
+        indices = spread(total, count) if count is not None and total else []
+        wanted, kept, found = set(indices), {}, 0
+        for shown in decoded(path, f"Reading {path.name}"):
+            if count is None or found in wanted:
+                kept[found] = shown.pixels()
+            found += 1
+        if count is None or found == total:
+            break
+        # What is decoded counts, not how many packets there are.
+        total = found
     if count is None:
-        kept = dict(enumerate(shown.pixels() for shown in decoded(path, f"Reading {path.name}")))
         indices = list(kept)
-    else:
-        total = sum(1 for _ in decoded(path, f"Counting frames of {path.name}"))
-        indices = spread(total, count) if total else []
-        wanted = set(indices)
-        kept = {i: f.pixels() for i, f in enumerate(decoded(path, f"Reading {path.name}")) if i in wanted}
     if not kept:
         raise VideoError(f"{path} holds no frames: its video stream is empty. Record or export it again.")
     return np.stack([kept[i] for i in indices]), indices
+
+
+def measure(path: Path) -> tuple[int, float | None]:
+    """Frames of a video and how many there are in a second, without decoding: (0, None) of what is no video.
+
+    Frames are counted as they lie in the file, which is all but always what is decoded. Where their rate varies it is
+    the average.
+    """
+    try:
+        with av.open(str(path)) as container:
+            stream = _stream(container, path)
+            rate = float(stream.average_rate) if stream.average_rate else None
+            return sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard), rate
+    except (av.FFmpegError, OSError, VideoError):
+        # Whoever decodes it says what is wrong.
+        return 0, None
 
 
 def decoded(path: Path, doing: str) -> Iterator[ShownFrame]:
@@ -126,30 +188,30 @@ def decoded(path: Path, doing: str) -> Iterator[ShownFrame]:
             # FFmpeg also "plays" text files, as a terminal would show them.
             if container.format.name == "tty":
                 raise VideoError(f"{path} is a text file, not a video. Give the path of a video file.")
-            if not container.streams.video:
-                kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
-                raise VideoError(f"{path} has no video stream (streams found: {kinds}). Give a file with pictures.")
-            stream = container.streams.video[0]
+            stream = _stream(container, path)
             stream.thread_type = "AUTO"
             bar = size = None
-            turn = 0
-            cut = False
+            showing = showing_of(path, stream.index)
+            room = path.stat().st_size
+            cut, last = False, 0.0
             for packet in container.demux(stream):
                 # FFmpeg decodes a file that was cut short without complaint; only its last packet is marked.
                 cut = packet.is_corrupt if packet.size else cut
                 for frame in packet.decode():
+                    last = max(last, _end(frame))
                     if size is None:
-                        size, turn = (frame.width, frame.height), turn_of(frame)
+                        size = frame.width, frame.height
                     if (frame.width, frame.height) != size:
+                        _check_size(frame, path, room)
                         frame = frame.reformat(*size)
-                    yield ShownFrame(frame, turn, path)
+                    yield ShownFrame(frame, showing)
                     done += 1
                     if bar is not None:
                         bar.update()
                     elif done == QUIET_FRAMES:
                         known = stream.frames if stream.frames >= done else None
                         bar = stack.enter_context(tqdm(total=known, initial=done, desc=doing, unit="frame"))
-            if cut:
+            if cut or _lacks(container, stream, done, last):
                 raise VideoError(
                     f"{path} is cut short: it ends in the middle of frame {done}. Copy or export it again."
                 )
@@ -158,6 +220,51 @@ def decoded(path: Path, doing: str) -> Iterator[ShownFrame]:
         raise VideoError(
             f"{path} cannot be read: {where} ({error}). Check that it plays, or export it again."
         ) from error
+
+
+def _stream(container: Any, path: Path) -> Any:
+    """The video of a file: its first stream of pictures that is no cover of an album."""
+    videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not videos:
+        kinds = sorted({"cover picture" if s.type == "video" else s.type for s in container.streams})
+        found = ", ".join(kinds) or "none"
+        raise VideoError(f"{path} has no video stream (streams found: {found}). Give a file with pictures.")
+    if videos[0].codec_context is None:
+        raise VideoError(
+            f"{path} cannot be decoded: FFmpeg does not know its codec, or it is damaged. Export it again."
+        )
+    # Before a frame of that size is made.
+    _check_size(videos[0].codec_context, path, path.stat().st_size)
+    return videos[0]
+
+
+def _check_size(pictures: Any, path: Path, size: int) -> None:
+    problem = too_large(pictures.width, pictures.height, size)
+    if problem:
+        raise VideoError(f"{path} {problem}. Export it smaller.")
+
+
+def _lacks(container: Any, stream: Any, frames: int, last: float) -> bool:
+    """Whether a file is cut short without a mark: its header tells of far more than there is.
+
+    Files of QuickTime are left out, whose edits hide frames on purpose, and whose damage is told by other means.
+    """
+    if "mov" in container.format.name:
+        return False
+    if stream.frames:
+        return bool(frames < 0.9 * stream.frames)
+    told = stream.metadata.get("DURATION", "")
+    parts = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", told)
+    if parts is None:
+        return False
+    seconds = 3600 * int(parts[1]) + 60 * int(parts[2]) + float(parts[3])
+    # How long the last frame is shown need not be known.
+    return frames > 1 and seconds - last - seconds / frames > max(0.1 * seconds, 0.5)
+
+
+def _end(frame: Any) -> float:
+    """Until when a frame is shown, in seconds."""
+    return 0.0 if frame.time is None else float(frame.time + (frame.duration or 0) * frame.time_base)
 
 
 def _check_file(path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..contracts.documents import DocumentError, parse_json, read_bytes
 from ..contracts.errors import Vega3dError
+from ..contracts.paths import path_problem
 from ..contracts.printable import brief, first_line, one_line
 
 #: Bytes of a JSON file. Indices of the largest models have 10 MB, the state of a long training as much.
@@ -133,17 +134,22 @@ def read_json(file: Path, error: type[Vega3dError], *, limit: int = MAX_JSON, mi
         raise error(missing or f"{file} does not exist.") from None
     except DocumentError as problem:
         raise error(f"{file} cannot be read: {problem}.") from None
-    try:
-        value = parse_json(data)
-    except DocumentError as problem:
-        raise error(f"{file} is no valid JSON: {problem}.") from None
-    if not isinstance(value, dict):
-        raise error(f"{file} holds a {type(value).__name__}, expected an object.")
-    found = JsonObject(value, file, error)
+    found = parse_object(data, file, error)
     reads = _reads.get()
     if reads is not None:
         reads.append(found)
     return found
+
+
+def parse_object(data: bytes | str, where: Path | str, error: type[Vega3dError]) -> JsonObject:
+    """An object from JSON text, such as metadata hold; ``where`` is for messages. Raises as :func:`read_json`."""
+    try:
+        value = parse_json(data)
+    except DocumentError as problem:
+        raise error(f"{where} is no valid JSON: {problem}.") from None
+    if not isinstance(value, dict):
+        raise error(f"{where} holds a {type(value).__name__}, expected an object.")
+    return JsonObject(value, where, error)
 
 
 @contextmanager
@@ -160,6 +166,15 @@ def noting_reads() -> Iterator[list[JsonObject]]:
 def named_files(index: Path, error: type[Vega3dError]) -> list[Path]:
     """The files that an index of shards names, sorted; whether they are there is not looked at.
 
+    Raises:
+        Vega3dError: of the given type: see :func:`shards_of`.
+    """
+    return sorted(set(shards_of(index, error).values()))
+
+
+def shards_of(index: Path, error: type[Vega3dError]) -> dict[str, Path]:
+    """For each tensor that an index names, the file that it is said to be in.
+
     Only plain names are taken, since shards lie beside their index: no folder, no way up, no other place. A shard may
     itself be a link, as in the cache of the hub.
 
@@ -167,13 +182,15 @@ def named_files(index: Path, error: type[Vega3dError]) -> list[Path]:
         Vega3dError: of the given type: no index, or names that are none.
     """
     names = read_json(index, error).mapping("weight_map")
-    found = set()
-    for key, name in names.items():
-        plain = isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\\", "\0"} & set(name)
-        if not plain or len(os.fsencode(name.encode("utf-8", "replace"))) > 255:
-            raise names.wrong(key, f"is {brief(name)}, expected the name of a file beside the index")
-        found.add(index.parent / name)
-    return sorted(found)
+    return {key: index.parent / _plain_name(names, key) for key in names}
+
+
+def _plain_name(names: JsonObject, key: str) -> str:
+    name = names[key]
+    plain = isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\\"} & set(name)
+    if not plain or path_problem(name):
+        raise names.wrong(key, f"is {brief(name)}, expected the name of a file beside the index")
+    return str(name)
 
 
 @contextmanager

@@ -43,13 +43,23 @@ def write_atomically(
     Raises:
         OSError: it cannot be written; nothing has changed then.
     """
+    with written_whole(path, durable=durable, within=within) as temporary:
+        write(temporary)
+
+
+@contextmanager
+def written_whole(path: Path, *, durable: bool = True, within: Path | None = None) -> Iterator[Path]:
+    """As :func:`write_atomically`, for a file that grows bit by bit: the block fills the file whose path it is given.
+
+    When the block ends well the file takes the place of ``path``; on an error nothing has changed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _temporary_folder(path, within or path.parent) as folder:
         temporary = folder / path.name
         # Some writers make files that only their owner can read; this shows what the umask gives to a new one.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         mode = stat.S_IMODE(temporary.stat().st_mode)
-        write(temporary)
+        yield temporary
         if stat.S_IMODE(temporary.stat().st_mode) != mode:
             temporary.chmod(mode)
         if durable:

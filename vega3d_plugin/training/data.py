@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from ..contracts.errors import BadRowsError, BadRowWarning, RowError, Vega3dWarning
 from ..recipes.blocks import DataSettings
 from .manifest import rank
-from .rows.conversation import read_conversation
+from .rows.conversation import Conversation, Medium, read_conversation
 from .rows.encoding import IGNORED, Encoded, Encoder, stack_media
 from .rows.files import Rows
 from .rows.keys import UnknownKeys
@@ -47,12 +47,14 @@ class ConversationData(Dataset[Encoded]):
         encoder: with the host's processor.
         usable: which rows are used, from :meth:`check`; default: all.
         report: a file that receives a line for every row that turns out bad only when its pictures are read.
+        ahead: told of the media of each row that was encoded, so that their features can be read ahead.
     """
 
     rows: Rows
     encoder: Encoder
     usable: Sequence[int] | None = None
     report: Path | None = None
+    ahead: Callable[[Sequence[Medium]], object] | None = None
     _noted: set[int] = field(default_factory=set, repr=False)
 
     @property
@@ -80,7 +82,11 @@ class ConversationData(Dataset[Encoded]):
             place = (index + step) % len(self)
             number = place if self.usable is None else self.usable[place]
             try:
-                return self.encoder(self.rows[number], self._root(number))
+                conversation = read_conversation(self.rows[number], self.settings, self._root(number))
+                encoded = self.encoder(conversation)
+                if self.ahead is not None:
+                    self.ahead(conversation.media)
+                return encoded
             except RowError as error:
                 bad = BadRow(self.rows.name(number), str(error))
                 if not self.settings.skip_bad_rows:
@@ -88,13 +94,27 @@ class ConversationData(Dataset[Encoded]):
                 self._note(number, bad)
         raise BadRowsError(f"None of the {len(self)} rows can be used.")
 
-    def check(self, progress: Callable[[Sequence[int]], Any] = iter) -> list[BadRow]:
+    def conversation(self, number: int) -> Conversation:
+        """A row as a conversation, its pictures unopened.
+
+        Args:
+            number: of the row among all rows, usable or not.
+
+        Raises:
+            RowError: it cannot be used.
+        """
+        return read_conversation(self.rows[number], self.settings, self._root(number))
+
+    def check(
+        self, progress: Callable[[Sequence[int]], Any] = iter, refuse: Callable[[Conversation], str] | None = None
+    ) -> list[BadRow]:
         """Look at every row without opening its pictures, and keep the usable ones.
 
         Keys that have no effect are told once, in one warning, with their counts.
 
         Args:
             progress: wraps the numbers of the rows, such as ``tqdm``.
+            refuse: says what else is wrong with a conversation; an empty text where nothing is.
 
         Returns:
             The rows that are left out, with ``skip_bad_rows``.
@@ -107,7 +127,10 @@ class ConversationData(Dataset[Encoded]):
         for number in progress(range(len(self.rows))):
             try:
                 row = self.rows[number]
-                read_conversation(row, self.settings, self._root(number))
+                conversation = read_conversation(row, self.settings, self._root(number))
+                problem = "" if refuse is None else refuse(conversation)
+                if problem:
+                    raise RowError(problem)
                 unknown.add(row)
                 good.append(number)
             except RowError as error:

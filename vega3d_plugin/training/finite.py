@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..contracts.errors import TrainError
 from .manifest import find_checkpoint
+from .model.shares import WATCHED
 
 
 def finite_gradients(output: str | Path) -> Any:
@@ -49,12 +50,12 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def check_logged(logs: Mapping[str, Any], step: int, output: str | Path) -> None:
-    """Raise for a loss, gradient or gate in the log that is NaN or infinite.
+    """Raise for a loss, gradient, share or gate in the log that is NaN or infinite.
 
     Raises:
         TrainError: names them, the setting to change, and the last whole checkpoint.
     """
-    watched = [name for name in logs if name in ("loss", "grad_norm") or name.startswith("gate/")]
+    watched = [name for name in logs if name in ("loss", "grad_norm", "eval_loss") or name.startswith(WATCHED)]
     wrong = [name for name in watched if not math.isfinite(float(logs[name]))]
     if wrong:
         raise TrainError(f"Step {step}: {', '.join(wrong)} is NaN or infinite. {_way_out(output)}")

@@ -6,17 +6,21 @@ import logging
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..contracts.errors import TrainError, Vega3dWarning
+from ..contracts.printable import first_line
 from ..recipes.blocks import DataSettings, TrainSettings
 from ..recipes.library import Recipe, read_recipe
 from ..recipes.schema import RecipeSettings
 from ..storage.claims import FolderClaim, claim_folder
-from ..storage.writing import write_text
+from ..storage.writing import write_json, write_text
 from .data import BadRow, ConversationData
 from .manifest import (
     check_going_on,
@@ -33,9 +37,18 @@ from .manifest import (
     write_manifest,
 )
 from .model.building import Prepared, check_host, prepare
+from .plan import make_plan, zero_stage
+from .preflight import check_external, check_memory, check_prior_fits, free_memory, single_frames
+from .read_ahead import ReadAhead
+from .report import PLAN, write_quietly
+from .rows.conversation import Conversation
 from .rows.encoding import Encoder
 from .rows.files import Rows
+from .run_log import FILES, RunLog
+from .samples import Samples, look_at
+from .stores import feature_store
 from .trainer import accumulation, make_arguments, make_trainer, total_steps
+from .validation import overlap
 
 log = logging.getLogger("vega3d")
 
@@ -54,6 +67,7 @@ class Job:
         prepared: the model and its processor.
         data: the rows that are used.
         bad: rows that are left out.
+        held_out: rows for the validation loss, None where there are none.
         checkpoint: to go on from; None to begin.
         claim: on the output folder, in the first process; None where nothing will be written.
     """
@@ -68,6 +82,7 @@ class Job:
     bad: list[BadRow]
     checkpoint: Path | None
     claim: FolderClaim | None = None
+    held_out: ConversationData | None = None
 
     def __post_init__(self) -> None:
         if self.claim is not None:
@@ -107,22 +122,48 @@ class Job:
 
     def _train(self) -> Path:
         manifest = make_manifest(
-            self.name, self.recipe, self.prepared.model, self.data.rows, len(self.bad), world_size()
+            self.name, self.recipe, self.prepared.model, self.data.rows, len(self.bad), world_size(),
+            None if self.held_out is None else self.held_out.rows,
+        )  # fmt: skip
+        plan = make_plan(self)
+        device = self.arguments.device
+        check_memory(plan.memory, self.recipe, device, free_memory(device))
+        log = RunLog(self.output) if rank() == 0 else None
+        trainer = make_trainer(
+            self.prepared, self.arguments, self.train, self.data, manifest, self.claim, self.held_out, log
         )
-        trainer = make_trainer(self.prepared, self.arguments, self.train, self.data, manifest, self.claim)
-        if rank() == 0:
+        self._show_rows(trainer)
+        if log is not None:
             clear_unfinished(self.output)
             write_manifest(self.output, manifest)
+            write_json(self.output / FILES / PLAN, asdict(plan))
+            log.begin(0 if self.checkpoint is None else step_of(self.checkpoint))
             if self.bad:
                 write_text(self.output / REPORT, "".join(f"{row}\n" for row in self.bad))
         if self.data.settings.workers:
             # Tokenizers warn at length about processes that are forked after their first use.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+        with _told(log, self.output):
+            trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         last = find_checkpoint(self.output)
         if last is None:
             raise TrainError(f"The run ended without a checkpoint in {self.output}: there was nothing to train on.")
         return last
+
+    def _show_rows(self, trainer: Any) -> None:
+        """Have a few rows looked at for the report; not where the weights are in pieces, which no process can use."""
+        if not self.train.report_rows or zero_stage(self.arguments, self.train) > 2 or rank() != 0:
+            return
+        samples = Samples(
+            self.output,
+            self.data if self.held_out is None else self.held_out,
+            self.train.report_rows,
+            held_out=self.held_out is not None,
+            processor=self.prepared.processor,
+            autocast=trainer.accelerator.autocast,
+        )
+        callback = look_at(samples, fresh=self.checkpoint is None, after=lambda: write_quietly(self.output))
+        trainer.add_callback(callback)
 
     def reported(self) -> list[str]:
         """Every row that was left out, those that turned out bad while training as well."""
@@ -137,7 +178,7 @@ def make_job(
     resume: bool = False,
     resume_from: Path | None = None,
     skip_bad_rows: bool = False,
-    store: Path | None = None,
+    store: str | Path | None = None,
     keep_output: bool = False,
     progress: Callable[[Sequence[int]], Any] = iter,
 ) -> Job:
@@ -149,7 +190,7 @@ def make_job(
         resume: go on from the last checkpoint in the output folder, or begin where there is none yet.
         resume_from: go on from this checkpoint.
         skip_bad_rows: as ``data.skip_bad_rows=true``.
-        store: folder of a feature store.
+        store: folder or URL of a feature store; default: what the recipe says.
         keep_output: nothing will be written, so the output folder may hold anything.
         progress: wraps the numbers of the rows while they are checked.
 
@@ -167,16 +208,66 @@ def make_job(
     try:
         rows = Rows(data.files)
         checkpoint = _checkpoint(output, settings, rows, resume, resume_from, claim is not None)
-        arguments = make_arguments(settings, train, output)
+        arguments = make_arguments(settings, train, output, fresh=checkpoint is None)
         prepared_data = ConversationData(rows, Encoder(None, data, train.max_length), report=output / REPORT)
-        bad = prepared_data.check(progress)
-        prepared = prepare(settings, train, store)
+        refuse = single_frames(settings)
+        bad = prepared_data.check(progress, refuse)
+        held_out = _held_out(prepared_data, data, progress, refuse)
+        if rank() == 0:
+            check_prior_fits(settings, free_memory(torch.device("cpu")))
+            check_external(settings, [prepared_data, *([held_out] if held_out else [])], output, progress)
+        features = feature_store(settings, store)
+        prepared = prepare(settings, train, features)
+        if features is not None and data.workers:
+            # In this process it would only wait.
+            prepared_data.ahead = ReadAhead(settings, features)
         prepared_data.encoder.processor = prepared.processor
     except BaseException:
         if claim is not None:
             claim.release()
         raise
-    return Job(name, settings, train, output, arguments, prepared, prepared_data, bad, checkpoint, claim)
+    return Job(name, settings, train, output, arguments, prepared, prepared_data, bad, checkpoint, claim, held_out)
+
+
+def _held_out(
+    training: ConversationData,
+    data: DataSettings,
+    progress: Callable[[Sequence[int]], Any],
+    refuse: Callable[[Conversation], str] | None,
+) -> ConversationData | None:
+    """The rows for the validation loss, which are looked at as those of training are."""
+    if not data.eval_files:
+        return None
+    held_out = ConversationData(Rows(data.eval_files), training.encoder, report=training.report)
+    held_out.check(progress, refuse)
+    shared = overlap(training.rows, held_out.rows)
+    if shared and rank() == 0:
+        warnings.warn(
+            f"{shared} of {len(held_out.rows)} rows of data.eval_files are rows of data.files too: the validation loss "
+            "is not that of rows the model has not seen.",
+            Vega3dWarning,
+            stacklevel=3,
+        )
+    return held_out
+
+
+@contextmanager
+def _told(log: RunLog | None, output: Path) -> Iterator[None]:
+    """The log says how the run ended, and the report is written, whatever happened."""
+    how, reason = "finished", ""
+    try:
+        yield
+    except KeyboardInterrupt:
+        how = "interrupted"
+        raise
+    except BaseException as error:
+        how, reason = "failed", f"{type(error).__name__}: {first_line(error)}"
+        raise
+    finally:
+        if log is not None:
+            with suppress(OSError):
+                log.end(how, reason)
+            write_quietly(output)
 
 
 def claim_output(folder: Path) -> FolderClaim:

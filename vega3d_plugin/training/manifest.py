@@ -15,7 +15,7 @@ from ..contracts.errors import TrainError
 from ..hosts import installed as environment
 from ..recipes.schema import RecipeSettings
 from ..storage.claims import CLAIM_FILE
-from ..storage.json_files import read_object
+from ..storage.reading import read_json
 from ..storage.record import RUN_FILE
 from ..storage.writing import write_json
 from .rows.files import Rows
@@ -28,7 +28,8 @@ WRITING = ".writing"
 PACKAGES = (*environment.PACKAGES, "trl", "deepspeed", "safetensors", "numpy", "av", "decord", "qwen_vl_utils")
 #: Settings that may change between a run and its continuation: where things are, how fast, how much is written.
 FREE = {
-    "env", "data.files", "data.media_root", "data.workers", "prior.device", "prior.dtype", "prior.compile",
+    "env", "data.files", "data.eval_files", "data.media_root", "data.workers", "train.eval_steps", "train.report_rows",
+    "prior.device", "prior.dtype", "prior.compile",
     "prior.offload", "prior.fast", "prior.max_tokens", "prior.chunk_frames", "prior.pretrained", "host.model",
     "train.output_dir", "train.save_steps", "train.save_total_limit", "train.logging_steps", "train.report_to",
     "train.per_device_batch_size", "train.gradient_checkpointing", "train.epochs", "train.max_steps",
@@ -37,7 +38,7 @@ FREE = {
 
 
 def make_manifest(
-    name: str, recipe: RecipeSettings, model: Any, rows: Rows, skipped: int, world: int
+    name: str, recipe: RecipeSettings, model: Any, rows: Rows, skipped: int, world: int, held_out: Rows | None = None
 ) -> dict[str, Any]:
     """Recipe, versions, revisions, seeds, data and the state of git."""
     branch = get_handle(model).branch if is_patched(model) else None
@@ -63,6 +64,7 @@ def make_manifest(
         "data": {
             "files": _files(rows),
             "left_out": skipped,
+            "held_out": [] if held_out is None else _files(held_out),
         },
         "processes": world,
         "versions": {p.name: p.version for p in environment.package_versions(PACKAGES) if p.version},
@@ -108,7 +110,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} has no {RUN_FILE}, so it was not written by `vega3d train`. "
             "It cannot be told which recipe it is of."
         )
-    found = read_object(path, TrainError)
+    found = read_json(path, TrainError)
     if found.get("format") != FORMAT:
         raise TrainError(f"{path} was written by another version of this library; this one reads format {FORMAT}.")
     return found
@@ -245,7 +247,7 @@ def step_of(checkpoint: Path) -> int:
     Raises:
         TrainError: it cannot be read.
     """
-    step = read_object(checkpoint / STATE, TrainError).get("global_step")
+    step = read_json(checkpoint / STATE, TrainError).get("global_step")
     if not isinstance(step, int):
         raise TrainError(f"{checkpoint / STATE} cannot be read: its global_step is {step!r:.40}.")
     return step

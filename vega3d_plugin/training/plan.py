@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from ..branch.handle import get_handle, is_patched
 from ..hosts.lora_targets import prior_parts
 from ..recipes.blocks import TrainSettings
-from .data import Collator
-from .job import Job
+from ..recipes.schema import RecipeSettings
+from .data import BadRow, Collator, ConversationData
 from .manifest import world_size
-from .model.building import uses_bf16
+from .model.building import Prepared, uses_bf16
 from .model.parts import by_part
 from .rows.encoding import IGNORED
 
@@ -67,7 +68,30 @@ class Plan:
     facts: Mapping[str, str]
 
 
-def make_plan(job: Job) -> Plan:
+class Planned(Protocol):
+    """What a plan is made of: a :class:`~vega3d_plugin.training.job.Job`."""
+
+    name: str
+    recipe: RecipeSettings
+    train: TrainSettings
+    output: Path
+    arguments: Any
+    prepared: Prepared
+    data: ConversationData
+    held_out: ConversationData | None
+    bad: list[BadRow]
+    checkpoint: Path | None
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes per optimiser step on each process."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+
+
+def make_plan(job: Planned) -> Plan:
     """Look at a job that is ready to start; encodes the first batch and trains nothing."""
     size = min(job.train.per_device_batch_size, len(job.data))
     batch = Collator(job.data.encoder)([job.data[index] for index in range(size)])
@@ -97,22 +121,23 @@ def make_plan(job: Job) -> Plan:
     )
 
 
-def _rate(job: Job, part: str) -> float:
+def _rate(job: Planned, part: str) -> float:
     own = job.prepared.parts[part].learning_rate
     return job.train.learning_rate if own is None else own
 
 
-def _facts(job: Job) -> dict[str, str]:
+def _facts(job: Planned) -> dict[str, str]:
     train = job.train
     rows = f"{len(job.data):,} rows" + (f", {len(job.bad):,} bad ones left out" if job.bad else "")
     together = f"{train.per_device_batch_size} a pass x {job.accumulation} passes a step x {world_size()} process"
     together += "es" if world_size() > 1 else ""
+    held = "" if job.held_out is None else f", {len(job.held_out):,} held out"
     return {
         "recipe": job.name,
         "host": job.recipe.host.model,
         "prior": "none" if job.recipe.prior is None else job.recipe.prior.name,
         "trainer": "Trainer" if train.trainer == "hf" else "SFTTrainer of TRL",
-        "data": rows,
+        "data": rows + held,
         "batch": f"{train.batch_size} = {together}",
         "precision": ("bfloat16 autocast" if uses_bf16(job.recipe, train) else job.recipe.host.dtype)
         + (", checkpointed" if train.gradient_checkpointing else ""),
@@ -120,7 +145,7 @@ def _facts(job: Job) -> dict[str, str]:
     }
 
 
-def _memory(job: Job, batch: Mapping[str, Tensor]) -> dict[str, int]:
+def _memory(job: Planned, batch: Mapping[str, Tensor]) -> dict[str, int]:
     model = job.prepared.model
     trains = [p for p in model.parameters() if p.requires_grad]
     stage, world = zero_stage(job.arguments, job.train), world_size()
@@ -166,7 +191,7 @@ def _prior(model: Any) -> int:
     return sum(seen.values())
 
 
-def _activations(job: Job, batch: Mapping[str, Tensor]) -> int:
+def _activations(job: Planned, batch: Mapping[str, Tensor]) -> int:
     """What the language model keeps for backward: about 34 numbers a token, layer and channel, or 2 if checkpointed.
 
     The logits come on top, in float32 and with their gradient.

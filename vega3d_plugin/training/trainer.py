@@ -1,4 +1,4 @@
-"""HF Trainer and TRL's SFTTrainer with what a branch needs: its own groups, its gates in the log, whole checkpoints."""
+"""HF Trainer and TRL's SFTTrainer with what a branch needs: own groups, shares in the log, whole checkpoints."""
 
 from __future__ import annotations
 
@@ -17,24 +17,36 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from ..branch.handle import is_patched
+from ..checkpoints.branch_files import CARD_FILE
+from ..checkpoints.checkpoint_card import CheckpointParts, checkpoint_card
 from ..contracts.errors import TrainError
+from ..hosts.peft import base_model
 from ..recipes.blocks import PartSettings, TrainSettings
-from ..recipes.schema import RecipeSettings
+from ..recipes.schema import TINY, RecipeSettings
 from ..storage.claims import FolderClaim
+from ..storage.writing import write_text
 from .data import Collator, ConversationData
 from .finite import check_logged, finite_gradients
 from .manifest import WRITING, checkpoints, clear_unfinished, seal_checkpoint, world_size
 from .model.building import Prepared, uses_bf16
-from .model.gates import GateMonitor, gate_logs
 from .model.parts import optimiser_groups
 from .model.restoring import restore_weights
+from .model.shares import ShareMonitor, share_logs
+from .run_log import RunLog
+from .validation import LOSS, best_checkpoint, evaluate_with_every_save
 
 #: DeepSpeed's option that has whole weights written.
 GATHER = "stage3_gather_16bit_weights_on_model_save"
 
 
-def make_arguments(recipe: RecipeSettings, train: TrainSettings, output: Path) -> Any:
+def make_arguments(recipe: RecipeSettings, train: TrainSettings, output: Path, *, fresh: bool = True) -> Any:
     """``TrainingArguments``, or TRL's ``SFTConfig``.
+
+    Args:
+        recipe, train: settings.
+        output: folder for checkpoints.
+        fresh: the run begins; the validation loss is then measured before the first step too.
 
     Make them before the model is loaded: DeepSpeed's ZeRO-3 takes effect from here on.
 
@@ -44,7 +56,7 @@ def make_arguments(recipe: RecipeSettings, train: TrainSettings, output: Path) -
     """
     config_class = _trl().SFTConfig if train.trainer == "trl" else _transformers().TrainingArguments
     fields = {field.name: field for field in dataclasses.fields(config_class)}
-    values = _argument_values(recipe, train, output, fields)
+    values = _argument_values(recipe, train, output, fields) | _validation(recipe, train, fresh)
     # The recipe's word, as the plan and the manifest have it: transformers would take the launcher's where there is no
     # autocast, and transformers 4.50 leaves that of one run to the next in the same process.
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if values["bf16"] else "no"
@@ -112,6 +124,26 @@ def _argument_values(
         length = "max_length" if "max_length" in fields else "max_seq_length"
         values |= {"dataset_kwargs": {"skip_prepare_dataset": True}, length: None}
     return values
+
+
+def _validation(recipe: RecipeSettings, train: TrainSettings, fresh: bool) -> dict[str, Any]:
+    """When the validation loss is measured.
+
+    Raises:
+        TrainError: there are no rows to measure it on.
+    """
+    if recipe.data is None or not recipe.data.eval_files:
+        if train.eval_steps is not None:
+            raise TrainError("train.eval_steps needs rows that are held out: set data.eval_files.")
+        return {}
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": train.eval_steps or train.save_steps,
+        "eval_on_start": fresh,
+        "per_device_eval_batch_size": train.per_device_batch_size,
+        # Logits of all rows would not fit anywhere.
+        "prediction_loss_only": True,
+    }
 
 
 def _check_trackers(train: TrainSettings) -> None:
@@ -182,20 +214,37 @@ def make_trainer(
     data: ConversationData,
     manifest: Mapping[str, Any],
     claim: FolderClaim | None = None,
+    held_out: ConversationData | None = None,
+    log: RunLog | None = None,
 ) -> Any:
-    """The trainer; ``trainer.train()`` runs it. Checkpoints are written while the claim on their folder is held."""
+    """The trainer; ``trainer.train()`` runs it. Checkpoints are written while the claim on their folder is held.
+
+    Args:
+        prepared, arguments, train, data, manifest: of the run.
+        claim: on the output folder, in the first process.
+        held_out: rows for the validation loss.
+        log: receives every line of the log, in the first process.
+    """
     base = _trl().SFTTrainer if train.trainer == "trl" else _transformers().Trainer
     trainer_class = type(f"Vega3d{base.__name__}", (RunMixin, base), {})
     trainer = trainer_class(
         model=prepared.model,
         args=arguments,
-        train_dataset=data.for_trl() if train.trainer == "trl" else data,
+        train_dataset=_rows(train, data),
+        eval_dataset=None if held_out is None else _rows(train, held_out),
         data_collator=Collator(data.encoder),
         processing_class=prepared.processor,
-        callbacks=[finite_gradients(arguments.output_dir)],
+        callbacks=[
+            finite_gradients(arguments.output_dir),
+            *([] if held_out is None else [evaluate_with_every_save()]),
+        ],
     )
-    trainer.vega3d = RunParts(train, prepared.parts, manifest, GateMonitor(prepared.model), claim)
+    trainer.vega3d = RunParts(train, prepared.parts, manifest, ShareMonitor(prepared.model), claim, log)
     return trainer
+
+
+def _rows(train: TrainSettings, data: ConversationData) -> Any:
+    return data.for_trl() if train.trainer == "trl" else data
 
 
 @dataclass
@@ -204,8 +253,9 @@ class RunParts:
 
     Attributes:
         train, parts, manifest: as the recipe has them, and what is written beside a checkpoint.
-        gates: watches the branch.
+        shares: watches the branch.
         claim: on the output folder, in the first process.
+        log: receives every line of the log, in the first process.
         redirect: where the checkpoint that is being written goes, else None.
         writing: name of this run's own folder for checkpoints that are being written; the same in all its processes,
             empty until the first save.
@@ -214,8 +264,9 @@ class RunParts:
     train: TrainSettings
     parts: Mapping[str, PartSettings]
     manifest: Mapping[str, Any]
-    gates: GateMonitor
+    shares: ShareMonitor
     claim: FolderClaim | None = None
+    log: RunLog | None = None
     redirect: Path | None = None
     writing: str = ""
 
@@ -232,8 +283,8 @@ class RunMixin:
     accelerator: Any
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, with the gates watched."""
-        with self.vega3d.gates:
+        """Train, with the shares of the branch watched."""
+        with self.vega3d.shares:
             return super().train(*args, **kwargs)  # type: ignore[misc]
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -278,11 +329,13 @@ class RunMixin:
         return self.lr_scheduler
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the gates of all processes, and the learning rate of each part."""
-        totals = self.vega3d.gates.take(self.args.device)
-        if self.args.world_size > 1:
-            totals = self.accelerator.reduce(totals, "sum")
-        logs |= gate_logs(totals)
+        """Add the shares of all processes, and the learning rate of each part."""
+        if "loss" in logs:
+            # Those of validation are no shares in training.
+            totals = self.vega3d.shares.take(self.args.device)
+            if self.args.world_size > 1:
+                totals = self.accelerator.reduce(totals, "sum")
+            logs |= share_logs(totals)
         check_logged(logs, self.state.global_step, self.args.output_dir)
         if "learning_rate" in logs and self.optimizer is not None:
             # One schedule for all: by the share of the first group, whose rate this is.
@@ -291,6 +344,8 @@ class RunMixin:
                 share = group["initial_lr"] / groups[0]["initial_lr"]
                 logs[f"learning_rate/{group['part']}"] = float(logs["learning_rate"]) * share
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
+        if self.vega3d.log is not None:
+            self.vega3d.log.add(self.state.global_step, logs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
         """Go on with a checkpoint's weights, whatever names they are written under."""
@@ -328,6 +383,7 @@ class RunMixin:
             self.accelerator.wait_for_everyone()
             if alone:
                 name = f"checkpoint-{self.state.global_step}"
+                write_text(folder / writing / name / CARD_FILE, self._card(folder / name))
                 seal_checkpoint(folder / writing / name, self.vega3d.manifest, self.state.global_step)
                 _put_in_place(folder / writing / name, folder / name)
         finally:
@@ -335,9 +391,25 @@ class RunMixin:
             if alone:
                 clear_unfinished(folder, writing)
         if alone and self.vega3d.train.save_total_limit is not None:
+            best = best_checkpoint(folder)
             for old in checkpoints(folder)[: -self.vega3d.train.save_total_limit]:
-                _remove(old, folder / writing)
+                if best is None or old != best.checkpoint:
+                    _remove(old, folder / writing)
         self.accelerator.wait_for_everyone()
+
+    def _card(self, checkpoint: Path) -> str:
+        """How the checkpoint is loaded, in place of PEFT's empty card."""
+        host: Any = base_model(self.model)
+        parts = CheckpointParts(
+            type(host).__name__,
+            adapter=hasattr(self.model, "peft_config"),
+            branch=is_patched(self.model),
+            dtype="dtype" if hasattr(host.config, "dtype") else "torch_dtype",
+            tiny=self.vega3d.manifest["revisions"]["host"]["model"] == TINY,
+        )
+        step = self.state.global_step
+        losses = [line[LOSS] for line in self.state.log_history if LOSS in line and line["step"] == step]
+        return checkpoint_card(self.vega3d.manifest, parts, checkpoint, step, losses[-1] if losses else None)
 
     def _writing(self) -> str:
         """The name of this run's folder for unfinished checkpoints, the same in all processes."""

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..contracts.errors import Vega3dError
+from ..contracts.paths import path_problem
+from ..contracts.printable import brief
 from ..storage.checksums import file_checksum
-from ..storage.json_files import read_object
+from ..storage.reading import named_files, read_json
 from ..storage.record import RUN_FILE
 
 #: What Trainer knows of a run, in each checkpoint.
@@ -47,7 +49,7 @@ def defect(checkpoint: Path, *, quick: bool = False) -> str:
         quick: look at names, sizes and headers alone.
     """
     try:
-        state = read_object(checkpoint / STATE, _DefectError)
+        state = read_json(checkpoint / STATE, _DefectError)
         if not isinstance(state.get("global_step"), int):
             return f"{STATE} names no global_step"
         listed = _listed(checkpoint)
@@ -66,19 +68,22 @@ class _DefectError(Vega3dError):
 def _listed(checkpoint: Path) -> Mapping[str, Any] | None:
     if not (checkpoint / RUN_FILE).is_file():
         return None
-    files = read_object(checkpoint / RUN_FILE, _DefectError).get("files")
+    files = read_json(checkpoint / RUN_FILE, _DefectError).get("files")
     return files if isinstance(files, dict) else None
 
 
 def _by_list(checkpoint: Path, listed: Mapping[str, Any], quick: bool) -> Iterator[str]:
     for name, said in listed.items():
         path = checkpoint / name
+        if path_problem(name) or name.startswith("/") or ".." in Path(name).parts:
+            yield f"{RUN_FILE} names {brief(name, 80)}, which is no file in it"
+            return
         if not isinstance(said, Mapping) or path.resolve() == checkpoint.resolve():
-            yield f"{RUN_FILE} has no size of {name!r:.80}"
+            yield f"{RUN_FILE} has no size of {brief(name, 80)}"
         elif not path.is_file():
             yield f"{name} is missing"
         elif path.stat().st_size != said.get("bytes"):
-            yield f"{name} has {path.stat().st_size:,} bytes, it was written with {said.get('bytes')!r:.20}"
+            yield f"{name} has {path.stat().st_size:,} bytes, it was written with {brief(said.get('bytes'), 20)}"
     for name, said in listed.items():
         if not quick and "checksum" in said and said["checksum"] != file_checksum(checkpoint / name):
             yield f"{name} has changed since it was written"
@@ -95,14 +100,9 @@ def _by_names(checkpoint: Path) -> Iterator[str]:
     if not any(any(checkpoint.glob(f"{stem}*{end}")) for stem in _WEIGHTS for end in (".safetensors", ".bin")):
         yield "its weights are missing"
     for index in checkpoint.glob("*.index.json"):
-        for name in sorted(set(_shards(index))):
-            if not (checkpoint / name).is_file():
-                yield f"{name}, which {index.name} names, is missing"
-
-
-def _shards(index: Path) -> list[str]:
-    shards = read_object(index, _DefectError).get("weight_map")
-    return [str(name) for name in shards.values()] if isinstance(shards, dict) else []
+        for file in named_files(index, _DefectError):
+            if not file.is_file():
+                yield f"{file.name}, which {index.name} names, is missing"
 
 
 def _damaged(checkpoint: Path, quick: bool) -> Iterator[str]:

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import vega3d
+from vega3d_plugin.evaluation.answering.controls import Kept
 from vega3d_plugin.evaluation.demo.clips import HELD_OUT, RoomClips, room_clips
 from vega3d_plugin.evaluation.demo.compared import OPEN, SMALL_BRANCH
 from vega3d_plugin.evaluation.demo.comparison import answers, learn
 from vega3d_plugin.evaluation.demo.small_host import EncodedClips, small_host
-from vega3d_plugin.features.memory import FeatureMemory
 from vega3d_plugin.storage.writing import write_atomically, write_json
 
 #: Name to what it is, in the order of the tables.
@@ -113,17 +113,17 @@ class Experiment:
         file = self.folder / f"features-{f'twin-{seed}' if arm == 'twin' else 'trained'}.safetensors"
         memory = KeptInHalf()
         if file.exists():
-            memory.features = load_file(file)
+            memory.features.update(load_file(file))
         branch.store = memory
         if not file.exists():
             for part in (rows, asked):
                 look(model, part)
-            write_atomically(file, lambda place: save_file(memory.features, place))
+            write_atomically(file, lambda place: save_file(dict(memory.features), place))
         if arm == "shuffled":
             branch.store = shuffled(memory, seed)
 
 
-class KeptInHalf(FeatureMemory):
+class KeptInHalf(Kept):
     """Features in float16, which halves the file."""
 
     def get(self, key: str) -> Tensor | None:
@@ -131,9 +131,9 @@ class KeptInHalf(FeatureMemory):
         found = super().get(key)
         return None if found is None else found.float()
 
-    def put(self, key: str, features: Tensor) -> None:
-        """Keep the features of a clip."""
-        super().put(key, features.half().contiguous())
+    def put(self, key: str, features: Tensor) -> Tensor:
+        """Keep the features of a clip, and give back what :meth:`get` would."""
+        return super().put(key, features.half().contiguous()).float()
 
 
 def shuffled(memory: KeptInHalf, seed: int) -> KeptInHalf:
@@ -142,7 +142,7 @@ def shuffled(memory: KeptInHalf, seed: int) -> KeptInHalf:
     order = np.random.default_rng(seed).permutation(len(keys)).tolist()
     other = KeptInHalf()
     after = order[1:] + order[:1]
-    other.features = {keys[one]: memory.features[keys[two]] for one, two in zip(order, after, strict=True)}
+    other.features.update({keys[one]: memory.features[keys[two]] for one, two in zip(order, after, strict=True)})
     return other
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...contracts.errors import AnalysisError
+from ...scenes.pixel_limits import opened_picture
 from ..charts import FAINT, Canvas, DotRow, dot_chart, stacked, wrapped
 from ..pictures import heat_colours
 from ..records import ITSELF
@@ -71,15 +72,14 @@ def _encoded(image: Image.Image, kind: str) -> str:
 
 def _decoded(text: str, kind: str, where: str) -> Image.Image:
     try:
-        image = Image.open(BytesIO(base64.b64decode(text, validate=True)), formats=[kind])
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise AnalysisError(f"{where} is no {kind} picture in base64, or damaged ({error}).") from None
+    with opened_picture(data, AnalysisError, where, (kind,)) as image:
         if max(image.size) > _LARGEST:
             raise AnalysisError(f"{where} is {image.width}x{image.height}; at most {_LARGEST} pixels a side are read.")
         image.load()
-    except (binascii.Error, ValueError, OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        if isinstance(error, AnalysisError):
-            raise
-        raise AnalysisError(f"{where} is no {kind} picture in base64, or damaged ({error}).") from None
-    return image
+        return image.copy()
 
 
 def depth_maps(example: DepthExample, controls: Sequence[str]) -> dict[str, NDArray[np.float32]]:

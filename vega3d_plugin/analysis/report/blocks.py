@@ -12,10 +12,10 @@ from typing import ClassVar, Literal
 from PIL import Image
 
 from ...contracts.errors import ReportError
+from ...scenes.pixel_limits import opened_picture
 
 #: Kinds of pictures that a page may hold, by Pillow's name.
 _TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
-_LARGEST = 100_000_000  # pixels of a picture
 
 Tone = Literal["good", "bad", "open", "note"]
 
@@ -237,7 +237,9 @@ class Lines(Block):
         xs, ys = zip(*points, strict=True)
         margin = (max(ys) - min(ys)) * 0.06 or max(abs(max(ys)), 1.0) * 0.05
         right = max(xs) if max(xs) > min(xs) else min(xs) + 1
-        return min(xs), right, min(ys) - margin, max(ys) + margin
+        # Of shares and losses, which are never below 0, no axis says so.
+        floor = 0.0 if min(ys) >= 0 and not self.logarithmic else -math.inf
+        return min(xs), right, max(min(ys) - margin, floor), max(ys) + margin
 
     def path(self, line: Line) -> str:
         """Points as SVG has them, in a box of 1000 by 1000."""
@@ -286,13 +288,8 @@ class Picture:
     pixelated: bool = False
 
     def __post_init__(self) -> None:
-        try:
-            with Image.open(BytesIO(self.data), formats=list(_TYPES)) as image:
-                size, kind = image.size, str(image.format)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ReportError(f"The picture {self.alt!r} is no PNG, JPEG or WEBP file, or damaged ({error}).") from None
-        if size[0] * size[1] > _LARGEST:
-            raise ReportError(f"The picture {self.alt!r} is {size[0]}x{size[1]}, more than {_LARGEST:,} pixels.")
+        with opened_picture(self.data, ReportError, f"The picture {self.alt!r}", tuple(_TYPES)) as image:
+            size, kind = image.size, str(image.format)
         object.__setattr__(self, "_size", size)
         object.__setattr__(self, "_type", _TYPES[kind])
 
@@ -323,10 +320,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery(Block):
-    """Pictures beside each other. Attributes: ``pictures``; ``wide``, one in a row."""
+    """Pictures beside each other. Attributes: ``pictures``; ``wide``, one in a row; ``small``, several on a phone."""
 
     pictures: Sequence[Picture]
     wide: bool = False
+    small: bool = False
     kind: ClassVar[str] = "gallery"
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...contracts.fusers import Fuser, scalar
+from ...contracts.shares import share_of_weight
 from ..layers import Linear
 
 
@@ -27,7 +28,12 @@ class Only(Fuser):
 
     def mix(self, semantic: Tensor, generative: Tensor, context: Tensor | None) -> Tensor:
         """The generative tokens."""
+        self.tell_weight(torch.ones_like(generative[..., :1]))
         return generative
+
+    def share_limits(self) -> tuple[float, float]:
+        """The generative token is all there is."""
+        return 1.0, 1.0
 
 
 class Weighted(Fuser):
@@ -46,7 +52,13 @@ class Weighted(Fuser):
     def mix(self, semantic: Tensor, generative: Tensor, context: Tensor | None) -> Tensor:
         """The weighted mean."""
         total = self.weight_2d + self.weight_gen
+        self.tell_weight(self.weight_gen / total)
         return self.weight_2d / total * semantic + self.weight_gen / total * generative
+
+    def share_limits(self) -> tuple[float, float]:
+        """One share for all tokens."""
+        share = float(share_of_weight(self.weight_gen / (self.weight_2d + self.weight_gen)))
+        return share, share
 
     @torch.no_grad()
     def make_identity(self) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...contracts.fusers import Fuser, scalar
+from ...contracts.shares import share_of_weight
 from ..layers import Linears
 
 
@@ -21,9 +22,8 @@ class _Gate(Linears):
 
 class GatedFuser(Fuser):
     """A gate in (0, 1) from both LayerNormed tokens: ``g = sigmoid(W [LN(sem); LN(gen)] + b)`` (paper, eq. of the
-    token-level adaptive gate). ``g`` is the weight of the semantic token.
-
-    Gates are recorded by ``vega3d.record_gates``.
+    token-level adaptive gate). ``g`` is the weight of the semantic token in :meth:`combine`'s mean, and its effective
+    share only where that mean is all there is.
     """
 
     #: Gate values per token: 1, or the hidden size for a gate per channel.
@@ -53,6 +53,7 @@ class GatedFuser(Fuser):
 
     def combine(self, gate: Tensor, raw: tuple[Tensor, Tensor], normed: tuple[Tensor, Tensor]) -> Tensor:
         """The released main-branch methods mix the NORMED tokens."""
+        self.tell_weight(1 - gate)
         return gate * normed[0] + (1 - gate) * normed[1]
 
 
@@ -90,8 +91,14 @@ class TokenGatedResidual(GatedFuser):
     def combine(self, gate: Tensor, raw: tuple[Tensor, Tensor], normed: tuple[Tensor, Tensor]) -> Tensor:
         """The gate comes from normed tokens, the mix is of the raw ones."""
         semantic, generative = raw
+        self.tell_weight(self.residual_scale * (1 - gate), scale=self.residual_scale)
         mixed = gate * semantic + (1 - gate) * generative
         return semantic + self.residual_scale * (mixed - semantic)
+
+    def share_limits(self) -> tuple[float, float]:
+        """Those of a gate that is open to the generative token, and of one that is shut."""
+        scale = self.residual_scale.detach().float()
+        return 0.0, 1.0 if float(scale) > 1 else float(share_of_weight(scale))
 
     @torch.no_grad()
     def make_identity(self) -> None:

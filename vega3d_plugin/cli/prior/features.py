@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,10 +14,12 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from ...contracts.clips import clip_key
 from ...contracts.errors import PriorError, SettingsError
 from ...contracts.priors import Prior
 from ...contracts.settings import PriorSettings
 from ...contracts.tables import PRIORS
+from ...features.parts import FolderParts
 from ...priors.frozen.devices import usable
 from ...priors.frozen.prior import FrozenPrior
 from ...priors.load import load_prior, resolve
@@ -28,6 +30,9 @@ from ..targets import check_target, write, write_tensors
 
 if TYPE_CHECKING:
     from ...scenes.images import Frames
+
+#: Seconds between two drawings of the picture while the work goes on.
+REDRAWN = 5.0
 
 
 def features(
@@ -54,7 +59,9 @@ def features(
 
     The file has one tensor, features [T', C, h, w], and beside it what made
     them. The picture shows their first three principal components as colours,
-    the same ones in all frames, below the frames as the prior saw them.
+    the same ones in all frames, below the frames as the prior saw them. It is
+    drawn anew as the work goes on. What a stopped call has computed lies in a
+    folder beside the file, and the same command resumes it.
 
     \b
       vega3d prior features kitchen.mp4 --prior tiny-wan
@@ -79,23 +86,33 @@ def features(
     loaded, loading = _load(settings)
     # Ours fetch their frames piece by piece; a third party's may expect them where it is to run.
     given = clip if isinstance(loaded, FrozenPrior) else clip.to(str(settings.device))
+    parts = _parts(loaded, clip, to, _drawer(picture, clip, loaded, taken))
     started = time.perf_counter()
-    with yellow_warnings(), progress_bar(loaded):
-        maps = loaded(given).cpu()
+    try:
+        with yellow_warnings(), progress_bar(loaded):
+            maps = loaded(given).cpu()
+    except KeyboardInterrupt:
+        _interrupted(parts, picture)
+        raise SystemExit(130) from None
     seconds = time.perf_counter() - started
     _check_finite(maps, prior)
     write_tensors(to, {"features": maps}, _metadata(loaded, video, taken))
     files = [to]
     if picture is not None:
-        _draw(picture, clip, maps, loaded, taken)
+        _draw(picture, clip, maps, loaded, taken, range(maps.shape[0]), maps.shape[0])
         files.append(picture)
+    resumed = 0
+    if parts is not None:
+        resumed = parts.resumed
+        parts.remove()
 
     out.print(Text.assemble((prior, "bold"), f" on {video.name or video}"), soft_wrap=True)
     print_pairs(
         {
             "features": f"{list(maps.shape)} (steps, channels, height, width) {_dtype(maps)}",
             "frames": _brief(taken.names or [str(index) for index in taken.indices]),
-            "seconds": f"{seconds:.1f} on {settings.device}, and {loading:.1f} to load",
+            "seconds": f"{seconds:.1f} on {settings.device}, and {loading:.1f} to load"
+            + (f"; {resumed} parts were there from an earlier call" if resumed else ""),
             "fingerprint": loaded.fingerprint,
         }
     )
@@ -213,16 +230,79 @@ def _metadata(prior: Prior, video: Path, frames: Frames) -> dict[str, str]:
     }
 
 
-def _draw(path: Path, clip: torch.Tensor, maps: torch.Tensor, prior: Prior, frames: Frames) -> None:
+def _parts(
+    prior: Prior, clip: torch.Tensor, to: Path, told: Callable[[Mapping[range, torch.Tensor]], None]
+) -> FolderParts | None:
+    """What keeps the parts of a long extraction; None for a prior of others, which computes all at once."""
+    if not isinstance(prior, FrozenPrior):
+        return None
+    about = {
+        "clip": clip_key(clip),
+        "fingerprint": prior.fingerprint,
+        "dtype": str(prior.dtype_on(clip.device)),
+        "library_version": library_version(),
+    }
+    prior.parts = FolderParts(to.with_suffix(".parts"), about, told)
+    return prior.parts
+
+
+def _drawer(
+    picture: Path | None, clip: torch.Tensor, prior: Prior, frames: Frames
+) -> Callable[[Mapping[range, torch.Tensor]], None]:
+    """Draws what is there, now and then; drawing takes time as well."""
+    drawn = time.monotonic()
+
+    def draw(parts: Mapping[range, torch.Tensor]) -> None:
+        nonlocal drawn
+        if picture is None or time.monotonic() - drawn < REDRAWN:
+            return
+        steps = {row: part[row - rows.start] for rows, part in parts.items() for row in rows}
+        maps = torch.stack([steps[row] for row in sorted(steps)])
+        _draw(picture, clip, maps, prior, frames, sorted(steps), _steps(prior, clip))
+        drawn = time.monotonic()
+
+    return draw
+
+
+def _steps(prior: Prior, clip: torch.Tensor) -> int:
+    """Steps of the whole clip."""
+    count = clip.shape[0]
+    stride = getattr(prior, "time_stride", None) or getattr(prior, "frames_per_step", None) or 1
+    if prior.settings is None or prior.settings.context != "video":
+        return count
+    return -(-(count - 1) // stride) + 1 if hasattr(prior, "time_stride") else -(-count // stride)
+
+
+def _interrupted(parts: FolderParts | None, picture: Path | None) -> None:
+    if parts is None or not parts.found:
+        err.print("Interrupted before any features were computed.")
+        return
+    rows = len({row for rows in parts.found for row in rows})
+    seen = f"; {picture} shows some of it" if picture is not None and picture.is_file() else ""
+    text = f"Interrupted. Features of {rows} steps are kept in {parts.folder}{seen}. The same command resumes."
+    err.print(Text(text), soft_wrap=True)
+
+
+def _draw(
+    path: Path,
+    clip: torch.Tensor,
+    maps: torch.Tensor,
+    prior: Prior,
+    frames: Frames,
+    rows: Sequence[int],
+    steps: int,
+) -> None:
+    """Draw the maps of these rows of so many steps."""
     from ...analysis.pictures import feature_picture
     from .frames import as_pixels, resized
 
     settings = prior.settings or PriorSettings()
-    count, steps = clip.shape[0], maps.shape[0]
+    count = clip.shape[0]
     spans = prior.spans(count, steps) or [(i / steps, (i + 1) / steps) for i in range(steps)]
     tap = "" if settings.tap is None else f"tap {settings.tap}, "
     title = f"{settings.name}, {tap}context {settings.context}: first three principal components"
-    firsts = [min(count - 1, round(start * count)) for start, _ in spans]
+    title += "" if len(rows) == steps else f" ({len(rows)} of {steps} steps so far)"
+    firsts = [min(count - 1, round(spans[row][0] * count)) for row in rows]
     pixels, values = as_pixels(resized(clip, settings)), maps.float().numpy()
     write(path, lambda temporary: feature_picture(pixels, values, temporary, title, firsts, frames.labels))
 

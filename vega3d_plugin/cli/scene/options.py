@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 Address = Annotated[
     str,
-    typer.Argument(metavar="SCENE", help="A folder, a file, room:SEED or stereo:motorcycle; ?name=value may follow."),
+    typer.Argument(
+        metavar="SCENE",
+        help="A folder or file, room:SEED, stereo:motorcycle, libero:SUITE/TASK; ?name=value may follow.",
+    ),
 ]
 Layout = Annotated[str | None, typer.Option(help="Read it as this layout; default: what it looks like.")]
 DepthUnits = Annotated[

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from ...branch.handle import get_handle
-from ...branch.switches import record_gates
-from ...features.memory import FeatureMemory
+from ...branch.switches import record_shares
 from ...patching import patch
+from ..answering.controls import Kept
 from .clips import HELD_OUT, RoomClips, room_clips
 from .comparison import Arm, Share, branch_parameters, judged_without_features, learn_and_judge, share
 from .host import DemoHost
@@ -49,8 +49,8 @@ class Compared:
         prior_parameters, added: of the frozen prior, and of what the branch trains.
         prior_seconds: for one clip.
         feature_bytes: of one clip.
-        gates: of :attr:`example`, float32 ``[t, h, w]``; None for a fusion without gates.
-        opened: the learned scale of the branch, where its fuser has one.
+        effective_share: of the generative tokens in the fused ones of :attr:`example`, float32 ``[t, h, w]``; None
+            for a fusion that has none.
         example: the held-out question that pictures show.
         optimiser: that trained both.
     """
@@ -67,8 +67,7 @@ class Compared:
     added: int
     prior_seconds: float
     feature_bytes: int
-    gates: NDArray[np.float32] | None
-    opened: float | None
+    effective_share: NDArray[np.float32] | None
     example: int
     optimiser: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -93,13 +92,6 @@ class Compared:
     def difference(self) -> Share:
         """Over all questions."""
         return self.gain()
-
-    @property
-    def effective_share(self) -> NDArray[np.float32] | None:
-        """Of the generative tokens in the fused ones of :attr:`example`, ``[t, h, w]``; None where it is not known."""
-        if self.gates is None:
-            return None
-        return (1 - self.gates) * np.float32(1.0 if self.opened is None else self.opened)
 
     @property
     def kinds(self) -> list[str]:
@@ -182,7 +174,7 @@ def compare(
     model = host.build()
     patch(model, prior, pretrained=pretrained, processor=host.processor, **SMALL_BRANCH, **OPEN)
     branch = get_handle(model).branch
-    memory = FeatureMemory()
+    memory = Kept()
     branch.store = memory  # type: ignore[assignment]
     seconds = _look(model, learned, tick) + _look(model, asked, tick)
 
@@ -203,8 +195,7 @@ def compare(
         added=branch_parameters(model),
         prior_seconds=seconds / max(1, len(memory.features)),
         feature_bytes=a_map.numel() * a_map.element_size(),
-        gates=_gates(model, asked, example),
-        opened=_opened(model),
+        effective_share=_shares(model, asked, example),
         example=example,
         optimiser="Muon and AdamW" if hasattr(torch.optim, "Muon") else "AdamW",
         settings=get_handle(model).settings.prior.to_dict(),
@@ -228,21 +219,11 @@ def _example(test: RoomClips, alone: Arm, branch: Arm) -> int:
     return int(both[0]) if len(both) else 0
 
 
-def _gates(model: Any, asked: EncodedClips, example: int) -> NDArray[np.float32] | None:
-    from ...contracts.errors import FusionError
-
-    try:
-        with record_gates(model) as gates, torch.no_grad():
-            model(**asked.batch(torch.tensor([example])), use_cache=False)
-    except FusionError:
-        return None
-    found: NDArray[np.float32] = gates[0].float().cpu().numpy()
-    return found
-
-
-def _opened(model: Any) -> float | None:
-    scale = getattr(get_handle(model).branch.fuser, "residual_scale", None)
-    return None if scale is None else float(scale.detach())
+def _shares(model: Any, asked: EncodedClips, example: int) -> NDArray[np.float32] | None:
+    with record_shares(model) as shares, torch.no_grad():
+        model(**asked.batch(torch.tensor([example])), use_cache=False)
+    share = shares[0].generative
+    return None if share is None else share.float().cpu().numpy()
 
 
 def _count(prior: Any) -> int:

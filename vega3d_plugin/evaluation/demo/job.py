@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...analysis.pictures import feature_picture, gate_overlay
+from ...analysis.pictures import feature_picture, share_overlay
 from ...analysis.report import write_page
 from ...branch.handle import get_handle
-from ...branch.switches import record_gates
+from ...branch.switches import record_shares
 from ...checkpoints.saving import load_pretrained, save_pretrained
 from ...contracts.clips import Clip, uniform_indices
 from ...contracts.errors import SettingsError, TrainError
@@ -96,10 +96,9 @@ def _figures(job: Job, report: Report, compared: Compared) -> None:
     difference = compared.difference
     report.checks.append(Check("difference, branch minus host", None, f"{difference.points}: {difference.verdict}"))
     if (share := compared.effective_share) is not None:
-        report.files["branch over frames"] = job.out / "shares.png"
+        report.files["branch over frames"] = job.out / "compared_shares.png"
         frames = compared.test.clips[compared.test.clip[compared.example]]
-        title = "Effective share of the host's own token; the rest is the branch's"
-        gate_overlay(frames, 1 - share, report.files["branch over frames"], title=title)
+        share_overlay(frames, share, report.files["branch over frames"], title="Share of the generative tokens")
 
 
 def _parts(
@@ -133,7 +132,7 @@ def _parts(
     after = logits_of(tuned, prompt)
     report.checks.append(_moved("trained model differs from the base", before, after))
 
-    say("Generating an answer, drawing gates and features")
+    say("Generating an answer, drawing shares and features")
     _pictures(job, report, tuned, host, shown, prompt)
     text = answer(tuned, host.processor, prompt)
     report.checks.append(Check(f"answer to {shown.question!r}", None, repr(text)))
@@ -201,19 +200,19 @@ def _rebuilt(host: DemoHost, checkpoint: Path, job: Job) -> nn.Module:
 def _pictures(
     job: Job, report: Report, model: nn.Module, host: DemoHost, shown: Sample, prompt: dict[str, Any]
 ) -> None:
-    """The gate map over the frames, and the prior's feature map as colours."""
-    with record_gates(model) as gates:
+    """The effective share over the frames, and the prior's feature map as colours."""
+    with record_shares(model) as shares:
         logits_of(model, prompt)
-    (gate,) = gates
-    report.files["gates"] = job.out / "gates.png"
-    gate_overlay(
-        shown.frames,
-        gate.cpu().numpy(),
-        report.files["gates"],
-        title="Gate after training: weight of the host's own token",
-    )
-    spread = f"mean {float(gate.mean()):.3f}, from {float(gate.min()):.3f} to {float(gate.max()):.3f}"
-    report.checks.append(Check("gate per token", None, spread))
+    (share,) = shares
+    if share.generative is not None:
+        report.files["shares"] = job.out / "shares.png"
+        share_overlay(
+            shown.frames,
+            share.generative.cpu().numpy(),
+            report.files["shares"],
+            title="After training: effective share of the generative tokens",
+        )
+    report.checks.append(Check("effective share per token", None, str(share)))
     (clip,) = _clips(model, prompt)
     features = get_handle(model).branch.features(clip).float().cpu()
     chosen = uniform_indices(features.shape[0], min(4, features.shape[0]))

@@ -39,8 +39,8 @@ _PACKAGES = ("torch", "transformers", "peft", "diffusers")
 ONE_RUN = (
     "The intervals say how sure a figure is on other rooms like these. They do not say what another seed of the "
     "training would give: this is one run of a toy. `benchmarks/evidence/language_experiment.py` repeats it with "
-    "several seeds, an untrained twin and the features of other clips. Kinds of questions are judged one by one, so one "
-    "of three that looks better may be chance."
+    "several seeds, an untrained twin and the features of other clips. Kinds of questions are judged one by one, so "
+    "one of three that looks better may be chance."
 )
 
 
@@ -179,13 +179,13 @@ def _inside(report: Report, compared: Compared) -> Section:
         items.append(
             Finding(
                 f"The generative tokens' effective share of a fused token is {share.mean():.3f} on the pictures below, "
-                f"from {share.min():.3f} to {share.max():.3f}. It was about 0.1 before training: the start is open, because "
-                "in so few steps an identity start would keep the branch nearly closed.",
+                f"from {share.min():.3f} to {share.max():.3f}. It was about 0.1 before training: the start is open, "
+                "because in so few steps an identity start would keep the branch nearly closed.",
                 "note",
             )
         )
     captions = {
-        "branch over frames": "Effective share of the host's own token after training, on a held-out clip.",
+        "branch over frames": "Effective share of the generative tokens after training, on a held-out clip.",
         "features": f"What {compared.prior} makes of the same frames: three main components as colours.",
     }
     pictures = [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -93,6 +94,9 @@ class DiffusionPrior(FrozenPrior):
         """Tokens that one frame costs the denoiser."""
         return (self.size[0] // self.stride) * (self.size[1] // self.stride)
 
+    #: Frames that a clip needs at least in context ``video``, whose VAE takes no single image.
+    least_video_frames: ClassVar[int] = 2
+
     # What all families share
 
     def __call__(self, frames: Tensor, *, noise: Tensor | None = None) -> Tensor:
@@ -116,7 +120,7 @@ class DiffusionPrior(FrozenPrior):
 
     def extract(self, frames: Tensor, noise: Tensor | None = None) -> Tensor:
         """Checked frames ``[T, 3, H, W]`` to features ``[T', C, h, w]``, inside a :meth:`session`."""
-        if self.settings.context == "video" and frames.shape[0] < 2:
+        if self.settings.context == "video" and frames.shape[0] < self.least_video_frames:
             raise FramesError(
                 f"Prior {self.settings.name!r} got one frame, and context 'video' needs a video. "
                 "Use context='frame' or 'views' for images."
@@ -131,9 +135,13 @@ class DiffusionPrior(FrozenPrior):
             count, latents = frames.shape[0], []
             for start in range(0, count, self._frames_per_encoding()):
                 chunk = frames[start : start + self._frames_per_encoding()]
-                latents.append(self.frame_latents((self.pixels(chunk) * 2 - 1).to(self.pixel_dtype)).float())
+                rows = range(start, start + chunk.shape[0])
+                latents.append(self.part("latents", rows, partial(self._frame_latents, chunk)))
                 self.report("VAE", start + chunk.shape[0], count)
             return torch.cat(latents)
+
+    def _frame_latents(self, frames: Tensor) -> Tensor:
+        return self.frame_latents((self.pixels(frames) * 2 - 1).to(self.pixel_dtype)).float()
 
     def features(self, latents: Tensor, noise: Tensor | None = None) -> Tensor:
         """Normalised latents ``[T', z, h, w]`` to the tap's maps ``[T', C, h', w']``."""
@@ -167,26 +175,36 @@ class DiffusionPrior(FrozenPrior):
         # The VAE takes 1 + stride * k frames and would drop the rest.
         missing = -(count - 1) % self.time_stride
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
-        latents = self.video_latents((self.pixels(frames) * 2 - 1).to(self.pixel_dtype)).float()
+        latents = self.part("latents", range(count), partial(self._clip_latents, frames))
         self.report("VAE", count, count)
         return latents
 
+    def _clip_latents(self, frames: Tensor) -> Tensor:
+        return self.video_latents((self.pixels(frames) * 2 - 1).to(self.pixel_dtype)).float()
+
     def _each(self, noisy: Tensor, latents: Tensor) -> Tensor:
+        def alone(part: slice, rows: Sequence[range]) -> Tensor:
+            return self.transform_rows(noisy[part, None], latents[part, None], rows)[:, 0]
+
         count, size = noisy.shape[0], self.chunk(self.tokens_per_frame)
         parts = []
         for start in range(0, count, size):
             part = slice(start, start + size)
             rows = [range(i, i + 1) for i in range(start, min(start + size, count))]
-            parts.append(self.transform_rows(noisy[part, None], latents[part, None], rows)[:, 0])
+            whole = range(start, min(start + size, count))
+            parts.append(self.part("features", whole, partial(alone, part, rows)))
             self.report("denoiser", min(start + size, count), count)
         return torch.cat(parts)
 
     def _jointly(self, noisy: Tensor, latents: Tensor) -> Tensor:
+        def together(part: slice, place: range) -> Tensor:
+            return self.transform_rows(noisy[None, part], latents[None, part], [place])[0]
+
         count, places = noisy.shape[0], self.places(noisy.shape[0])
         parts = []
         for place in places:
             part = slice(place.start, place.stop)
-            parts.append(self.transform_rows(noisy[None, part], latents[None, part], [place])[0])
+            parts.append(self.part("features", place, partial(together, part, place)))
             self.report("denoiser", place.stop, count)
         return average(parts, places)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -88,11 +89,18 @@ class EncoderPrior(FrozenPrior):
         out: Tensor = pixels.to(self.dtype).unflatten(0, steps.shape[:2])
         return out
 
+    def _alone(self, steps: Tensor) -> Tensor:
+        return self.encode(self._prepared(steps)[:, None])[:, 0]
+
+    def _together(self, steps: Tensor) -> Tensor:
+        return self.encode(self._prepared(steps)[None])[0]
+
     def _each(self, steps: Tensor) -> Tensor:
         count, size = steps.shape[0], self.chunk((self.size[0] // self.stride) * (self.size[1] // self.stride))
         parts = []
         for start in range(0, count, size):
-            parts.append(self.encode(self._prepared(steps[start : start + size])[:, None])[:, 0])
+            rows = range(start, min(start + size, count))
+            parts.append(self.part("features", rows, partial(self._alone, steps[start : start + size])))
             self.report("encoder", min(start + size, count), count)
         return torch.cat(parts)
 
@@ -101,7 +109,7 @@ class EncoderPrior(FrozenPrior):
         places = windows(count, self.settings.window or count, self.settings.overlap if self.settings.window else 0)
         parts = []
         for place in places:
-            parts.append(self.encode(self._prepared(steps[place.start : place.stop])[None])[0])
+            parts.append(self.part("features", place, partial(self._together, steps[place.start : place.stop])))
             self.report("encoder", place.stop, count)
         return average(parts, places)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 from ...contracts.errors import CheckpointError, Vega3dError
 from ...contracts.printable import brief, first_line, one_line
@@ -15,19 +16,22 @@ _SHOWN = 5
 
 
 @contextmanager
-def explained(what: str, source: str | None) -> Iterator[None]:
+def explained(what: str, source: str | None) -> Iterator[list[JsonObject]]:
     """Turn what others raise while they build a model of a checkpoint into an error that names files and settings.
 
     Args:
         what: is being built, such as ``Prior 'sd2.1'``.
         source: the checkpoint, as the user gave it.
 
+    Yields:
+        The configurations that are read meanwhile.
+
     Raises:
         CheckpointError: something else than an error of this library came through.
     """
     with noting_reads() as read:
         try:
-            yield
+            yield read
         except Vega3dError:
             raise
         except Exception as error:
@@ -35,6 +39,40 @@ def explained(what: str, source: str | None) -> Iterator[None]:
             raise CheckpointError(
                 f"{what} cannot be loaded{where}: {type(error).__name__}: {first_line(error)}. {_suspects(read)}"
             ) from error
+
+
+def check_latents(vae: Any, read: Sequence[JsonObject]) -> None:
+    """Refuse a VAE whose configuration scales latents by something else than numbers.
+
+    diffusers takes any value there, and it is used with the first clip only.
+
+    Args:
+        vae: of diffusers; anything without such settings is left alone.
+        read: configurations, of which the one that the VAE was built of is named.
+
+    Raises:
+        CheckpointError: names file and key.
+    """
+    config = getattr(vae, "config", None)
+    sizes = [getattr(config, key, None) for key in ("z_dim", "latent_channels")]
+    channels = next((size for size in sizes if isinstance(size, int) and size > 0), 1)
+    for key in ("latents_mean", "latents_std", "scaling_factor", "shift_factor"):
+        value = getattr(config, key, None)
+        values = value if isinstance(value, list | tuple) else [value]
+        scale = key in ("latents_std", "scaling_factor")
+        right = all(_finite(each) and not (scale and each <= 0) for each in values)
+        if key.startswith("latents"):
+            right = right and isinstance(value, list | tuple) and len(values) > 0 and len(values) % channels == 0
+        elif isinstance(value, list | tuple):
+            right = False
+        if value is not None and not right:
+            file = next((each.file for each in read if key in each), "The configuration of the VAE")
+            wanted = f"a list of numbers for {channels} channels" if key.startswith("latents") else "a number"
+            raise CheckpointError(f"{file}: {key} is {brief(value)}, expected {wanted}. Fetch the file again.")
+
+
+def _finite(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _suspects(read: list[JsonObject]) -> str:

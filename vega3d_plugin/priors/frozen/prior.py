@@ -7,7 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -35,6 +35,16 @@ Reload = Callable[[PriorSettings], Prior]
 
 # When the last session's work on CUDA ends. Events cannot be pickled, so they lie beside the priors.
 _ended: WeakKeyDictionary[FrozenPrior, torch.cuda.Event] = WeakKeyDictionary()
+
+
+class PartKeeper(Protocol):
+    """Keeps parts of one clip's features, such as :class:`~vega3d_plugin.features.parts.FolderParts`."""
+
+    def get(self, stage: str, rows: range) -> Tensor | None:
+        """A part that was kept."""
+
+    def put(self, stage: str, rows: range, part: Tensor) -> None:
+        """Keep a part."""
 
 
 class FrozenPrior(Prior):
@@ -81,6 +91,8 @@ class FrozenPrior(Prior):
         #: Called with (stage, frames done, frames in all) while a clip is worked on, whichever thread's clip it is; for
         #: progress bars.
         self.progress: Callable[[str, int, int], None] | None = None
+        #: Keeps the parts of the clip that is worked on, so that a long one can be resumed; None: nobody does.
+        self.parts: PartKeeper | None = None
         self._reload = reload
         self._ready: tuple[torch.device, torch.dtype] | None = None
         self._busy = False
@@ -204,8 +216,10 @@ class FrozenPrior(Prior):
                 yield
                 return
             device = usable(self.settings.device) if self.settings.device else device
+            # The meta device, on which shapes and work are counted, has no autocast of its own.
+            kind = "cpu" if device.type == "meta" else device.type
             # Features may be kept and used in training later, so they must not be inference tensors.
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
                 self._busy = True
                 try:
                     with explain_out_of_memory(self), self._in_order(device):
@@ -288,6 +302,23 @@ class FrozenPrior(Prior):
             # More at once only leave the cache.
             tokens = min(tokens, _CPU_TOKENS)
         return max(1, tokens // max(1, tokens_per_frame))
+
+    def part(self, stage: str, rows: range, compute: Callable[[], Tensor]) -> Tensor:
+        """A part of a clip from whoever keeps parts, else computed, and then kept.
+
+        Args:
+            stage: ``latents`` or ``features``.
+            rows: of the clip.
+            compute: gives the part.
+        """
+        if self.parts is None:
+            return compute()
+        known = self.parts.get(stage, rows)
+        if known is not None:
+            return known.to(self.device)
+        part = compute()
+        self.parts.put(stage, rows, part)
+        return part
 
     def report(self, stage: str, done: int, total: int) -> None:
         """Tell whoever listens how far it is."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 from vega3d_plugin.contracts.documents import read_bytes
 from vega3d_plugin.contracts.errors import PromptError
 from vega3d_plugin.priors.prompts.umt5 import TextEncoderFiles, brief, check_width, find_text_encoder, load_umt5
+from vega3d_plugin.storage.caches import cache_root as shared_caches
 from vega3d_plugin.storage.pickles import load_pickle
 from vega3d_plugin.storage.writing import sweep, write_atomically
 
@@ -168,12 +168,8 @@ def _checked(context: object, source: str, text_dim: int | None) -> Tensor:
 
 def cache_root() -> Path | None:
     """Where computed prompts are kept; None for a user without a home folder."""
-    own, shared = os.environ.get("VEGA3D_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    try:
-        root = Path(own).expanduser() if own else (Path(shared) if shared else Path.home() / ".cache") / "vega3d"
-    except RuntimeError:  # a user without a home folder
-        return None
-    return root / "empty_prompt"
+    root = shared_caches()
+    return None if root is None else root / "empty_prompt"
 
 
 def _encoder_cache(files: TextEncoderFiles) -> Path | None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...contracts.errors import CheckpointError, PromptError
+from ...contracts.printable import brief
 from ...contracts.priors import Prior
 from ...contracts.settings import NoOptions, PriorSettings, Settings
 from ...storage.reading import JsonObject
@@ -119,7 +120,11 @@ def find_layout(folder: Path, variant: Variant = TEXT_TO_VIDEO) -> Layout:
             raise CheckpointError(f"{ours / 'config.json'} lacks num_layers.")
         config.integer("num_layers")
         if config.get("image_dim") or config.get("in_channels") != config.get("out_channels"):
-            raise CheckpointError(f"{folder} holds an image-to-video Wan; this prior needs {variant.meaning}.")
+            raise CheckpointError(
+                f"{ours / 'config.json'} is of an image-to-video Wan (image_dim {brief(config.get('image_dim'))}, "
+                f"in_channels {brief(config.get('in_channels'))}, out_channels {brief(config.get('out_channels'))}); "
+                f"this prior needs {variant.meaning}."
+            )
         vae_config = read_config(folder / "vae", "AutoencoderKLWan")
         _check_vae(vae_config, folder / "vae" / "config.json", variant)
         return Layout("diffusers", config, weight_files(ours), vae_config, weight_files(folder / "vae"))

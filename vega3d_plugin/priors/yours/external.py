@@ -120,6 +120,10 @@ class ExternalPrior(Prior):
                 )
             return features.to(self.settings.device or frames.device, self.dtype_on(frames.device))
 
+    def holds(self, key: str) -> bool:
+        """Whether there is a file of features of the clip with this key."""
+        return any(path.is_file() for path in self._places(key))
+
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
         """Of the settings and of ``made_by``, else of the names and sizes of all files.

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...contracts.errors import SceneError
 from ..files import FileContent, missing
 from ..images import IMAGES, find_images, in_order, read_image
-from ..pixels import picture_size
+from ..pixels import picture_size, picture_turn
 from ..scene import Scene, View
 
 
@@ -52,12 +52,6 @@ def read(path: Path) -> Scene:
 
 def _upright_size(path: Path) -> tuple[int, int]:
     """(height, width) after the turn that the file asks for."""
-    from PIL import Image
-
-    size = picture_size(path)
-    try:
-        with Image.open(path) as image:
-            # Tag 274 is the orientation; 5 to 8 lie on their side.
-            return (size[1], size[0]) if image.getexif().get(274) in (5, 6, 7, 8) else size
-    except (OSError, SyntaxError, ValueError) as error:
-        raise SceneError(f"{path} is not a picture, or damaged ({error}).") from error
+    height, width = picture_size(path)
+    # 5 to 8 lie on their side.
+    return (width, height) if picture_turn(path) in (5, 6, 7, 8) else (height, width)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import zipfile
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...contracts.errors import SceneError, UnknownNameError
+from ...storage.arrays import read_arrays
 from ..files import FileContent, missing, numbers, read_text
 from ..pixels import PictureFile, picture_size, read_plane
 from ..scene import Scene, View
 
 PAIRS = ("motorcycle",)
-_LARGEST = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -169,20 +167,11 @@ def _calibration(file: Path) -> Calibration:
 def _disparity(path: Path) -> NDArray[np.float64]:
     if path.suffix != ".npz":
         return read_plane(path).astype(np.float64)
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise ValueError(f"it has over {_LARGEST:,} bytes")
-        with zipfile.ZipFile(BytesIO(path.read_bytes())) as archive:
-            (entry,) = archive.infolist()
-            if entry.file_size > _LARGEST:
-                raise ValueError(f"it unpacks to {entry.file_size:,} bytes")
-        with np.load(path, allow_pickle=False) as arrays:
-            values = np.asarray(next(iter(arrays.values())), np.float64)
-    except (OSError, ValueError, zipfile.BadZipFile, StopIteration, EOFError, KeyError) as error:
-        raise SceneError(f"{path} holds no disparity that can be read: {error}.") from error
-    if values.ndim != 2:
-        raise SceneError(f"{path}: disparity is [height, width], found {list(values.shape)}.")
-    return values
+    arrays = list(read_arrays(path, SceneError).values())
+    if len(arrays) != 1 or arrays[0].ndim != 2 or arrays[0].dtype.kind not in "uif":
+        found = ", ".join(f"{each.dtype} {list(each.shape)}" for each in arrays) or "nothing"
+        raise SceneError(f"{path}: disparity is one array [height, width] of numbers, found {found}.")
+    return arrays[0].astype(np.float64)
 
 
 def _seen_from_the_right(disparity: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,1 +1,1 @@
-"""A recipe's model: built, its trainable parts, its gates, restored."""
+"""A recipe's model: built, its trainable parts, its shares, restored."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from ...branch.handle import get_handle, is_patched
 from ...contracts.errors import TrainError
 from ...contracts.tables import HOSTS
+from ...features.store import FeatureStore
 from ...hosts.loading import load_host, load_processor, read_source
 from ...hosts.lora_targets import check_lora_targets
 from ...patching import patch
@@ -37,7 +37,7 @@ class Prepared:
     parts: Mapping[str, PartSettings]
 
 
-def prepare(recipe: RecipeSettings, train: TrainSettings, store: Path | None = None) -> Prepared:
+def prepare(recipe: RecipeSettings, train: TrainSettings, store: FeatureStore | None = None) -> Prepared:
     """Load the host, patch it, put LoRA on, and freeze what is to stay as it is.
 
     Raises:
@@ -79,7 +79,7 @@ def load(host: HostSettings) -> tuple[nn.Module, Any]:
     """
     model: Any
     check_host(host)
-    tiny = _tiny(host.adapter)
+    tiny = tiny_host(host.adapter)
     if host.model == TINY and tiny is not None:
         model, processor = tiny()
         model = model.to(getattr(torch, host.dtype))
@@ -91,7 +91,7 @@ def load(host: HostSettings) -> tuple[nn.Module, Any]:
                 f"{loaded.missing[0]!r}; they would be random. Name a whole checkpoint in host.model."
             )
         model, processor = loaded.model, load_processor(host.model)
-    _limit(processor, host)
+    limit_pixels(processor, host)
     return model, processor
 
 
@@ -105,7 +105,7 @@ def check_host(host: HostSettings) -> None:
 
     adapter: Any = HOSTS.get(host.adapter)
     tiny = host.model == TINY
-    if tiny and _tiny(host.adapter) is not None:
+    if tiny and tiny_host(host.adapter) is not None:
         return
     if adapter.classes and not any(hasattr(transformers, name) for name in adapter.classes):
         raise TrainError(
@@ -152,13 +152,13 @@ def _with_lora(model: Any, lora: Mapping[str, Any], parts: Mapping[str, PartSett
     return get_peft_model(model, LoraConfig(**values))
 
 
-def _tiny(adapter: str) -> Callable[[], tuple[nn.Module, Any]] | None:
+def tiny_host(adapter: str) -> Callable[[], tuple[nn.Module, Any]] | None:
     """What builds the adapter's small model, where it has one."""
     tiny: Callable[[], tuple[nn.Module, Any]] | None = getattr(HOSTS.get(adapter), "tiny", None)
     return tiny
 
 
-def _limit(processor: Any, host: HostSettings) -> None:
+def limit_pixels(processor: Any, host: HostSettings) -> None:
     """Bounds of an image's area, under all the names that versions of transformers look at."""
     images = processor.image_processor
     limits = {"min_pixels": host.min_pixels, "max_pixels": host.max_pixels}

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...contracts.documents import DocumentError, parse_json
 from ...contracts.errors import RowError, TrainError
 
 SUFFIXES = (".json", ".jsonl")
@@ -51,8 +52,8 @@ class RowFile:
             file.seek(start)
             text = file.read(end - start)
         try:
-            row = json.loads(text)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            row = parse_json(text)
+        except DocumentError as error:
             raise RowError(f"not JSON: {error}") from None
         if not isinstance(row, dict):
             raise RowError(f"a JSON object is expected, found {type(row).__name__}")
@@ -69,7 +70,8 @@ class RowFile:
     def _elements(self) -> Iterator[tuple[int, int]]:
         """Spans in bytes of the elements of the one list in the file."""
         text = self.path.read_text(encoding="utf-8")
-        decode = json.JSONDecoder().raw_decode
+        # Where rows end; what numbers they hold is looked at row by row.
+        decode = json.JSONDecoder(parse_int=lambda digits: 0).raw_decode
         at = _skip(text, 0)
         if text[at : at + 1] != "[":
             raise TrainError(f"{self.path} is no list of rows: it begins with {text[at : at + 20]!r}, not with '['.")
@@ -80,6 +82,10 @@ class RowFile:
                 _, end = decode(text, at)
             except json.JSONDecodeError as error:
                 raise TrainError(f"{self.path} is no JSON: {error}.") from None
+            except RecursionError:
+                raise TrainError(
+                    f"{self.path} is no file of rows: row {len(self.spans) // 2 + 1} is nested too deep."
+                ) from None
             place += len(text[counted:at].encode())
             size = len(text[at:end].encode())
             yield place, place + size

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -18,7 +15,7 @@ from PIL import Image
 from ...contracts.errors import FramesError, RowError, VideoError
 from ...recipes.blocks import DataSettings
 from ...scenes.images import read_image
-from ...scenes.video import sample_video
+from ...scenes.video import measure, sample_video
 from .conversation import Medium
 from .marks import draw_marks
 from .places import frame_places, spread
@@ -68,8 +65,8 @@ def load_image(medium: Medium) -> Image.Image:
 def load_video(medium: Medium, settings: DataSettings) -> Video:
     """Choose and decode the frames of a video, or of a list of frames or views.
 
-    A video shorter than ``settings.frames`` is taken whole. Decord decodes where it is installed, since it can leap
-    to a frame; PyAV otherwise. Both choose the same frames.
+    A video shorter than ``settings.frames`` is taken whole. It is read as everywhere else, see
+    :func:`~vega3d_plugin.scenes.video.sample_video`.
 
     Raises:
         RowError: it cannot be read, or its frames differ in size.
@@ -93,11 +90,8 @@ def chosen(medium: Medium, settings: DataSettings) -> list[Any]:
 
 def _file(path: Path, settings: DataSettings) -> Video:
     try:
-        if importlib.util.find_spec("decord") is not None:
-            return _by_decord(path, settings)
-        rate, expected = _rate_and_frames(path)
-        # The header's number of frames may be wrong; sample_video counts for itself.
-        count = len(frame_places(expected, rate, settings)) if settings.sampling == "fps" else settings.frames
+        expected, rate = _measured(path)
+        count = len(frame_places(max(expected, 1), rate, settings)) if settings.sampling == "fps" else settings.frames
         frames, indices = sample_video(path, count, lambda total, some: spread(total, min(total, some), settings))
     except (VideoError, FramesError) as error:
         raise RowError(str(error).rstrip(".")) from error
@@ -106,32 +100,9 @@ def _file(path: Path, settings: DataSettings) -> Video:
     return Video([frames[i] for i in once], kept, max(expected, kept[-1] + 1), rate)
 
 
-def _by_decord(path: Path, settings: DataSettings) -> Video:
-    # Optional, and without type hints.
-    decord: Any = importlib.import_module("decord")
-    try:
-        reader = decord.VideoReader(str(path), num_threads=1)
-        rate = float(reader.get_avg_fps()) or None
-        indices = frame_places(len(reader), rate, settings)
-        return Video(list(reader.get_batch(indices).asnumpy()), indices, len(reader), rate)
-    except Exception as error:
-        raise RowError(f"{path} cannot be read by decord: {str(error).strip().partition(chr(10))[0]}") from error
-
-
 @lru_cache(maxsize=4096)
-def _rate_and_frames(path: Path) -> tuple[float | None, int]:
-    """Frames per second and number of frames, as the header has them."""
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                return None, 1
-            stream: Any = container.streams.video[0]
-            rate = float(stream.average_rate) if stream.average_rate else None
-            seconds = container.duration / av.time_base if container.duration else 0.0
-            return rate, stream.frames or max(1, round(seconds * (rate or 0)))
-    except (av.FFmpegError, OSError):
-        # sample_video says what is wrong with it.
-        return None, 1
+def _measured(path: Path) -> tuple[int, float | None]:
+    return measure(path)
 
 
 def _picture(source: Any) -> Pixels:

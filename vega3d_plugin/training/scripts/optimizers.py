@@ -30,6 +30,7 @@ def own_groups(session: Session, optimizer: torch.optim.Optimizer) -> None:
         if not branch.trainable or not _trains(optimizer, model):
             continue
         unfreeze(branch)
+        session.raise_precision(host, branch)
         session.made_for.setdefault(optimizer, []).append(host)
         session.hooks += _watch(host, branch)
         mine = {id(p): name for name, p in branch.named_parameters()}

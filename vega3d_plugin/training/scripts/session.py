@@ -6,8 +6,9 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from ...branch.blocks import block
 from ...branch.branch import GenerativeBranch
+from ...branch.calls import BranchKey
 from ...branch.handle import get_handle, is_patched
 from ...checkpoints.reading import folder_with_branch, holds_branch
 from ...checkpoints.saving import load_pretrained, save_pretrained
@@ -29,6 +32,8 @@ from ...patching import patch
 from ...plugins import plugin_manager
 from ...storage.record import CONFIG_FILE
 from ..model.restoring import reload_renamed
+from .initialisers import own_initialisers
+from .recording import EpisodeVideos
 from .state_dicts import is_branchs, is_state_of
 from .waiting import before_first_call
 from .wraps import Wraps
@@ -74,8 +79,10 @@ class Session:
         branch_lr: learning rate of the branch, in parameter groups of its own; None: that of the groups the script
             puts it in.
         frozen: the branch stays as it is: for the host's training with a branch that is done.
+        master_float32: a branch that trains is held in float32, whatever the host is held in.
         seed: of a new branch's weights.
         say: takes one line for the user.
+        record: folder for videos of what the hosts saw; None: none are written.
     """
 
     adapter: str
@@ -83,8 +90,10 @@ class Session:
     store: FeatureStore | str | Path | None = None
     branch_lr: float | None = None
     frozen: bool = False
+    master_float32: bool = True
     seed: int = 0
     say: Callable[[str], None] = print
+    record: Path | None = None
     hosts: list[Host] = field(default_factory=list)
     #: Hosts that could not be patched as they were built.
     waiting: list[Host] = field(default_factory=list)
@@ -105,6 +114,13 @@ class Session:
         self.made_for: weakref.WeakKeyDictionary[torch.optim.Optimizer, list[Host]] = weakref.WeakKeyDictionary()
         #: Take back hooks of this run on optimisers and gradients.
         self.hooks: list[RemovableHandle] = []
+        #: Where simulators have begun episodes.
+        self.starts: set[str] = set()
+        mark = f"_rank{rank()}" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        self.videos = None if self.record is None else EpisodeVideos(self.record, mark)
+        #: Ends with the run: blocks that record.
+        self.until_the_end = ExitStack()
+        self.recorded: weakref.WeakSet[BranchKey] = weakref.WeakSet()
         self._depth = threading.local()
 
     @contextmanager
@@ -164,7 +180,7 @@ class Session:
     def _add(self, host: Host, model: nn.Module) -> None:
         """Patch a model, the host itself or a ``PeftModel`` of it, and load the branch it was saved with."""
         prior = [] if self.prior is None else [self.prior]
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), own_initialisers():
             # Equal on all ranks and in every run, and the script's own random numbers stay what they were: a branch is
             # made on the CPU, and torch.manual_seed would set the GPUs' generators too.
             torch.default_generator.manual_seed(self.seed)
@@ -176,6 +192,7 @@ class Session:
         if self.frozen:
             handle.freeze()
         self.hosts.append(host)
+        self.record_active()
         if host.saved is not None:
             self.restore(model, host.saved)
         else:
@@ -193,7 +210,7 @@ class Session:
         if not self.hosts_in(model):
             return
         try:
-            with self.outermost("load"):
+            with self.outermost("load"), own_initialisers():
                 load_pretrained(model, folder, prior=get_handle(model).prior, host=self.adapter)
         except PatchError as error:
             raise SavedBranchError(
@@ -249,6 +266,35 @@ class Session:
             if model is not None and is_patched(model):
                 yield host, model, get_handle(model).branch
 
+    # Episodes.
+
+    def record_active(self) -> None:
+        """Record what the active branches do; PEFT may have made copies, which are branches of their own."""
+        if self.videos is None:
+            return
+        for _, _, branch in self.branches():
+            if branch.key not in self.recorded:
+                self.recorded.add(branch.key)
+                record = partial(self.videos.record, branch)
+                self.until_the_end.enter_context(block(branch.key, "shares", record, all_threads=True))
+
+    def begin_episode(self, start: object) -> None:
+        """A simulator begins an episode of this thread: forget what was seen in the one before.
+
+        Args:
+            start: where, for the message.
+        """
+        self.record_active()
+        remembers = False
+        for _, _, branch in self.branches():
+            branch.history.reset()
+            remembers = remembers or branch.history.length > 1
+        if self.videos is not None:
+            self.videos.begin()
+        if str(start) not in self.starts and (remembers or self.videos is not None):
+            self.starts.add(str(start))
+            self.tell(f"an episode begins at each call of {start}: the branch then forgets earlier observations")
+
     # Training.
 
     def keep_trainable(self, module: nn.Module | None) -> None:
@@ -257,7 +303,15 @@ class Session:
         for host in self.hosts_in(module):
             model = host.ref()
             if model is not None and is_patched(model):
-                unfreeze(get_handle(model).branch)
+                branch = get_handle(model).branch
+                unfreeze(branch)
+                self.raise_precision(host, branch)
+
+    def raise_precision(self, host: Host, branch: GenerativeBranch) -> None:
+        """Have a branch that is about to train hold its weights in float32, and tell."""
+        if self.master_float32 and hold_in_float32(branch):
+            host.start = _sums(branch) if host.start else ()
+            self.tell(f"the branch of {host.name} is held in float32 while it trains; the host keeps its own dtype")
 
     # Saving.
 
@@ -322,6 +376,22 @@ def unfreeze(branch: GenerativeBranch) -> None:
     """Let the branch train, unless its handle was told to freeze it."""
     if branch.trainable:
         branch.requires_grad_(True)
+
+
+def hold_in_float32(branch: GenerativeBranch) -> bool:
+    """Hold a branch that is about to train in float32; True where it was not.
+
+    In bfloat16 a step that is smaller than about a 500th of a weight is lost by rounding: at a rate of 1e-5 most are.
+    DeepSpeed keeps float32 copies of its own, and FSDP takes one dtype alone.
+    """
+    sharding = any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("DEEPSPEED", "FSDP"))
+    if not branch.trainable or sharding or _is_sharded(branch):
+        return False
+    half = [p for p in branch.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
+    for parameter in half:
+        # The same object, because optimisers and the script may hold it.
+        parameter.data = parameter.data.float()
+    return bool(half)
 
 
 def rank() -> int:

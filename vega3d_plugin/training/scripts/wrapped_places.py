@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from ...branch.handle import CHILD, get_handle
 from ...checkpoints.reading import folder_with_branch
 from ...hosts.peft import copied_around, is_peft_model, save_with_adapter
+from . import ray_tasks
 from .optimizers import before_step, own_groups
 from .session import Session
 from .state_dicts import complete, is_state_of
@@ -61,7 +63,7 @@ def _places(session: Session) -> Iterator[tuple[Any, str, Original, str]]:
     yield safetensors.torch, "save_file", around.save_state, "adds the branch to a host's tensors that lack it"
     yield torch, "load", around.load_state, "restores the branch that lies beside a host's state dictionary"
     yield safetensors.torch, "load_file", around.load_state, "restores the branch that lies beside a host's tensors"
-    trainer = getattr(transformers, "Trainer", None)
+    trainer = _trainer(transformers)
     if inspect.isclass(trainer) and "train" in vars(trainer):
         yield trainer, "__init__", around.trainer, "unfreezes the branch before parameters are counted"
         yield trainer, "train", around.train, "unfreezes the branch before the optimiser is made"
@@ -69,6 +71,20 @@ def _places(session: Session) -> Iterator[tuple[Any, str, Original, str]]:
             yield trainer, "_load_from_checkpoint", around.resume, "restores the branch, and what it missed of the host"
         if "_load_best_model" in vars(trainer):
             yield trainer, "_load_best_model", around.best, "restores the branch of the best checkpoint"
+    if find_spec("ray") is not None:
+        import ray
+
+        yield ray, "init", around.ray_init, "starts no workers; where the script asks for an actor, Ray does"
+        yield ray, "remote", ray_tasks.remote, "runs functions here, where their models get the branch, one by one"
+        yield ray, "get", ray_tasks.get, "gives what they returned"
+
+
+def _trainer(transformers: Any) -> Any:
+    """HF's Trainer; None where it cannot be imported, as beside a TensorFlow that transformers does not know."""
+    try:
+        return getattr(transformers, "Trainer", None)
+    except (ImportError, RuntimeError):
+        return None
 
 
 def explain(session: Session) -> list[tuple[str, str]]:
@@ -230,6 +246,12 @@ class Around:
             if outermost and not (self.session.inside("build") or self.session.inside("adapter")):
                 self.session.loaded(state, source)
         return state
+
+    # ray
+
+    def ray_init(self, original: Original, *args: Any, **kwargs: Any) -> None:
+        """``ray.init``."""
+        self.session.tell("Ray's tasks run here, one after the other: in its workers models would have no branch")
 
     def _owner(self, state: Any) -> nn.Module | None:
         """The host that a state dictionary, or a part of one, was taken from."""

@@ -101,7 +101,7 @@ def read_label_ids(path: str | Path) -> dict[str, int]:
 
 
 def unique_or_multiple(
-    rows: Sequence[Mapping[str, Any]], label_ids: Mapping[str, int], classes: Collection[int] = KEPT_CLASSES
+    rows: Sequence[Mapping[str, Any] | Row], label_ids: Mapping[str, int], classes: Collection[int] = KEPT_CLASSES
 ) -> list[str]:
     """Whether the object of each description is the only ANNOTATED one of its class in its scene, in these rows.
 
@@ -119,7 +119,7 @@ def unique_or_multiple(
     Raises:
         ScoreError: a row without those keys, or an object whose names are of different classes.
     """
-    checked = [Row(row, f"row {place}") for place, row in enumerate(rows, 1)]
+    checked = [row if isinstance(row, Row) else Row(row, f"row {place}") for place, row in enumerate(rows, 1)]
     keys = [(row.id_of("scene_id"), row.id_of("object_id"), row.text(*row.need("object_name"))) for row in checked]
     labels = [label_ids.get(name.replace("_", " "), OTHERS) for _, _, name in keys]
     labels = [label if label in classes else OTHERS for label in labels]

@@ -1,0 +1,1 @@
+"""Tests in LIBERO's simulator, which has an environment of its own: ``make test-libero``."""
