@@ -1,4 +1,4 @@
-# make demo   the whole job once, offline, on two CPU cores
+# make demo   two small models with and without the branch, and the whole job once; offline, on two CPU cores
 # make test   lint, types and all tests, in both environments
 # make bench  the benchmarks
 # make faults   kills, races, threads, damaged files: one table of trials and failures, about five minutes
@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test lint types test-modern test-classic test-libero test-ray bench faults analyse clean
 demo: $(MODERN)/.done
-	$(MODERN)/bin/vega3d demo
+	env -u OMP_NUM_THREADS $(MODERN)/bin/vega3d demo
 
 test: lint types test-modern test-classic
 

@@ -1,1 +1,1 @@
-"""A small synthetic room with exact geometry, questions about it, and the pictures and videos a demonstration needs."""
+"""Two small models on questions about rendered rooms, with and without the branch, and a check of every part."""

@@ -1,10 +1,10 @@
-"""The whole job on one video: patch, train, answer, save, load, unpatch, with a check for every promise."""
+"""The whole job: does the branch help two small models, and do patch, LoRA, save, load and unpatch keep their word."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...analysis.pictures import feature_picture, share_overlay
+from ...analysis.report import write_page
 from ...branch.handle import get_handle
 from ...branch.switches import record_shares
 from ...checkpoints.saving import load_pretrained, save_pretrained
@@ -25,7 +26,10 @@ from ...scenes.rendered import RoomClip, render_room, save_geometry
 from ...scenes.video import read_video, write_video
 from ...storage.claims import claim_folder
 from ...storage.writing import write_json
-from .host import DemoHost, real_host, tiny_host
+from .compared import SMALL_BRANCH, STEPS, Compared, Tick, compare
+from .host import DemoHost, real_host
+from .outcome import Check, Job, Report
+from .page import demo_page
 from .questions import ask
 from .samples import Sample, answer, encode, logits_of, mean_loss
 from .training import train, with_lora
@@ -33,86 +37,82 @@ from .training import train, with_lora
 WINDOW = 8  # frames per question
 ROOM_FRAMES = 24
 ROOM_SIZE = (112, 168)
+LEAST_ROOMS = 4
+HOST_STEPS = 200  # of a real host
+LORA_STEPS = 40  # of a small one, which has been trained already
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of the report: what was checked, whether it holds (None: a figure, not a check), and what was seen."""
+def run(job: Job, say: Callable[[str], None] = lambda _: None, tick: Tick = lambda done, total: None) -> Report:
+    """Run the demo.
 
-    name: str
-    passed: bool | None
-    seen: str
+    Without a host two small ones are trained and compared; the rest is then shown on the one without the branch.
 
-
-@dataclass
-class Report:
-    """What the demo found. ``files`` maps a short name to a path."""
-
-    checks: list[Check] = field(default_factory=list)
-    files: dict[str, Path] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    @property
-    def passed(self) -> bool:
-        """True when no check failed."""
-        return all(check.passed is not False for check in self.checks)
-
-
-@dataclass(frozen=True)
-class Job:
-    """Settings of the demo.
-
-    Attributes:
-        out: folder for everything it leaves.
-        host: folder or hub id of a Qwen-VL model; None builds a tiny one.
-        prior: a registered prior.
-        pretrained: its weights.
-        video: the user's own video file; None renders a room.
-        question: about that video.
-        steps: optimiser steps.
-        questions: how many questions about the room to train on.
-        seed: of the room, the questions and the training.
-    """
-
-    out: Path
-    host: str | None = None
-    prior: str = "tiny-wan"
-    pretrained: str | None = None
-    video: Path | None = None
-    question: str | None = None
-    steps: int = 200
-    questions: int = 12
-    seed: int = 0
-
-
-def run(job: Job, say: Callable[[str], None] = lambda _: None) -> Report:
-    """Run the demo; ``say`` is told what is going on.
+    Args:
+        job: settings.
+        say: is told what is going on.
+        tick: is told how many steps of the two trainings are done, and of how many.
 
     Raises:
-        SettingsError: a video without a question, or the other way round.
+        SettingsError: a video without a question, or the other way round; too few rooms.
         TrainError: another demo writes to that folder.
     """
     if (job.video is None) != (job.question is None):
         raise SettingsError("--video and --question go together: a question about your video, or neither.")
+    if job.rooms < LEAST_ROOMS:
+        raise SettingsError(f"rooms is {job.rooms}: give at least {LEAST_ROOMS}, so that some can be held out.")
     claim = claim_folder(job.out, TrainError, "another demo", "Give it another folder: --out DIR.")
     try:
-        return _run(job, say)
+        return _run(job, say, tick)
     finally:
         claim.release()
 
 
-def _run(job: Job, say: Callable[[str], None]) -> Report:
+def _run(job: Job, say: Callable[[str], None], tick: Tick) -> Report:
     started = time.perf_counter()
-    torch.manual_seed(job.seed)
     report = Report()
     shown = None if job.video is None else Sample(read_video(job.video, WINDOW), job.question or "")
-
+    torch.manual_seed(job.seed)
     say("Rendering a fly-through of a room, writing it as a video and reading it back")
     samples = _room(job, report)
-    say("Building the host" if job.host is None else f"Loading {job.host}")
-    host = tiny_host() if job.host is None else real_host(job.host)
+    if job.host is None:
+        compared = compare(job.prior, job.pretrained, job.rooms, job.steps or STEPS, job.seed, say, tick)
+        report.compared = compared
+        _figures(job, report, compared)
+        host, samples = compared.host, compared.samples(job.questions)
+        steps = LORA_STEPS
+    else:
+        say(f"Loading {job.host}")
+        host, steps = real_host(job.host), job.steps or HOST_STEPS
+    _parts(job, report, host, samples, shown or Sample(samples[0].frames, samples[0].question), steps, say)
+    report.seconds = time.perf_counter() - started
+    _write(job, report)
+    return report
+
+
+def _figures(job: Job, report: Report, compared: Compared) -> None:
+    """The comparison as lines and a picture; figures and no checks, because either outcome is one."""
+    for arm in compared.arms:
+        report.checks.append(Check(f"right answers, {arm.name}", None, compared.share(arm).percent))
+    difference = compared.difference
+    report.checks.append(Check("difference, branch minus host", None, f"{difference.points}: {difference.verdict}"))
+    if (share := compared.effective_share) is not None:
+        report.files["branch over frames"] = job.out / "compared_shares.png"
+        frames = compared.test.clips[compared.test.clip[compared.example]]
+        share_overlay(frames, share, report.files["branch over frames"], title="Share of the generative tokens")
+
+
+def _parts(
+    job: Job,
+    report: Report,
+    host: DemoHost,
+    samples: list[Sample],
+    shown: Sample,
+    steps: int,
+    say: Callable[[str], None],
+) -> None:
+    """Patch, train with LoRA, answer, save, load and unpatch, each with its check."""
+    torch.manual_seed(job.seed)
     batches = [encode(host.processor, sample) for sample in samples]
-    shown = shown or Sample(samples[0].frames, samples[0].question)
     prompt = encode(host.processor, shown)
     model = host.build()
     before = logits_of(model, prompt)
@@ -121,11 +121,11 @@ def _run(job: Job, say: Callable[[str], None]) -> Report:
     _patch(job, report, host, model)
     _equal(report, "fresh patch changes nothing", before, logits_of(model, prompt))
 
-    say(f"Training branch and LoRA with HF Trainer for {job.steps} steps")
+    say(f"Training branch and LoRA with HF Trainer for {steps} steps")
     tuned = with_lora(model)
     _counts(report, tuned)
     loss = mean_loss(tuned, batches)
-    checkpoint = train(tuned, batches, job.steps, job.out / "trainer", lr=5e-3 if host.tiny else 1e-4, seed=job.seed)
+    checkpoint = train(tuned, batches, steps, job.out / "trainer", lr=5e-3 if host.tiny else 1e-4, seed=job.seed)
     tuned.eval()
     trained = mean_loss(tuned, batches)
     report.checks.append(Check("training lowers the loss", trained < loss, f"{loss:.3f} -> {trained:.3f}"))
@@ -149,14 +149,11 @@ def _run(job: Job, say: Callable[[str], None]) -> Report:
     keys = set(bare.state_dict()) == set(host.build().state_dict()) if host.tiny else None
     if keys is not None:
         report.checks.append(Check("no key of the branch is left", keys, f"{len(bare.state_dict())} keys"))
-    report.seconds = time.perf_counter() - started
-    _write(job, report)
-    return report
 
 
 def _patch(job: Job, report: Report, host: DemoHost, model: nn.Module) -> None:
-    settings: dict[str, Any] = {"projector": {"name": "mlp", "hidden_dim": 128}} if host.tiny else {}
-    if job.prior == "tiny-wan":
+    settings: dict[str, Any] = dict(SMALL_BRANCH) if host.tiny else {}
+    if job.prior == "tiny-wan" and not host.tiny:
         # The room's own aspect, so that nothing is cropped; large enough for a picture of the features.
         settings["size"] = (2 * ROOM_SIZE[0], 2 * ROOM_SIZE[1])
     store = job.out / "features"
@@ -257,11 +254,15 @@ def _moved(name: str, before: Tensor, after: Tensor) -> Check:
 
 
 def _write(job: Job, report: Report) -> None:
-    report.files["report"] = job.out / "report.json"
+    if report.compared is not None:
+        report.files["report"] = write_page(demo_page(report, report.compared, job), job.out / "report.html")
+    report.files["figures"] = job.out / "report.json"
     values = {
         "passed": report.passed,
         "seconds": round(report.seconds, 1),
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(job).items()},
         "checks": [asdict(check) for check in report.checks],
     }
-    write_json(report.files["report"], values)
+    if report.compared is not None:
+        values["compared"] = report.compared.to_dict()
+    write_json(report.files["figures"], values)
