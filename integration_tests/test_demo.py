@@ -39,6 +39,7 @@ def test_the_embedded_default(tmp_path: Path) -> None:
     # Equal starts and equal rows: what differs is the branch, which began as an identity or nearly so.
     assert abs(compared.alone.losses[0] - compared.branch.losses[0]) < 0.5
     assert compared.alone.losses[1:] != compared.branch.losses[1:]
+    assert compared.prior_parameters > 1_000_000
     assert not {*compared.train.room.tolist()} & {*compared.test.room.tolist()}
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["passed"]

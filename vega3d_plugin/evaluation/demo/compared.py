@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from ...branch.handle import get_handle
 from ...branch.switches import record_shares
+from ...contracts.priors import Prior
 from ...patching import patch
+from ...priors.frozen.prior import FrozenPrior
 from ..answering.controls import Kept
 from .clips import HELD_OUT, RoomClips, room_clips
 from .comparison import Arm, Share, branch_parameters, judged_without_features, learn_and_judge, share
@@ -226,8 +228,9 @@ def _shares(model: Any, asked: EncodedClips, example: int) -> NDArray[np.float32
     return None if share is None else share.float().cpu().numpy()
 
 
-def _count(prior: Any) -> int:
-    modules = (value for value in vars(prior).values() if isinstance(value, torch.nn.Module))
+def _count(prior: Prior) -> int:
+    """Parameters that run for a feature: what lies behind the tap was freed. 0 for a prior without modules."""
+    modules = prior.models.values() if isinstance(prior, FrozenPrior) else ()
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
