@@ -153,7 +153,7 @@ def test_a_full_checkpoint_is_host_and_branch(root: Path) -> None:
     found = ablate(root / "full", [root / "chat.jsonl"], max_new_tokens=4, device="cpu")
     assert found.scores("patched") == run(root).scores("patched")[-1:]
     (first, *_) = found.differences
-    assert first.verdict == "one row: nothing can be said"
+    assert first.verdict == "no verdict: fewer than 6 pictures or rows have no interval"
 
 
 def test_of_a_trained_host_the_base_is_the_one_it_was_trained_from(root: Path) -> None:

@@ -65,7 +65,7 @@ def scored(nll: list[tuple[float, float]], exact: list[tuple[bool, bool]] | None
         (-1.0, 0.1, "patched is better"),
         (1.0, 0.1, "patched is worse"),
         (0.0, 1.0, "no difference shown: the interval contains 0"),
-        (0.0, 0.0, "no difference: the same on every answer"),
+        (0.0, 0.0, "the same on every answer"),
     ],
 )
 def test_lower_likelihood_loss_is_better(shift: float, spread: float, verdict: str) -> None:
@@ -83,7 +83,7 @@ def test_higher_exact_match_is_better() -> None:
     told = {(d.control, d.measure): d for d in differences(found, seed=0, resamples=500)}
     assert told["base", "exact"].mean == pytest.approx(0.65)
     assert told["base", "exact"].verdict.startswith("patched is better")
-    assert told["base", "nll"].verdict == "no difference: the same on every answer"
+    assert told["base", "nll"].verdict == "the same on every answer"
     worse = Difference("base", "exact", -0.2, -0.3, -0.1)
     assert worse.verdict.startswith("patched is worse")
 

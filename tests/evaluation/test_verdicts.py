@@ -22,7 +22,7 @@ from vega3d_plugin.evaluation.verdicts import MEASURES, Effect, compared, verdic
         ("nll", 0.5, 0.3, 0.7, "A is worse: the interval does not contain 0"),
         ("MRA", 0.5, 0.3, 0.7, "A is better: the interval does not contain 0"),
         ("relative error", 0.5, 0.3, 0.7, "A is worse: the interval does not contain 0"),
-        ("exact", 0.0, 0.0, 0.0, "no difference: the same on every answer"),
+        ("exact", 0.0, 0.0, 0.0, "the same on every answer"),
         ("exact", 0.5, None, None, "no verdict: fewer than 6 pictures or rows have no interval"),
         ("nll", math.nan, math.nan, math.nan, "no verdict: some scores are NaN or infinite"),
         ("nll", -math.inf, -math.inf, -1.0, "no verdict: some scores are NaN or infinite"),

@@ -246,7 +246,7 @@ POSED = {
     r"objects\.json, entry 0, size: expected 3 numbers": lambda f: (f / "objects.json").write_text(
         '[{"name": "a", "centre": [1, 2, 3], "size": [1]}]'
     ),
-    r"00001\.jpg cannot be read: it is not a picture": lambda f: (f / "00001.jpg").write_bytes(b"GIF89a"),
+    r"00001\.jpg cannot be read: it is not an image": lambda f: (f / "00001.jpg").write_bytes(b"GIF89a"),
 }
 
 
@@ -317,7 +317,7 @@ def test_lines_of_colmap_are_named(room: Scene, tmp_path: Path) -> None:
 DEPTHS = {
     "the mode L .8 bits.": lambda p: Image.new("L", (4, 4)).save(p),
     "the mode RGB": lambda p: Image.new("RGB", (4, 4)).save(p),
-    "it is not a picture, or damaged": lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n"),
+    "it is not an image, or damaged": lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n"),
     "does not exist": lambda p: None,
 }
 
@@ -394,5 +394,5 @@ def test_no_picture_is_given_to_a_program(tmp_path: Path, monkeypatch: pytest.Mo
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n")
     with Image.open(path) as image:
         assert image.format == "EPS"
-    with pytest.raises(VideoError, match="it is not a picture"):
+    with pytest.raises(VideoError, match="it is not an image"):
         read_image(path)

@@ -259,7 +259,7 @@ def test_scores_in_the_folders_stand_side_by_side(trained: Path, tmp_path: Path)
         ("rows.json", b'{"rows": 7}', "rows.json is damaged"),
         ("plan.json", b'{"parts": [{}]}', "is not as `vega3d train` writes it"),
         ("step-000004.json", b'{"rows": [{"shares": {"maps": [[["a"]]]}}]}', "is not as `vega3d train` writes it"),
-        ("row0_0.jpg", b"no picture", "row0_0.jpg cannot be read: it is not a picture, or damaged"),
+        ("row0_0.jpg", b"no picture", "row0_0.jpg cannot be read: it is not an image, or damaged"),
     ],
 )
 def test_damaged_files_are_named(trained: Path, tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -14,6 +14,8 @@ from .errors import AlignmentError, FramesError
 
 # Half-precision pixels are rounded by up to 2**-7 of their normalised value; anything beyond this is a wrong range.
 RANGE_TOLERANCE = 0.02
+# What float32 rounds away of a picture of 8 bits, far below half a grey level.
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,20 @@ class PixelStatistics:
         return (frames - self._column(self.mean, frames)) / self._column(self.std, frames)
 
     def unnormalise(self, pixels: Tensor) -> Tensor:
-        """The exact inverse of :meth:`normalise`, in float32. Nothing is guessed and nothing is clamped.
+        """The inverse of :meth:`normalise`, in float32. No range is guessed and nothing is clamped.
 
-        Half precision rounds pixels by up to half a grey level. They were pictures of 8 bits, so the nearest level is
-        taken, and the frames are those of float32. Where a deviation is above 0.25, as blue's in CLIP's statistics is,
-        neighbouring levels above two deviations fall together in bfloat16; hosts that are given float32 pixels and cast
-        them are asked for those.
+        Pictures of 8 bits come back to the last bit, so that a clip is the same whatever dtype the host was given it
+        in; other values come back as float32 has them. Half precision rounds by up to half a grey level, so the nearest
+        level is taken. Where a deviation is above 0.25, as blue's in CLIP's statistics, neighbouring levels above two
+        deviations fall together in bfloat16; hosts that are given float32 pixels and cast them are asked for those.
 
         The released code guesses the range from the minimum and maximum instead (``common.py::to_unit_range``).
         """
         exact = pixels.float()
         frames = exact * self._column(self.std, exact) + self._column(self.mean, exact)
-        return frames if pixels.dtype.itemsize > 2 else (255 * frames).round() / 255
+        levels = (255 * frames).round() / 255
+        of_8_bits = pixels.dtype.itemsize <= 2 or bool(((frames - levels).abs() < ROUNDING).all())
+        return levels if of_8_bits else frames
 
     @staticmethod
     def _column(values: tuple[float, float, float], like: Tensor) -> Tensor:

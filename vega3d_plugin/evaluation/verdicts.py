@@ -74,7 +74,7 @@ def verdict(measure: Measure, mean: float, low: float | None, high: float | None
     if low is None or high is None:
         return f"no verdict: fewer than {FEWEST} pictures or rows have no interval"
     if low == high == 0:
-        return "no difference: the same on every answer"
+        return "the same on every answer"
     if low <= 0 <= high:
         return "no difference shown: the interval contains 0"
     if abs(mean) < measure.smallest:
@@ -163,6 +163,9 @@ def compared(
     unit = np.unique(np.asarray(groups), return_inverse=True)[1]
     if not np.isfinite(each).all():
         return mean, math.nan, math.nan, None
+    if not each.any():
+        # What is the same on every answer needs no interval.
+        return 0.0, 0.0, 0.0, None
     spread = float(each.std(ddof=1)) if len(each) > 1 else 0.0
     size = mean / spread if spread > 1e-12 else None
     if unit.max(initial=-1) + 1 < FEWEST:

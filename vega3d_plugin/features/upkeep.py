@@ -102,7 +102,7 @@ def describe(store: FeatureStore) -> StoreInfo:
     copies = len(loose) + sum(len(shard) for shard in shards.values())
     return StoreInfo(
         where=store.where,
-        owner=store.owner() or {},
+        owner=dict(store.owner() or {}),
         entries=len(names),
         kinds=dict(sorted(kinds.items())),
         loose=len(loose),

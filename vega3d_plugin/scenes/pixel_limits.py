@@ -76,4 +76,4 @@ def opened_picture(
         if isinstance(problem, Vega3dError):
             raise
         reason = first_line(problem) or type(problem).__name__
-        raise error(f"{name} cannot be read: it is not a picture, or damaged ({reason}).") from problem
+        raise error(f"{name} cannot be read: it is not an image, or damaged ({reason}).") from problem

@@ -288,8 +288,11 @@ class Picture:
     pixelated: bool = False
 
     def __post_init__(self) -> None:
-        with opened_picture(self.data, ReportError, f"The picture {self.alt!r}", tuple(_TYPES)) as image:
-            size, kind = image.size, str(image.format)
+        try:
+            with opened_picture(self.data, ReportError, "It", tuple(_TYPES)) as image:
+                size, kind = image.size, str(image.format)
+        except ReportError as error:
+            raise ReportError(f"The picture {self.alt!r} is no PNG, JPEG or WEBP file to show. {error}") from error
         object.__setattr__(self, "_size", size)
         object.__setattr__(self, "_type", _TYPES[kind])
 
