@@ -152,8 +152,7 @@ def test_with_an_adapter_the_base_is_without_it(root: Path) -> None:
 def test_a_full_checkpoint_is_host_and_branch(root: Path) -> None:
     found = ablate(root / "full", [root / "chat.jsonl"], max_new_tokens=4, device="cpu")
     assert found.scores("patched") == run(root).scores("patched")[-1:]
-    (first, *_) = found.differences
-    assert first.verdict == "no verdict: fewer than 6 pictures or rows have no interval"
+    assert "no verdict: fewer than 6 pictures or rows have no interval" in {each.verdict for each in found.differences}
 
 
 def test_of_a_trained_host_the_base_is_the_one_it_was_trained_from(root: Path) -> None:
