@@ -88,7 +88,7 @@ def test_text_alone_has_no_clips() -> None:
 def test_a_host_that_must_run_to_be_understood_is_refused() -> None:
     from vega3d_transformers import tiny as others
 
-    model, processor = others.tiny_model("internvl"), others.tiny_processor("internvl")
+    model, processor = others.tiny_model("paligemma"), others.tiny_processor("paligemma")
     with pytest.raises(HostError, match="cannot show its clips without its weights"):
         HollowHost(build_hollow(type(model), model.config, "float32"), processor, settings("separate"), "transformers")
 
