@@ -36,8 +36,9 @@ test-ray: $(RAY)/.done
 test-modern: $(MODERN)/.done
 	$(MODERN)/bin/$(PYTEST)
 
+# Read-outs are plain torch and take minutes: they are tested with the newest packages alone.
 test-classic: $(CLASSIC)/.done
-	$(CLASSIC)/bin/$(PYTEST)
+	$(CLASSIC)/bin/$(PYTEST) --ignore=tests/analysis/readouts
 
 test-libero: $(LIBERO)/.done
 	@test -d "$$VEGA3D_HOST_SOURCES/openvla-oft" && test -d "$$VEGA3D_HOST_SOURCES/dlimp_openvla" || { \
