@@ -285,6 +285,10 @@ class BranchSettings(Settings):
             views of one clip, whatever their sizes. Matters for a prior with context ``views`` or ``video``.
         history: observations, the current one included, that a policy's clip holds while it acts (not in training):
             1 is none before. Call ``vega3d.get_handle(model).reset()`` when an episode starts.
+        placement: of the map of a cut frame (``resize: crop``). ``own``: each token meets the features of its own
+            place, and tokens beyond the cut have none; ``stretched``: the map is taken for one of the whole frame, as
+            in the released code. Default: ``own``; ``stretched`` with the prior's ``preset: released``, and for
+            branches that were saved without this setting.
     """
 
     prior: PriorSettings = Field(default_factory=lambda: PriorSettings())
@@ -293,6 +297,12 @@ class BranchSettings(Settings):
     space: Literal["bilinear", "adaptive_avg"] = "bilinear"
     images: Literal["separate", "scene"] = "separate"
     history: Positive = 1
+    placement: Literal["own", "stretched"] | None = None
+
+    def with_prior(self, prior: PriorSettings) -> BranchSettings:
+        """These settings with a resolved prior, and with what depends on the prior filled in."""
+        placement = self.placement or ("stretched" if prior.preset == "released" else "own")
+        return self.model_copy(update={"prior": prior, "placement": placement})
 
 
 def _unreadable(path: Path, mistakes: Sequence[Mistake]) -> str:
