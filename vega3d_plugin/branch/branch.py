@@ -55,6 +55,7 @@ class GenerativeBranch(nn.Module):
         # Tracing a frozen model in every host's graph takes minutes; and what is asked of a branch from outside must be
         # looked at in every call. Not done at import, where it would load dynamo, which takes a second.
         keep_out_of_graphs(GenerativeBranch, "features", "aligned", "switches", "_recorders")
+        settings = settings.with_prior(settings.prior if prior.settings is None else prior.settings)
         fusion = settings.fusion
         self.settings, self.prior, self.seam, self.host, self.store = settings, prior, seam, host, store
         self.projector = build_projector(

@@ -19,7 +19,7 @@ from typing import Any
 from ...contracts.errors import Vega3dError
 from ...contracts.printable import brief
 from ...storage.claims import FolderClaim, claim_folder
-from ...storage.json_files import read_object
+from ...storage.reading import read_json
 from ...storage.writing import create_text, sweep, write_json, write_text
 
 FORMAT = 1
@@ -148,7 +148,7 @@ class Parts:
             raise AnswersError(
                 f"{self.out} exists, and no {run_file(self.out).name} beside it says what it is. Choose another --out."
             )
-        self._compare(read_object(run_file(self.out), AnswersError), self.out)
+        self._compare(read_json(run_file(self.out), AnswersError), self.out)
         return True
 
     def _check_parts(self) -> None:
@@ -156,7 +156,7 @@ class Parts:
         try:
             create_text(path, json.dumps(self.run, indent=2, default=str) + "\n")
         except FileExistsError:
-            self._compare(read_object(path, AnswersError), self.folder)
+            self._compare(read_json(path, AnswersError), self.folder)
         except OSError as error:
             raise AnswersError(f"{self.folder} cannot be written: {error}. Choose another --out.") from error
 
@@ -178,7 +178,7 @@ def read_run(out: Path) -> dict[str, Any] | None:
         AnswersError: the file beside it is damaged.
     """
     path = run_file(out)
-    return read_object(path, AnswersError) if path.is_file() else None
+    return read_json(path, AnswersError) if path.is_file() else None
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
