@@ -66,7 +66,8 @@ class Examined:
     Attributes:
         path: the recipe's file.
         files: that file and all it extends.
-        values: as written in these files and the overrides, merged; defaults are not filled in.
+        values: as written in these files and the overrides, merged; defaults are not filled in, and what
+            `prior: null` takes away is gone.
         settings: None when there is a mistake.
         problems: every mistake.
         unset: variables of the environment that are needed but not set, with their descriptions. No mistake here.
