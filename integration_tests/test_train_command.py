@@ -138,7 +138,7 @@ def test_the_processor_of_a_checkpoint_is_the_one_it_was_trained_with() -> None:
 
 
 def test_without_a_prior_the_host_trains_alone() -> None:
-    ready = job("out", "prior=null", "lora.modules_to_save=null")
+    ready = job("out", "prior=null")
     batch = one_batch(ready)
     last = ready.run()
     assert not vega3d.is_patched(ready.prepared.model)

@@ -194,7 +194,7 @@ class PriorSettings(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _known_name("prior", name, table("prior").names())
+        return registered_name("prior", name)
 
     @field_validator("pretrained", "tower", "dtype", "device", mode="before")
     @classmethod
@@ -234,7 +234,7 @@ class FusionSettings(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _known_name("fuser", name, table("fuser").names())
+        return registered_name("fuser", name)
 
     @model_validator(mode="before")
     @classmethod
@@ -319,6 +319,14 @@ def setting_path(keys: Sequence[int | str]) -> str:
 def _known_name(kind: str, name: str, known: tuple[str, ...] | list[str]) -> str:
     if name not in known:
         raise ValueError(str(UnknownNameError(kind, name, known)))
+    return name
+
+
+def registered_name(kind: str, name: str) -> str:
+    """The name, if it is one of a plugin's hosts, priors or fusers. Raises ``ValueError``, for pydantic, if not."""
+    known = table(kind)
+    if name not in known:
+        raise ValueError(str(known.unknown(name)))
     return name
 
 
