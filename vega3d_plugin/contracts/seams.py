@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-from .clips import Clip, PixelStatistics
+    from .clips import Clip, PixelStatistics
+
+#: The name of the branch: a submodule of the module at the seam.
+CHILD = "vega3d"
 
 
 class SeamInput(NamedTuple):

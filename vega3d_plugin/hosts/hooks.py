@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from ..branch import calls
 from ..branch.branch import GenerativeBranch, active_branch, keep_out_of_graphs
 from ..branch.calls import HostCall
-from ..branch.handle import CHILD
 from ..contracts.errors import HostError, SeamMissedWarning
-from ..contracts.seams import CheckingReader, NotingReader, SeamCall, SeamInput
+from ..contracts.seams import CHILD, CheckingReader, NotingReader, SeamCall, SeamInput
 
 
 class BranchHook:

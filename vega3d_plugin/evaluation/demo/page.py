@@ -27,7 +27,7 @@ from ...analysis.report import (
     Table,
 )
 from ...analysis.report.blocks import Tone
-from ...storage.record import package_version
+from ...storage.versions import package_version
 from .clips import CLIPS, FRAMES
 from .compared import Compared
 from .comparison import Share
