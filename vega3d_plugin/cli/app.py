@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..plugins import plugin_manager
-from ..storage.record import library_version
+from ..storage.versions import library_version
 from .ablate import ablate
 from .analyse import analyse
 from .answer import answer
@@ -96,6 +95,8 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
+    from ..plugins import plugin_manager
+
     # A broken plugin is told in one line below, not in the middle of the output.
     logging.getLogger("vega3d").addHandler(logging.NullHandler())
     broken = plugin_manager().broken

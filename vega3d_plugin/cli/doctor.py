@@ -16,20 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ..contracts.errors import Vega3dWarning
-from ..hosts.installed import (
-    HostClasses,
-    Package,
-    PluginState,
-    host_classes,
-    package_versions,
-    platform_versions,
-    plugin_states,
-)
 from .ls import plugin_cell
 from .output import GAP, err, out, print_json, print_table, stacked, table
 
 if TYPE_CHECKING:
     from ..evaluation.doctor.checks import Check
+    from ..hosts.installed import HostClasses, Package, PluginState
 
 COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red", "SKIP": "dim"}
 
@@ -85,6 +77,8 @@ def doctor(
 
 
 def _installation(as_json: bool) -> None:
+    from ..hosts.installed import host_classes, package_versions, platform_versions, plugin_states
+
     platform, packages, plugins = platform_versions(), package_versions(), plugin_states()
     problem = ""
     hosts: list[HostClasses] = []
