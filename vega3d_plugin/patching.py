@@ -171,8 +171,8 @@ def _settings(
     settings = BranchSettings.parse(values)
     if isinstance(prior, Prior):
         described = prior.settings or PriorSettings.model_construct(name=type(prior).__name__)
-        return settings.model_copy(update={"prior": described})
-    return settings.model_copy(update={"prior": resolve(settings.prior)})
+        return settings.with_prior(described)
+    return settings.with_prior(resolve(settings.prior))
 
 
 def _tell_idle(settings: BranchSettings) -> None:

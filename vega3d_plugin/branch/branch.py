@@ -19,7 +19,7 @@ from ..contracts.shares import measured_shares
 from ..features.store import FeatureStore, dtype_key
 from ..storage.record import RECORD_BYTES, encode_record, make_record
 from . import calls
-from .alignment import align_clip, grid_of, placement, together
+from .alignment import align_clip, cut_of, grid_of, together
 from .blocks import Recorder, open_blocks, switches
 from .copies import running
 from .first_step import watch_first_steps
@@ -55,6 +55,7 @@ class GenerativeBranch(nn.Module):
         # Tracing a frozen model in every host's graph takes minutes; and what is asked of a branch from outside must be
         # looked at in every call. Not done at import, where it would load dynamo, which takes a second.
         keep_out_of_graphs(GenerativeBranch, "features", "aligned", "switches", "_recorders")
+        settings = settings.with_prior(settings.prior if prior.settings is None else prior.settings)
         fusion = settings.fusion
         self.settings, self.prior, self.seam, self.host, self.store = settings, prior, seam, host, store
         self.projector = build_projector(
@@ -158,8 +159,8 @@ class GenerativeBranch(nn.Module):
             return self.aligned(whole, device)[clip.place : clip.place + 1]
 
         def resample(features: Tensor) -> Tensor:
-            space, merge = self.settings.space, self.projector.merge
-            return align_clip(features.to(device), clip, self.prior, merge=merge, space=space)
+            space, placement, merge = self.settings.space, self.settings.placement, self.projector.merge
+            return align_clip(features.to(device), clip, self.prior, merge, space, placement)
 
         if self.store is None or not self.store.form.aligned:
             return resample(self.features(clip))
@@ -182,7 +183,8 @@ class GenerativeBranch(nn.Module):
         clip = self._whole(clip)
         key = dtype_key(clip.key, self.prior.dtype_on(clip.frames.device))
         # A map of a part is another where it was moved to its own place.
-        space = self.settings.space + ("_placed" if placement(clip, self.prior) else "")
+        placed = self.settings.placement != "stretched" and cut_of(clip, self.prior) is not None
+        space = self.settings.space + ("_placed" if placed else "")
         return store.form.name(key, grid_of(clip, self.projector.merge), space)
 
     def fill(self, clip: Clip) -> None:
