@@ -88,6 +88,11 @@ class GenerativeBranch(nn.Module):
         """How often the seam has fused tokens in this thread since the host's forward last returned."""
         return calls.fired(self.key)
 
+    @property
+    def uses_instruction(self) -> bool:
+        """Whether the fuser has to be told what is asked."""
+        return self.fuser.uses_context
+
     def switches(self) -> frozenset[str]:
         """Those of ``disabled`` and ``zeroed`` that are on for a call in this thread."""
         everywhere = {"disabled": not self.enabled, "zeroed": self.zeroed}

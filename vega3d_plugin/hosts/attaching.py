@@ -76,7 +76,7 @@ def _attach_to_prompts(base: nn.Module, branch: GenerativeBranch) -> None:
     for name in prompt_methods(branch.seam, base):
         if name not in base.__dict__:
             base.__dict__[name] = ShowPrompts(base, name, path)
-    if branch.fuser.uses_context and branch.seam.entry:
+    if branch.uses_instruction and branch.seam.entry:
         base.register_forward_pre_hook(NoteLabels(path), with_kwargs=True)
 
 

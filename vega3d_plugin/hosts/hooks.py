@@ -188,7 +188,7 @@ def _heed_checkpointing(branch: GenerativeBranch, call: HostCall) -> None:
     if not call.is_replay:
         branch.key.trained_with.add(branch.switches())
         return
-    if branch.fuser.uses_context:
+    if branch.uses_instruction:
         raise _not_the_same(branch, "the prompts, whose instruction the fusion uses, are not there")
     if call.joined:
         raise _not_the_same(branch, "images='scene' cannot tell which images belong to which sample")
