@@ -1,6 +1,6 @@
 # make demo   two small models with and without the branch, and the whole job once; offline, on two CPU cores
 # make test   lint, types and all tests, in both environments
-# make bench  the benchmarks
+# make bench  the benchmarks; make bench ARGS="--frames 1 --size 96x160": that of the prior alone, with these options
 # make faults   kills, races, threads, damaged files: one table of trials and failures, about five minutes
 # make test-ray  extraction with the real Ray on two cores, killed workers included, about three minutes
 # make analyse  does a prior know space: table, sweep, read-outs and report on rendered rooms, offline
@@ -54,8 +54,8 @@ test-libero: $(LIBERO)/.done
 	VEGA3D_LIBERO=1 USE_TF=0 $(LIBERO)/bin/python -m pytest -q integration_tests/simulator
 
 bench: $(MODERN)/.done
-	env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/patch_overhead.py
-	env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/prior_throughput.py
+	$(if $(ARGS),,env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/patch_overhead.py)
+	env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/prior_throughput.py $(ARGS)
 
 faults: $(MODERN)/.done
 	$(MODERN)/bin/python benchmarks/faults

@@ -48,7 +48,7 @@ def main(
     # A deep copy touches every weight once, as any step of loading a model does: the yardstick for patch().
     copies = [timed(lambda: copy.deepcopy(host), device) for _ in range(repeats)]
     patches = []
-    for _ in range(repeats):
+    for _ in tqdm(range(repeats), desc="patch()", leave=False):
         patches.append(timed(lambda: vega3d.patch(host, prior, projector={"name": "mlp"}), device))
         vega3d.unpatch(host)
     table.add_row("patch() against a deep copy of the host", "", *row(median(copies), median(patches)))
