@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel
+from processes import run_whole
 from safetensors.torch import load_file
 from scripts import SCRIPTS, Script, logits, moved, run_script, said, saved_branch, scripts_own, write_recipe
 
@@ -215,7 +216,7 @@ def torchrun(recipe: Path, *words: object, processes: int = 2) -> subprocess.Com
     launcher = [sys.executable, "-m", "torch.distributed.run", *options]
     command = [*launcher, "-m", "vega3d_plugin.run", "--recipe", recipe, "--", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=300)
+    return run_whole(command, 300, environment)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel
+from processes import run_whole
 from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner, Result
@@ -138,7 +138,7 @@ def test_the_processor_of_a_checkpoint_is_the_one_it_was_trained_with() -> None:
 
 
 def test_without_a_prior_the_host_trains_alone() -> None:
-    ready = job("out", "prior=null", "lora.modules_to_save=null")
+    ready = job("out", "prior=null")
     batch = one_batch(ready)
     last = ready.run()
     assert not vega3d.is_patched(ready.prepared.model)
@@ -451,7 +451,7 @@ def test_two_processes_train_as_one_does(launcher: str) -> None:
     train = ("-m", "vega3d_plugin.train", QWEN, "train.output_dir=two", *plain)
     command = [sys.executable, "-m", *LAUNCHERS[launcher], *train]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    done = run_whole(command, 240, environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Trained: two/checkpoint-4") == 1
     one = job("one", *plain).run()

@@ -36,6 +36,7 @@ FAMILIES = (
     "tiny",
 )
 _FUSERS = f"{__package__}.branch.fusers."
+_INSTRUCTION = {"relation_tokens": (), "template_tokens": (), "relation_boost": 2.0, "keep_last": 96}
 #: Every method of both released branches; what stands here is what the classes say, and a test compares.
 FUSERS = (
     LazyFuser(
@@ -52,6 +53,7 @@ FUSERS = (
         "context_gated",
         "Token gate with an instruction term: logit = W [LN(sem); LN(gen)] + bias + scale * MLP(LN(context)).",
         False,
+        _INSTRUCTION,
     ),
     LazyFuser(
         _FUSERS + "cross_attention:CrossAttention",
@@ -66,6 +68,7 @@ FUSERS = (
         "instruction_token_gated",
         "Token gate with an instruction term: logit = W [LN(sem); LN(gen)] + bias + scale * MLP(LN(context)).",
         False,
+        _INSTRUCTION,
     ),
     LazyFuser(_FUSERS + "elementwise:Only", "only", "gen: the generative tokens replace the semantic ones.", False),
     LazyFuser(

@@ -47,6 +47,8 @@ class PluginManager:
         self.priors = Registry("prior") if priors is None else priors
         self.fusers = Registry("fuser") if fusers is None else fusers
         self.broken: dict[str, str] = {}
+        for registry in self._registries():
+            registry.broken = self.broken
         self.loaded: dict[str, str] = {}
         self._pluggy = pluggy.PluginManager(hookspecs.PROJECT)
         self._pluggy.add_hookspecs(hookspecs)

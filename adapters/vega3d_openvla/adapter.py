@@ -58,6 +58,7 @@ class OpenVLAAdapter:
                 reader=OpenVLAReader(Stacking(statistics, names, source), _grid(towers[0])),
                 points=tuple(points),
                 policy=True,
+                prompt_methods=("generate", "predict_action"),
             )
         ]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vega3d_plugin.contracts.clips import Clip, TokenGrid
 from vega3d_plugin.contracts.errors import AlignmentError, HostError, SeamMissedWarning
 from vega3d_plugin.contracts.seams import ImageSamples, SeamCall, SeamInput
-from vega3d_plugin.hosts.views import join_views
+from vega3d_plugin.hosts.views import arranged
 
 from .about import OPENVLA
 from .pixels import Stacking
@@ -85,10 +85,7 @@ class OpenVLAReader:
         pictures = self.stacking.pictures(notes.pixels, notes.images)
         grid = TokenGrid(1, h, w)
         clips = [[Clip(image[None], grid, "image")] for sample in pictures for image in sample]
-        if call.as_scenes:
-            joined = join_views(clips, [row for row in range(batch) for _ in range(notes.images)])
-        else:
-            joined = [clip for (clip,) in clips]
+        joined = arranged(clips, [row for row in range(batch) for _ in range(notes.images)], call.as_scenes)
         return SeamInput(call.output.flatten(0, 1), joined, acting=notes.acting)
 
     def write(self, output: Tensor, tokens: Tensor) -> Tensor:

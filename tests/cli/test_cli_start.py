@@ -14,7 +14,7 @@ import torch
 import vega3d
 from vega3d_plugin.builtin import FUSERS
 from vega3d_plugin.cli.ls import _first_sentence
-from vega3d_plugin.contracts.later import Later, LazyHost
+from vega3d_plugin.contracts.later import Later, LazyFuser, LazyHost
 from vega3d_plugin.contracts.tables import HOSTS, PRIORS
 from vega3d_plugin.recipes import known_lora
 from vega3d_plugin.recipes.library import examine_recipe, list_recipes

@@ -116,6 +116,7 @@ class Clip:
             and ``grid`` is that of the others.
         scene: the views among which this one, ``frames[0]``, is number ``place``; None where the frames are all.
         place: see ``scene``.
+        sample: the row of the batch that the clip belongs to, where the reader was told.
     """
 
     frames: Tensor
@@ -124,6 +125,7 @@ class Clip:
     past: int = 0
     scene: SceneViews | None = None
     place: int = 0
+    sample: int | None = None
 
     @property
     def key(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from .errors import PluginError, UnknownNameError
@@ -17,10 +17,14 @@ class Registry(Generic[T]):
     Args:
         kind: what the things are, for messages (``fuser``, ``prior``, ``host``).
         fill: called before each answer, so that a table may be filled when it is first asked.
+
+    Attributes:
+        broken: name of each plugin that failed to load, with its error: what is not in the table may be in there.
     """
 
     def __init__(self, kind: str, fill: Callable[[], object] | None = None) -> None:
         self.kind = kind
+        self.broken: Mapping[str, str] = {}
         self._fill = fill or (lambda: None)
         self._things: dict[str, Any] = {}
         self._imported: dict[str, Any] = {}
@@ -58,7 +62,11 @@ class Registry(Generic[T]):
         try:
             return self._things[name]
         except (KeyError, TypeError):
-            raise UnknownNameError(self.kind, name, self._things) from None
+            raise self.unknown(name) from None
+
+    def unknown(self, name: object) -> UnknownNameError:
+        """The error for a name that is not here: it names close matches, and plugins that failed to load."""
+        return UnknownNameError(self.kind, name, self.names(), broken=self.broken)
 
     def remove(self, name: str) -> None:
         """Forget one thing."""

@@ -44,7 +44,7 @@ from safetensors import SafetensorError
 
 from ..contracts.clips import TokenGrid
 from ..contracts.errors import StoreError, Vega3dWarning
-from ..storage.json_files import parse_object, read_object
+from ..storage.reading import parse_object, read_json
 from ..storage.writing import sweep
 from .cache import EntryCache
 from .entries import FORMAT as ENTRIES
@@ -492,7 +492,7 @@ class FeatureStore:
         until = time.monotonic() + _BEING_WRITTEN
         while path.is_file() and path.stat().st_size == 0 and time.monotonic() < until:
             time.sleep(0.02)
-        self._found = read_object(path, StoreError, _OWNER_BYTES)
+        self._found = read_json(path, StoreError, limit=_OWNER_BYTES)
         return self._found
 
     def _owner_on_disk(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from .schema import RecipeSettings
 
 def check(layers: Layers) -> RecipeSettings | None:
     """Check the values, note every mistake in ``layers.problems``, and return the settings when there is none."""
-    values = layers.values
+    layers.values = values = without_branch(layers.values)
     schema = schema_for(values.get("lora"))
     parsed, found = _parsed(schema, values)
     # A block's own rules run only when its settings are right one by one. Once more without the wrong ones, they are
@@ -41,7 +41,7 @@ def check(layers: Layers) -> RecipeSettings | None:
     told = {problem.keys for problem in layers.problems}
     for mistake in found:
         if mistake.keys not in told:
-            layers.wrong(mistake.message, mistake.keys)
+            layers.wrong(mistake.message + _written(layers, mistake), mistake.keys)
     # What is parsed once is not parsed again.
     sound = {**_without(values, wrong), **_blocks(parsed, values)}
     for keys, message in (*_prior(sound, values), *_fusion(sound), *_lora(sound)):
@@ -52,6 +52,29 @@ def check(layers: Layers) -> RecipeSettings | None:
     if sound.get("lora"):
         remember(sound["lora"])
     return RecipeSettings.model_validate(sound)
+
+
+def _written(layers: Layers, mistake: Mistake) -> str:
+    """Where settings that clash were written: one may be inherited, and unknown to whoever wrote the other."""
+    places = {name: layers.places.get((*mistake.keys, name)) for name in mistake.names}
+    written = {name: place for name, place in places.items() if place is not None}
+    if all(place.path == layers.path for place in written.values()):
+        return ""
+    return f" ({', '.join(f'`{name}`: {place.words(layers.path)}' for name, place in written.items())})"
+
+
+def without_branch(values: dict[str, Any]) -> dict[str, Any]:
+    """``prior: null`` is one switch: what other blocks say of the branch, which then is none, goes with it."""
+    if "prior" not in values or values["prior"] is not None:
+        return values
+    lora, tune = values.get("lora"), values.get("tune")
+    kept = dict(values)
+    saved = lora.get("modules_to_save") if isinstance(lora, Mapping) else None
+    if isinstance(lora, Mapping) and isinstance(saved, list) and CHILD in saved:
+        kept["lora"] = {**lora, "modules_to_save": [name for name in saved if name != CHILD] or None}
+    if isinstance(tune, Mapping) and "branch" in tune:
+        kept["tune"] = {**tune, "branch": "frozen"}
+    return kept
 
 
 def _blocks(parsed: RecipeSettings | None, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,13 +263,12 @@ def _lora(values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
 def _branch_in_lora(
     values: Mapping[str, Any], lora: Mapping[str, Any], tune: TuneSettings | None
 ) -> Iterator[tuple[Keys, str]]:
+    if "prior" in values and values["prior"] is None:
+        return
     saved = lora.get("modules_to_save") or []
     has = isinstance(saved, list) and CHILD in saved
-    without = "prior" in values and values["prior"] is None
-    if without and has:
-        yield ("lora", "modules_to_save"), f"names {CHILD!r}, but with `prior: null` there is no branch"
     trains = tune is None or tune.branch.mode == "full"
-    if not without and not has and trains:
+    if not has and trains:
         yield (
             ("lora", "modules_to_save"),
             f"must name {CHILD!r}: PEFT freezes and forgets the branch otherwise. Write `modules_to_save: [{CHILD}]`",

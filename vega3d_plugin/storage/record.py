@@ -144,6 +144,10 @@ def check_record(text: bytes | str, where: str) -> dict[str, Any]:
     # Parts that were left out are at their defaults, so that whoever reads the record finds them.
     defaults = BranchSettings().to_dict()
     settings = {part: record["settings"].get(part, defaults[part]) for part in ("prior", "fusion", "projector")}
+    if "placement" not in record["settings"]:
+        # Before this was a setting, the map of a cut was fused with the tokens of the whole frame.
+        cut = settings["prior"].get("resize", "crop") == "crop"
+        settings["placement"] = "stretched" if cut else "own"
     return {"library_version": "unknown", **record, "settings": {**record["settings"], **settings}}
 
 

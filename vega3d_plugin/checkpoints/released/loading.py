@@ -264,7 +264,7 @@ def convert_released(
         found = keep_tower(tower)
     mark = found.prior.fingerprint if found.prior is not None and (fingerprint or found.tower is not None) else None
     record = make_record(
-        BranchSettings.parse({**inferred.settings, "prior": chosen}),
+        BranchSettings.parse({**inferred.settings, "prior": chosen}).with_prior(chosen),
         host=host,
         hidden_size=inferred.hidden_size,
         merge=inferred.merge,

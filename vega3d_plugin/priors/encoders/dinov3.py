@@ -92,7 +92,7 @@ def load_vit(settings: PriorSettings) -> Prior:
     config_class, model_class = from_transformers(settings, "4.56", "DINOv3ViTConfig", "DINOv3ViTModel")
     folder, _ = locate(settings, FILES)
     config = config_class.from_dict(_config(folder, "dinov3_vit"))
-    tap = resolved_tap(settings.tap, config.num_hidden_layers, settings.name)
+    tap = resolved_tap(settings.tap, config.num_hidden_layers, settings.name, generates=False)
     config.num_hidden_layers = tap + 1
     model = _load(folder, lambda: model_class(config), "layer", tap)
     return Dinov3Prior(
@@ -118,7 +118,7 @@ def load_convnext(settings: PriorSettings) -> Prior:
     folder, _ = locate(settings, FILES)
     config = config_class.from_dict(_config(folder, "dinov3_convnext"))
     stages = len(config.hidden_sizes)
-    tap = resolved_tap(settings.tap, stages, settings.name)
+    tap = resolved_tap(settings.tap, stages, settings.name, generates=False)
     config.hidden_sizes, config.depths = config.hidden_sizes[: tap + 1], config.depths[: tap + 1]
     last = tap == stages - 1
 

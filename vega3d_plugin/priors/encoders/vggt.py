@@ -102,7 +102,7 @@ def load_vggt(settings: PriorSettings) -> Prior:
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     given = {key: config[key] for key in CONFIG if key in config}
     aggregator = without_weights(lambda: model_class(**given).aggregator)
-    tap = resolved_tap(settings.tap, len(aggregator.frame_blocks), settings.name)
+    tap = resolved_tap(settings.tap, len(aggregator.frame_blocks), settings.name, generates=False)
     _cut(aggregator, tap)
     tensors, file = _tensors(folder, len(aggregator.frame_blocks) - 1)
     aggregator = assemble(lambda: aggregator, tensors, file)

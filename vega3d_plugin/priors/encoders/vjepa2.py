@@ -113,7 +113,7 @@ def load_vjepa2(settings: PriorSettings) -> Prior:
         )
     folder, _ = locate(settings, ["config.json", "model*.safetensors*"])
     config = config_class.from_dict(read_config(folder, "vjepa2", key="model_type"))
-    tap = resolved_tap(settings.tap, config.num_hidden_layers, settings.name)
+    tap = resolved_tap(settings.tap, config.num_hidden_layers, settings.name, generates=False)
     config.num_hidden_layers = tap + 1
     if settings.size is not None:
         config.crop_size = max(settings.size)
