@@ -10,7 +10,8 @@ MODERN := .venv
 CLASSIC := .venv-classic
 LIBERO := .venv-libero
 RAY := .venv-ray
-PYTEST := python -m pytest -q -n 2
+# Neighbours share fixtures, so each process takes a stretch of the tests and steals when it has none left.
+PYTEST := python -m pytest -q -n 2 --dist worksteal
 
 # Several test processes with several threads each are far slower than one thread each.
 export OMP_NUM_THREADS := 1
@@ -21,7 +22,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(MODERN)/.done
 	env -u OMP_NUM_THREADS $(MODERN)/bin/vega3d demo
 
-test: lint types test-modern test-classic
+# One core installs while the other checks types.
+test:
+	$(MAKE) -j 2 $(CLASSIC)/.done lint types
+	$(MAKE) test-modern test-classic
 
 lint: $(MODERN)/.done
 	$(MODERN)/bin/ruff check .
@@ -36,9 +40,12 @@ test-ray: $(RAY)/.done
 test-modern: $(MODERN)/.done
 	$(MODERN)/bin/$(PYTEST)
 
-# Read-outs are plain torch and take minutes: they are tested with the newest packages alone.
+# What calls neither transformers, diffusers nor peft is the same in both environments, and is tested with the newest
+# packages alone: these folders, and tests that are marked `once`. The demo's test runs through most of it here too.
+ONCE := tests/analysis tests/cli tests/evaluation/metrics tests/evidence tests/scenes tests/storage \
+  tests/test_docs.py tests/test_faults.py tests/test_packaging.py
 test-classic: $(CLASSIC)/.done
-	$(CLASSIC)/bin/$(PYTEST) --ignore=tests/analysis/readouts
+	$(CLASSIC)/bin/$(PYTEST) -m "not once" $(addprefix --ignore=,$(ONCE))
 
 test-libero: $(LIBERO)/.done
 	@test -d "$$VEGA3D_HOST_SOURCES/openvla-oft" && test -d "$$VEGA3D_HOST_SOURCES/dlimp_openvla" || { \

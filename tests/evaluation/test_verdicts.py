@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vega3d_plugin.evaluation.comparison.measures import group_of, values_of
-from vega3d_plugin.evaluation.verdicts import MEASURES, Effect, compared, verdict
+from vega3d_plugin.evaluation.verdicts import MEASURES, Effect, compared, estimate, verdict
 
 
 @pytest.mark.parametrize(
@@ -104,3 +104,23 @@ def test_a_likelihood_that_is_none_stays_visible() -> None:
 def test_questions_about_one_picture_are_one_group() -> None:
     assert group_of({"sample_id": "a", "image": "x.png"}) == group_of({"sample_id": "b", "image": "x.png"})
     assert group_of({"sample_id": "a#1"}) == group_of({"sample_id": "a#2"}) != group_of({"sample_id": "b"})
+
+
+def test_an_estimate_shows_a_difference_only_with_an_interval_without_zero() -> None:
+    rooms = np.repeat(np.arange(20), 5)
+    rng = np.random.default_rng(0)
+    even = estimate(rng.choice([-1.0, 0.0, 1.0], 100), rooms)
+    assert even.low is not None
+    assert even.high is not None
+    assert even.low < 0 < even.high
+    assert even.shown == 0
+    assert even.verdict("the branch").startswith("no difference shown")
+    better, worse = estimate(np.ones(100), rooms), estimate(-np.ones(100), rooms)
+    assert (better.shown, worse.shown) == (1, -1)
+    assert better.verdict("the branch") == "the branch is better: the interval does not contain 0"
+    assert (better.percent, worse.points) == ("100% (100 to 100)", "-100.0 points (-100.0 to -100.0)")
+    # Rows of a few rooms tell nothing about other rooms.
+    few = estimate(np.ones(10), np.repeat([0, 1], 5))
+    assert few.shown == 0
+    assert few.percent == "100% (no interval)"
+    assert few.verdict("the branch").startswith("no verdict")

@@ -9,8 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..contracts.errors import was_interrupted
-from ..plugins import plugin_manager
-from ..storage.record import library_version
+from ..storage.versions import library_version
 from .ablate import ablate
 from .analyse import analyse
 from .answer import answer
@@ -114,6 +113,8 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
+    from ..plugins import plugin_manager
+
     # A broken plugin is told in one line below, not in the middle of the output.
     logging.getLogger("vega3d").addHandler(logging.NullHandler())
     broken = plugin_manager().broken

@@ -106,8 +106,8 @@ def _show_answers(console: Console, compared: Compared) -> None:
         table.add_row(
             kind or "[bold]all[/]",
             *shares,
-            f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})",
-            gain.verdict,
+            gain.points,
+            compared.says(gain),
         )
     console.print(table)
     for number in compared.shown():

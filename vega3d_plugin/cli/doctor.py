@@ -18,20 +18,12 @@ from rich.text import Text
 
 from ..contracts.errors import Vega3dWarning
 from ..hosts.extras import Extra, extras
-from ..hosts.installed import (
-    HostClasses,
-    Package,
-    PluginState,
-    host_classes,
-    package_versions,
-    platform_versions,
-    plugin_states,
-)
 from .ls import plugin_cell
 from .output import GAP, err, out, print_json, print_table, stacked, table
 
 if TYPE_CHECKING:
     from ..evaluation.doctor.checks import Check
+    from ..hosts.installed import HostClasses, Package, PluginState
 
 COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red", "SKIP": "dim"}
 
@@ -87,6 +79,8 @@ def doctor(
 
 
 def _installation(as_json: bool) -> None:
+    from ..hosts.installed import host_classes, package_versions, platform_versions, plugin_states
+
     platform, packages, plugins = platform_versions(), package_versions(), plugin_states()
     problem, needed = "", extras()
     hosts: list[HostClasses] = []

@@ -85,6 +85,60 @@ def verdict(measure: Measure, mean: float, low: float | None, high: float | None
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """A share of right answers, or a difference of two such shares, with its 95% interval.
+
+    Attributes:
+        value: between 0 and 1; of a difference, between -1 and 1.
+        low, high: None where it has no interval: fewer than :data:`FEWEST` groups.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f}" if self.low is None else f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+    @property
+    def percent(self) -> str:
+        """Of a share of right answers."""
+        return f"{100 * self.value:.0f}%" + self._between(".0f")
+
+    @property
+    def points(self) -> str:
+        """Of a difference."""
+        return f"{100 * self.value:+.1f} points" + self._between("+.1f")
+
+    def verdict(self, who: str) -> str:
+        """Of a difference: see :func:`verdict`."""
+        return verdict(MEASURES["choice"], self.value, self.low, self.high, who)
+
+    @property
+    def shown(self) -> int:
+        """Of a difference: 1 where it is shown to be above zero, -1 where below, else 0."""
+        if self.low is None or self.high is None or abs(self.value) < MEASURES["choice"].smallest:
+            return 0
+        return int(self.low > 0) - int(self.high < 0)
+
+    def _between(self, form: str) -> str:
+        if self.low is None or self.high is None:
+            return " (no interval)"
+        return f" ({format(100 * self.low, form)} to {format(100 * self.high, form)})"
+
+
+def estimate(values: Floats, groups: Sequence[Any] | Ints) -> Estimate:
+    """The mean of values of single answers, with its interval over whole groups.
+
+    Args:
+        values: ``[rows]``: 1 for a right answer, 0 for a wrong one; or differences of these.
+        groups: ``[rows]``, such as the rooms that were asked about.
+    """
+    mean, low, high, _ = compared(values[None], np.zeros((1, len(values))), groups)
+    return Estimate(mean, low, high)
+
+
+@dataclass(frozen=True)
 class Effect:
     """One measure of a first set of answers minus that of a second, over the same questions.
 

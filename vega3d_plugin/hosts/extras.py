@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 from ..contracts.errors import HostError
 from ..contracts.printable import first_line
-from ..storage.record import DISTRIBUTION
+from ..storage.versions import DISTRIBUTION
 
 #: What each extra of this library is for; `doctor` says which of it works here.
 PURPOSES = {

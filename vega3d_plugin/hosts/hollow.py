@@ -44,12 +44,14 @@ class _Catcher(nn.Module):
         super().__init__()
         self.settings, self.seam, self.host = settings, seam, host
         self.key = calls.BranchKey()
+        #: Nothing is fused here, so nothing is asked for.
+        self.uses_instruction = False
 
     def switches(self) -> frozenset[str]:
         """As of a branch; nothing is ever switched off here."""
         return frozenset()
 
-    def forward(self, tokens: Tensor | None, clips: list[Clip], *, acting: bool = True) -> Tensor:
+    def forward(self, tokens: Tensor | None, clips: list[Clip], **rest: Any) -> Tensor:
         """Stop with the clips of this call."""
         raise _Seen(list(clips))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from ...contracts.priors import Prior
 from ...patching import patch
 from ...priors.frozen.prior import FrozenPrior
 from ..answering.controls import Kept
+from ..verdicts import Estimate, estimate
 from .clips import HELD_OUT, RoomClips, room_clips
-from .comparison import Arm, Share, branch_parameters, judged_without_features, learn_and_judge, share
+from .comparison import Arm, branch_parameters, judged_without_features, learn_and_judge
 from .host import DemoHost
 from .samples import Sample
 from .small_host import EncodedClips, small_host
@@ -79,19 +80,23 @@ class Compared:
         """In the order of the tables."""
         return self.alone, self.branch, self.zeroed
 
-    def share(self, arm: Arm, kind: str | None = None) -> Share:
+    def share(self, arm: Arm, kind: str | None = None) -> Estimate:
         """Right answers of an arm, to questions of one kind or to all."""
         chosen = self._chosen(kind)
-        return share(arm.right[chosen], self.test.room[chosen])
+        return estimate(arm.right[chosen], self.test.room[chosen])
 
-    def gain(self, kind: str | None = None, over: Arm | None = None) -> Share:
+    def gain(self, kind: str | None = None, over: Arm | None = None) -> Estimate:
         """Right answers with the branch minus those of another arm, by default of the host alone."""
         chosen = self._chosen(kind)
         other = self.alone if over is None else over
-        return share((self.branch.right - other.right)[chosen], self.test.room[chosen])
+        return estimate((self.branch.right - other.right)[chosen], self.test.room[chosen])
+
+    def says(self, gain: Estimate) -> str:
+        """What a gain's interval allows to say."""
+        return gain.verdict("the host with the branch")
 
     @property
-    def difference(self) -> Share:
+    def difference(self) -> Estimate:
         """Over all questions."""
         return self.gain()
 
@@ -135,10 +140,13 @@ class Compared:
                 for arm in self.arms
             },
             "difference": {
-                kind or "all": {**_plain(self.gain(kind)), "verdict": self.gain(kind).verdict}
+                kind or "all": {**_plain(self.gain(kind)), "verdict": self.says(self.gain(kind))}
                 for kind in (None, *self.kinds)
             },
-            "over_zeroed": {**_plain(self.gain(over=self.zeroed)), "verdict": self.gain(over=self.zeroed).verdict},
+            "over_zeroed": {
+                **_plain(self.gain(over=self.zeroed)),
+                "verdict": self.says(self.gain(over=self.zeroed)),
+            },
             "cost": {
                 "prior_parameters": self.prior_parameters,
                 "branch_parameters": self.added,
@@ -239,5 +247,5 @@ def _sample(rows: RoomClips, row: int) -> Sample:
     return Sample(np.ascontiguousarray(rows.clips[rows.clip[row]]), question.text, question.answer)
 
 
-def _plain(value: Share) -> dict[str, float]:
-    return {"value": round(value.value, 4), "low": round(value.low, 4), "high": round(value.high, 4)}
+def _plain(value: Estimate) -> dict[str, float | None]:
+    return {name: None if number is None else round(number, 4) for name, number in asdict(value).items()}

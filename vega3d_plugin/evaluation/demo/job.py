@@ -97,7 +97,8 @@ def _figures(job: Job, report: Report, compared: Compared) -> None:
     for arm in compared.arms:
         report.checks.append(Check(f"right answers, {arm.name}", None, compared.share(arm).percent))
     difference = compared.difference
-    report.checks.append(Check("difference, branch minus host", None, f"{difference.points}: {difference.verdict}"))
+    seen = f"{difference.points}: {compared.says(difference)}"
+    report.checks.append(Check("difference, branch minus host", None, seen))
     if (share := compared.effective_share) is not None:
         report.files["branch over frames"] = job.out / "compared_shares.png"
         frames = compared.test.clips[compared.test.clip[compared.example]]

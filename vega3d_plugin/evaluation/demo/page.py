@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from PIL import Image
 
@@ -27,10 +29,10 @@ from ...analysis.report import (
     Table,
 )
 from ...analysis.report.blocks import Tone
-from ...storage.record import package_version
+from ...storage.versions import package_version
+from ..verdicts import Estimate
 from .clips import CLIPS, FRAMES
 from .compared import Compared
-from .comparison import Share
 from .outcome import Job, Report
 
 SMOOTH = 16  # steps that a point of the loss is the mean of
@@ -68,16 +70,17 @@ def answer_in_words(compared: Compared) -> str:
     rooms = len(set(compared.test.room.tolist()))
     found = f"On {rooms} rooms that neither model saw, the host alone answers {alone.percent} of the questions "
     found += f"rightly, and with the branch ({compared.prior}) {branch.percent}. "
-    amount = f"The difference is {difference.points}"
-    if difference.verdict == "no difference shown":
-        return f"{found}{amount}: an interval that holds zero, so no difference is shown."
-    return f"{found}{amount}: in this run it is {difference.verdict}."
+    return f"{found}The difference is {difference.points}. {one_run(compared.says(difference))}"
 
 
-def _tone(difference: Share) -> Tone:
-    if difference.verdict == "no difference shown":
-        return "open"
-    return "good" if difference.value > 0 else "bad"
+def one_run(said: str) -> str:
+    """A verdict on one run, with what its interval leaves out."""
+    return f"Verdict: {said}. The interval covers other rooms, not other seeds: this is one run of each."
+
+
+def _tone(difference: Estimate) -> Tone:
+    tones: dict[int, Tone] = {1: "good", -1: "bad", 0: "open"}
+    return tones[difference.shown]
 
 
 def _cards(compared: Compared) -> Cards:
@@ -88,16 +91,12 @@ def _cards(compared: Compared) -> Cards:
     )
     return Cards(
         [
-            Card("host alone", f"{100 * alone.value:.0f}%", f"95%: {100 * alone.low:.0f} to {100 * alone.high:.0f}"),
-            Card(
-                f"host + branch ({compared.prior})",
-                f"{100 * branch.value:.0f}%",
-                f"95%: {100 * branch.low:.0f} to {100 * branch.high:.0f}",
-            ),
+            Card("host alone", f"{100 * alone.value:.0f}%", alone.percent),
+            Card(f"host + branch ({compared.prior})", f"{100 * branch.value:.0f}%", branch.percent),
             Card(
                 "difference",
                 f"{100 * difference.value:+.1f}",
-                f"points, {100 * difference.low:+.1f} to {100 * difference.high:+.1f}: {difference.verdict}",
+                f"{difference.points}: {compared.says(difference)}; one run of each",
                 _tone(difference),
             ),
             Card("a model that sees nothing", "50%", "each answer to a question is equally frequent"),
@@ -137,9 +136,8 @@ def _accuracy(compared: Compared) -> Section:
         )
         for kind in compared.kinds
     ]
-    rows = [
-        [kind or "all", compared.gain(kind).points, compared.gain(kind).verdict] for kind in (None, *compared.kinds)
-    ]
+    gains = {kind or "all": compared.gain(kind) for kind in (None, *compared.kinds)}
+    rows = [[kind, gain.points, compared.says(gain)] for kind, gain in gains.items()]
     table = Table(("questions", "branch minus host alone", "verdict"), rows, strong=(0,), numeric=False)
     losses = Lines(
         "Loss while training",
@@ -155,8 +153,9 @@ def _accuracy(compared: Compared) -> Section:
     )
 
 
-def _three(value: Share) -> tuple[float, float, float]:
-    return value.value, value.low, value.high
+def _three(value: Estimate) -> tuple[float, float, float]:
+    low, high = (math.nan if end is None else end for end in (value.low, value.high))
+    return value.value, low, high
 
 
 def _smooth(losses: list[float]) -> list[tuple[float, float]]:
@@ -169,8 +168,8 @@ def _inside(report: Report, compared: Compared) -> Section:
     items = [
         Finding(
             f"The model with the branch minus the same model with its features zero: {over.points}. "
-            + ("It reads them." if over.low > 0 else "Nothing shows that it needs them."),
-            "good" if over.low > 0 else "open",
+            + ("It reads them." if over.shown > 0 else "Nothing shows that it needs them."),
+            "good" if over.shown > 0 else "open",
         )
     ]
     blocks = []
