@@ -100,7 +100,7 @@ _load_with(_load_plugins)
 
 def __getattr__(name: str) -> typing.Any:
     if name == "__version__":
-        from .storage.record import library_version
+        from .storage.versions import library_version
 
         value: typing.Any = library_version()
     elif name in _PLACES:

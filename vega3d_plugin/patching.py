@@ -24,7 +24,8 @@ from .hosts.checking import check_model, checked_seam
 from .hosts.finding import find_host
 from .hosts.peft import base_model
 from .plugins import plugin_manager
-from .priors.load import load_prior, resolve
+from .priors.load import load_prior
+from .priors.resolving import resolve
 
 log = logging.getLogger("vega3d")
 

@@ -20,8 +20,9 @@ from .contracts.tables import FUSERS, HOSTS, PRIORS
 
 if TYPE_CHECKING:
     from .contracts.fusers import Fuser
-    from .contracts.priors import PriorSpec
+    from .contracts.later import LazyFuser
     from .contracts.seams import HostAdapter
+    from .contracts.specs import PriorSpec
 
 log = logging.getLogger("vega3d")
 
@@ -117,7 +118,7 @@ class PluginManager:
     def _collect(self, plugin: object, name: str) -> None:
         """Call the plugin's own register hooks, and no other plugin's."""
 
-        def add_fuser(fuser: type[Fuser], *, name: str | None = None, _plugin: str) -> None:
+        def add_fuser(fuser: type[Fuser] | LazyFuser, *, name: str | None = None, _plugin: str) -> None:
             self.fusers.add(name or fuser.name, fuser, _plugin)
 
         callbacks = {

@@ -14,12 +14,12 @@ from vega3d_plugin.contracts.errors import AlignmentError, HostError, SeamMissed
 from vega3d_plugin.contracts.seams import ImageSamples, SeamCall, SeamInput
 from vega3d_plugin.hosts.views import arranged
 
+from .about import OPENVLA
 from .pixels import Stacking
 
 #: The method of OpenVLA-OFT that encodes images; its ``predict_action`` calls it without passing the forward.
 PROCESS = "_process_vision_features"
 #: Versions with which OpenVLA itself was seen to work.
-SEEN_WITH = "transformers 4.50.0 and timm 0.9.16, as openvla c8f03f4 and openvla-oft 213c5ff"
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ def _decodes(kwargs: Mapping[str, Any]) -> bool:
         warnings.warn(
             "Host 'openvla' was given pixel_values, one token and an empty cache: it takes that for a step of decoding "
             "and ignores the image, patched or not. `generate` of this transformers calls it so. OpenVLA was written "
-            f"for transformers 4.40.1 and was seen to work with {SEEN_WITH}; with others, pass use_cache=False.",
+            f"for transformers 4.40.1 and was seen to work with {OPENVLA.seen_with}; with others, pass "
+            "use_cache=False.",
             SeamMissedWarning,
             stacklevel=4,
         )

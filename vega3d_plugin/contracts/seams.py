@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-from .clips import Clip, PixelStatistics
+    from .clips import Clip, PixelStatistics
+
+#: The name of the branch: a submodule of the module at the seam.
+CHILD = "vega3d"
 
 
 class SeamInput(NamedTuple):
@@ -73,9 +76,10 @@ class ImageSamples(NamedTuple):
             grid: the host's own tensor in the call that encodes the images.
             images: their number.
         """
+
         if sum(self.counts) != images or self.grid.shape != grid.shape:
             return None
-        if self.grid is not grid and not torch.equal(self.grid.to(grid), grid):
+        if self.grid is not grid and not self.grid.to(grid).equal(grid):
             return None
         return [row for row, count in enumerate(self.counts) for _ in range(count)]
 

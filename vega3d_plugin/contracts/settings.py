@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -199,9 +198,10 @@ class PriorSettings(Settings):
     @field_validator("pretrained", "tower", "dtype", "device", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
-        if isinstance(value, torch.dtype):
+        # A dtype or a device of torch, which is not imported to find out.
+        if type(value).__module__ == "torch":
             return str(value).removeprefix("torch.")
-        return str(value) if isinstance(value, Path | torch.device) else value
+        return str(value) if isinstance(value, Path) else value
 
 
 class NoOptions(Settings):

@@ -11,8 +11,8 @@ from torch import nn
 
 from ..branch.branch import GenerativeBranch
 from ..branch.copies import at_path, plain_path, running_modules
-from ..branch.handle import CHILD, is_branch
-from ..contracts.seams import Seam
+from ..branch.handle import is_branch
+from ..contracts.seams import CHILD, Seam
 from .hooks import (
     AfterForward,
     BeforeForward,

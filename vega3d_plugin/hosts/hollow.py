@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -39,6 +40,9 @@ class _Seen(BaseException):  # not an error: the forward has done what it was ca
 
 class _Catcher(nn.Module):
     """Sits where the branch would, for the hooks to find; takes the clips and stops the host."""
+
+    #: Nothing is fused, so whatever the fusion is, no instruction is asked for.
+    fuser = SimpleNamespace(uses_context=False)
 
     def __init__(self, settings: BranchSettings, seam: Seam, host: str) -> None:
         super().__init__()

@@ -21,10 +21,9 @@ from ..branch import calls, given_points
 from ..branch.blocks import block
 from ..branch.branch import GenerativeBranch, active_branch, keep_out_of_graphs
 from ..branch.calls import HostCall
-from ..branch.handle import CHILD
 from ..branch.instructions import note_labels
 from ..contracts.errors import HostError, SeamMissedWarning
-from ..contracts.seams import CheckingReader, NotingReader, SeamCall, SeamInput
+from ..contracts.seams import CHILD, CheckingReader, NotingReader, SeamCall, SeamInput
 from ..scenes.view_points import POINTS
 from .pointing import points_for
 from .prompting import arguments_by_name, context_for, looks_at_prompts, samples_in, shown_by

@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
-from ..branch.handle import CHILD
 from ..contracts.errors import SettingsError, Vega3dError, near_misses
 from ..contracts.printable import brief
+from ..contracts.seams import CHILD
 from ..contracts.settings import FusionSettings, PriorSettings, Settings, _fields_at
-from ..contracts.tables import FUSERS
-from ..priors.load import resolve
+from ..contracts.tables import FUSERS, starts_as_identity
+from ..priors.resolving import resolve
 from .blocks import TuneSettings
+from .known_lora import known, remember
 from .layers import Layers
 from .problems import Keys, SettingsClashError
 from .schema import RecipeSettings
@@ -26,14 +27,15 @@ from .schema import RecipeSettings
 def check(layers: Layers) -> RecipeSettings | None:
     """Check the values, note every mistake in ``layers.problems``, and return the settings when there is none."""
     layers.values = values = without_branch(layers.values)
-    parsed, found = _parsed(strict_schema(), values)
+    schema = schema_for(values.get("lora"))
+    parsed, found = _parsed(schema, values)
     # A block's own rules run only when its settings are right one by one. Once more without the wrong ones, they are
     # told in the same report, unless a rule is about a setting that was left out: then it may be no mistake.
     wrong = [mistake.keys for mistake in found if mistake.kind != "missing"]
     if wrong:
         found += [
             mistake
-            for mistake in _parsed(strict_schema(), _without(values, wrong))[1]
+            for mistake in _parsed(schema, _without(values, wrong))[1]
             if mistake.kind == "value_error" and not any(mistake.is_about(keys) for keys in wrong)
         ]
     told = {problem.keys for problem in layers.problems}
@@ -47,6 +49,8 @@ def check(layers: Layers) -> RecipeSettings | None:
             layers.wrong(message, keys)
     if layers.problems:
         return None
+    if sound.get("lora"):
+        remember(sound["lora"])
     return RecipeSettings.model_validate(sound)
 
 
@@ -85,6 +89,11 @@ class _Lora(Settings):
 
     # The defaults are PEFT's, which are never looked at here.
     model_config = ConfigDict(strict=True, validate_default=False)
+
+
+def schema_for(lora: Any) -> type[RecipeSettings]:
+    """What checks the values of a recipe with this block ``lora``; PEFT is asked about a block that it has not seen."""
+    return RecipeSettings if lora is None or (isinstance(lora, Mapping) and known(lora)) else strict_schema()
 
 
 @lru_cache(maxsize=1)
@@ -218,8 +227,8 @@ def _prior(values: Mapping[str, Any], written: Mapping[str, Any]) -> Iterator[tu
 
 def _fusion(values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
     fusion = _valid(FusionSettings, values.get("fusion") or {})
-    if fusion is not None and fusion.init == "identity" and FUSERS.get(fusion.name).identity is None:
-        able = ", ".join(name for name in FUSERS.names() if FUSERS.get(name).identity is not None)
+    if fusion is not None and fusion.init == "identity" and not starts_as_identity(fusion.name):
+        able = ", ".join(name for name in FUSERS.names() if starts_as_identity(name))
         yield (
             ("fusion", "init"),
             f"fuser {fusion.name!r} cannot start as identity. Write `init: released`, or take one that can: {able}",
@@ -241,6 +250,8 @@ def _lora(values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
             "no part trains by LoRA; take the block away (`lora: null`) or name the part: `tune.language: lora`",
         )
     yield from _branch_in_lora(values, lora, tune)
+    if known(lora):
+        return
     from peft import LoraConfig
 
     try:

@@ -12,7 +12,6 @@ from ..contracts.errors import SettingsError, UnknownNameError
 from ..contracts.paths import given_path, names_file, path_problem
 from ..contracts.settings import BranchSettings
 from ..contracts.tables import HOSTS
-from ..hosts.lora_targets import LoraTargetError, check_lora_targets
 from .blocks import DataSettings, TrainSettings, TuneSettings
 from .checks import check
 from .layers import Layers, gather
@@ -24,7 +23,6 @@ __all__ = [
     "DataSettings",
     "Examined",
     "HostSettings",
-    "LoraTargetError",
     "Place",
     "Problem",
     "Recipe",
@@ -33,7 +31,6 @@ __all__ = [
     "TrainSettings",
     "TuneSettings",
     "branch_settings",
-    "check_lora_targets",
     "examine_recipe",
     "find_recipe",
     "list_recipes",

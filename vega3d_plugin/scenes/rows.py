@@ -54,12 +54,13 @@ class ScenePoints:
     count: int = RELEASED_VIEWS
 
     def check(self) -> None:
-        """Nothing, where the scene has depth, intrinsics and poses in metres.
+        """Nothing, where these views have depth, intrinsics and poses in metres.
 
         Raises:
             SceneError: it has not.
         """
-        check_metric(_open_chosen(self.value, self.root, self.count)[0])
+        scene, chosen = _open_chosen(self.value, self.root, self.count)
+        check_metric(scene.select(chosen))
 
     def __call__(self, places: Sequence[int], crop: tuple[int, int] | None = None) -> Tensor:
         """Those of the views at these places among the chosen ones, see :func:`view_points`; repeated as they are."""

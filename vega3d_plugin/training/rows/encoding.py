@@ -158,6 +158,12 @@ class Encoder:
             raise RowError(
                 f"the processor refuses its pictures ({_sizes(images, videos)}): {type(error).__name__}: {error}"
             ) from error
+        if videos and _floats(out) <= self._floats_of(images) and not any("video" in key for key in out):
+            # LLaVA 1.5's and LLaVA-NeXT's take videos, and leave them out.
+            raise RowError(
+                f"{type(self.processor).__name__} takes no videos: it gave no pixels of a {_sizes([], videos)}. Set "
+                "`data.video_as: images` (--video-as images), which gives each frame as an image"
+            )
         # transformers 4.50 leaves second_per_grid_ts a list.
         out = {key: torch.tensor(value) if isinstance(value, list) else value for key, value in out.items()}
         if self.points:
@@ -184,6 +190,9 @@ class Encoder:
         made_by = getattr(self.processor, "video_processor", images) if kind == "video" else images
         size = getattr(made_by, "crop_size", None) if getattr(made_by, "do_center_crop", False) else None
         return None if size is None else (int(size["height"]), int(size["width"]))
+
+    def _floats_of(self, images: Sequence[Image.Image]) -> int:
+        return _floats(dict(self.processor.image_processor(images, return_tensors="pt"))) if images else 0
 
     def _fitted(self, picture: Image.Image) -> Image.Image:
         if self.settings.resize is None:
@@ -338,6 +347,12 @@ def _metadata(video: Video) -> dict[str, Any]:
         count = len(video.indices)
         return {"total_num_frames": count, "fps": DEFAULT_FPS, "frames_indices": list(range(count))}
     return {"total_num_frames": video.total, "fps": video.fps, "frames_indices": list(video.indices)}
+
+
+def _floats(inputs: Encoded) -> int:
+    """How many numbers the host is given of pictures: all else is whole numbers."""
+    tensors = (torch.as_tensor(value) for value in inputs.values() if not isinstance(value, list))
+    return sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
 
 
 def _sizes(images: Sequence[Image.Image], videos: Sequence[Video]) -> str:
