@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 from host_sources import host_source
+from processes import run_whole
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -76,10 +76,7 @@ def run(
             Path(here, entry.name).symlink_to(entry)
         for name, path in (beside or {}).items():
             Path(here, name).symlink_to(path)
-        ended = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, timeout=500, cwd=here,
-            env={**environment, "HF_MODULES_CACHE": f"{here}/modules"}, check=False,
-        )  # fmt: skip
+        ended = run_whole(command, 500, {**environment, "HF_MODULES_CACHE": f"{here}/modules"}, here)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-6000:]
     return ended.stdout if out else ended.stderr
 

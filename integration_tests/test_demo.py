@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,10 @@ from PIL import Image
 
 from vega3d_plugin.contracts import errors
 from vega3d_plugin.evaluation.demo import job
-from vega3d_plugin.evaluation.demo.comparison import share
 from vega3d_plugin.evaluation.demo.job import run
 from vega3d_plugin.evaluation.demo.outcome import Job
 from vega3d_plugin.evaluation.demo.page import answer_in_words
+from vega3d_plugin.evaluation.verdicts import gain, share
 from vega3d_plugin.scenes.rendered import render_room
 from vega3d_plugin.scenes.video import write_video
 from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
@@ -51,16 +53,17 @@ def test_the_embedded_default(tmp_path: Path) -> None:
     assert all(compared.test.questions[number].text in page for number in compared.shown())
 
 
-def test_a_verdict_needs_an_interval_without_zero() -> None:
+def test_a_verdict_says_that_one_seed_was_trained() -> None:
     rooms = np.repeat(np.arange(20), 5)
-    rng = np.random.default_rng(0)
-    even = share(rng.choice([-1.0, 0.0, 1.0], 100), rooms)
-    assert even.low < 0 < even.high
-    assert even.verdict == "no difference shown"
-    assert share(np.ones(100), rooms).verdict == "better with the branch"
-    assert share(-np.ones(100), rooms).verdict == "worse with the branch"
-    # One room tells nothing about other rooms.
-    assert share(np.ones(5), np.zeros(5, int)).verdict == "no difference shown"
+    right = np.ones((1, 100))
+    difference = gain(right, np.zeros_like(right), rooms)
+    compared: Any = SimpleNamespace(
+        difference=difference, alone=None, branch=None, prior="some-prior", test=SimpleNamespace(room=rooms)
+    )
+    compared.share = lambda arm: share(right, rooms)
+    said = answer_in_words(compared)
+    assert "On 20 rooms" in said
+    assert "The branch is better: the interval does not contain 0. Intervals are over rooms alone: one seed" in said
 
 
 def test_a_broken_promise_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -320,16 +319,14 @@ def test_zero3(mode: tuple[str, ...], tmp_path: Path) -> None:
         "stage3_gather_16bit_weights_on_model_save: true}}"
     )
 
-    def run(output: str, *more: str, processes: int = 2) -> Path:
+    def run(output: str, *more: str, count: int = 2) -> Path:
         command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count),
             "-m", "vega3d_plugin.train", "qwen_vl/smoke", f"host.model={base}", f"train.output_dir={output}",
             *mode, *more,
         ]  # fmt: skip
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300, check=False
-        )
+        done = processes.run_whole(command, 300, environment, tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         return tmp_path / output / f"checkpoint-{STEPS}"
 
@@ -339,7 +336,7 @@ def test_zero3(mode: tuple[str, ...], tmp_path: Path) -> None:
     rebuild = rebuilt_whole if mode else rebuilt_lora
     logits = [
         hosts.logits(rebuild(checkpoint).eval(), batch())
-        for checkpoint in (whole, run("resumed", deepspeed, "--resume"), run("alone", processes=1))
+        for checkpoint in (whole, run("resumed", deepspeed, "--resume"), run("alone", count=1))
     ]
     assert torch.equal(logits[0], logits[1])
     # Another process cannot be asked for its logits; one process without DeepSpeed comes to the same.

@@ -13,11 +13,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from peft import PeftModel
+from processes import run_whole
 from safetensors.torch import load_file
 from scripts import SCRIPTS, Script, logits, moved, run_script, said, saved_branch, scripts_own, write_recipe
 
@@ -136,6 +138,13 @@ class TestLikeVgLlm:
         # The auto class takes the adapter's folder for the model's.
         script("evaluate.py", out, tmp_path / "auto.pt")
         assert torch.equal(torch.load(tmp_path / "auto.pt"), expected)
+        card = (out / "README.md").read_text()
+        assert "More Information Needed" not in card
+        found: dict[str, Any] = {}
+        exec(card.partition("```python\n")[2].partition("```")[0], found)
+        assert isinstance(found["model"], PeftModel)
+        assert torch.equal(logits(found["model"].eval()), expected)
+        assert "1. the branch" in card.partition("2. the adapter")[0]
         model = vega3d.load_pretrained(tiny_model(), out)
         assert torch.equal(logits(PeftModel.from_pretrained(model, out)), expected)
 
@@ -215,7 +224,7 @@ def torchrun(recipe: Path, *words: object, processes: int = 2) -> subprocess.Com
     launcher = [sys.executable, "-m", "torch.distributed.run", *options]
     command = [*launcher, "-m", "vega3d_plugin.run", "--recipe", recipe, "--", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=300)
+    return run_whole(command, 300, environment)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ if typing.TYPE_CHECKING:
     from .branch.branch import GenerativeBranch
     from .branch.fusers import Fuser, build_fuser, list_fusers
     from .branch.handle import Handle, get_handle, is_patched
+    from .branch.instructions import instruction
     from .branch.projectors import build_projector
     from .branch.switches import disabled, record_gates, record_shares, zeroed
     from .checkpoints.released.loading import load_released
@@ -43,6 +44,7 @@ _PLACES = {
     "Handle": ".branch.handle",
     "get_handle": ".branch.handle",
     "is_patched": ".branch.handle",
+    "instruction": ".branch.instructions",
     "build_projector": ".branch.projectors",
     "disabled": ".branch.switches",
     "record_gates": ".branch.switches",
@@ -96,7 +98,7 @@ _load_with(_load_plugins)
 
 def __getattr__(name: str) -> typing.Any:
     if name == "__version__":
-        from .storage.record import library_version
+        from .storage.versions import library_version
 
         value: typing.Any = library_version()
     elif name in _PLACES:
@@ -148,6 +150,7 @@ __all__ = [
     "errors",
     "get_handle",
     "hookimpl",
+    "instruction",
     "is_patched",
     "list_fusers",
     "list_hosts",

@@ -13,16 +13,19 @@ from torch import nn
 
 from .branch.branch import GenerativeBranch
 from .branch.handle import get_handle, is_patched
+from .branch.shown import embedding
 from .contracts.errors import PatchError, Vega3dWarning
 from .contracts.priors import Prior
 from .contracts.settings import BranchSettings, FusionSettings, PriorSettings, ProjectorSettings
+from .contracts.tables import FUSERS
 from .features.store import FeatureStore
 from .hosts.attaching import attach, detach, placement
 from .hosts.checking import check_model, checked_seam
 from .hosts.finding import find_host
 from .hosts.peft import base_model
 from .plugins import plugin_manager
-from .priors.load import load_prior, resolve
+from .priors.load import load_prior
+from .priors.resolving import resolve
 
 log = logging.getLogger("vega3d")
 
@@ -82,6 +85,8 @@ def patch(
         return model
     adapter = find_host(base, host)
     seam = checked_seam(adapter, base, processor, settings)
+    if FUSERS.get(settings.fusion.name).uses_context:
+        embedding(base.get_submodule(seam.entry), adapter.name)
     loaded = prior if isinstance(prior, Prior) else load_prior(settings.prior)
     if loaded.settings is not None:
         settings = settings.model_copy(update={"prior": loaded.settings})
@@ -167,8 +172,8 @@ def _settings(
     settings = BranchSettings.parse(values)
     if isinstance(prior, Prior):
         described = prior.settings or PriorSettings.model_construct(name=type(prior).__name__)
-        return settings.model_copy(update={"prior": described})
-    return settings.model_copy(update={"prior": resolve(settings.prior)})
+        return settings.with_prior(described)
+    return settings.with_prior(resolve(settings.prior))
 
 
 def _tell_idle(settings: BranchSettings) -> None:
@@ -177,13 +182,6 @@ def _tell_idle(settings: BranchSettings) -> None:
         warnings.warn(
             f"history={settings.history} has no effect with context='frame', in which the prior sees each picture "
             "alone. Pass context='views'.",
-            Vega3dWarning,
-            stacklevel=3,
-        )
-    if settings.fusion.name == "context_gated":
-        warnings.warn(
-            "The fuser 'context_gated' is a plain token gate here: no host hands its instruction to the branch. Take "
-            "fusion='token_gated_residual', which also starts as identity.",
             Vega3dWarning,
             stacklevel=3,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 import yaml
 from host_sources import host_source
+from processes import run_whole
 from rows.openvla import HALF, IMAGENET, SIDE, oft_module, real_model, real_module, seeded
 
 import vega3d
@@ -151,10 +151,8 @@ def run_in_checkout(*words: object) -> str:
                 shutil.copytree(entry, Path(here, entry.name))
             else:
                 Path(here, entry.name).symlink_to(entry)
-        ended = subprocess.run(
-            list(map(str, [sys.executable, *words])), capture_output=True, text=True, timeout=1500, cwd=here,
-            env={**environment, "HF_MODULES_CACHE": f"{here}/modules"}, check=False,
-        )  # fmt: skip
+        modules = {"HF_MODULES_CACHE": f"{here}/modules"}
+        ended = run_whole([sys.executable, *words], 1500, {**environment, **modules}, here)
     said = ended.stdout[-5000:] + ended.stderr[-6000:]
     assert ended.returncode == 0, f"exit code {ended.returncode}\n{said}"
     return ended.stdout + ended.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ from torch import Tensor
 
 import vega3d
 from vega3d_plugin.branch.alignment import over_frame
+from vega3d_plugin.contracts.errors import SavedBranchError
 from vega3d_plugin.contracts.framing import Framing
 from vega3d_plugin.contracts.priors import Prior
 from vega3d_plugin.contracts.settings import PriorSettings
 from vega3d_plugin.features.store import FeatureStore
 from vega3d_plugin.priors.frozen.resizing import resize_crop, resize_stretch
+from vega3d_plugin.storage.record import check_record, decode_record, encode_record
 from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
 
 #: As the released code shows its LLaVA host's frames to the generator, at an eighth.
@@ -122,3 +125,33 @@ def test_aligned_maps_in_a_store_are_told_apart(tmp_path: Path) -> None:
         vega3d.patch(model, Same(**settings), store=FeatureStore(tmp_path, form="aligned"), processor=tiny_processor())
         maps.append(vega3d.get_handle(model).branch.aligned(clip, torch.device("cpu")))
     assert not torch.equal(*maps)
+
+
+def test_a_branch_that_was_saved_before_keeps_the_placement_it_was_trained_with() -> None:
+    model = tiny_model()
+    vega3d.patch(model, Brightness(), processor=tiny_processor())
+    state = model.state_dict()
+    (key,) = (name for name in state if name.endswith(".vega3d.record"))
+    record = decode_record(state[key], "here")
+    assert record["settings"]["placement"] == "own"
+    del record["settings"]["placement"]
+    assert check_record(json.dumps(record), "here")["settings"]["placement"] == "stretched"
+    # Into a branch that would move its features, it is refused with both values.
+    state[key] = encode_record(record)
+    with pytest.raises(SavedBranchError, match=r"settings\.placement: saved 'stretched', this model 'own'"):
+        model.load_state_dict(state)
+    # Where nothing is cut there is nothing to move.
+    record["settings"]["prior"]["resize"] = "stretch"
+    assert check_record(json.dumps(record), "here")["settings"]["placement"] == "own"
+
+
+def test_the_placement_is_saved_and_loaded(tmp_path: Path) -> None:
+    config = {"prior": {"name": "tiny-wan"}, "placement": "stretched"}
+    model = tiny_model()
+    vega3d.patch(model, config=config, processor=tiny_processor())
+    vega3d.save_pretrained(model, tmp_path)
+    again = vega3d.load_pretrained(tiny_model(), tmp_path, processor=tiny_processor())
+    assert vega3d.get_handle(again).settings.placement == "stretched"
+    clip = vega3d.Clip(ramp(96)[None], vega3d.TokenGrid(1, 14, 14), "image")
+    maps = [vega3d.get_handle(each).branch.aligned(clip, torch.device("cpu")) for each in (model, again)]
+    torch.testing.assert_close(*maps, atol=0, rtol=0)

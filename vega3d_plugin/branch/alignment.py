@@ -17,6 +17,7 @@ from ..contracts.priors import Prior, Span
 from ..priors.frozen.resizing import resize_framed
 
 Space = Literal["bilinear", "adaptive_avg"]
+Placement = Literal["own", "stretched"]
 
 
 def align(
@@ -61,15 +62,25 @@ def grid_of(clip: Clip, merge: int) -> TokenGrid:
     return TokenGrid(clip.past + clip.grid.t, clip.grid.h * merge, clip.grid.w * merge)
 
 
-def align_clip(features: Tensor, clip: Clip, prior: Prior, *, merge: int, space: Space) -> Tensor:
+def align_clip(
+    features: Tensor, clip: Clip, prior: Prior, merge: int, space: Space, placement: Placement | None = None
+) -> Tensor:
     """A prior's feature map ``[T', C, h', w']`` of a clip, resampled to :func:`grid_of` it. Without parameters.
+
+    Args:
+        features: of the clip.
+        clip: with its token grid.
+        prior: that made the features.
+        merge: patches per token and axis.
+        space: as in :func:`align`.
+        placement: of the map of a cut frame, see :class:`~vega3d_plugin.contracts.settings.BranchSettings`.
 
     Returns:
         ``[past + t, C, h, w]``, in the dtype of ``features`` and in one memory layout, channels last.
     """
     spans = prior.spans(clip.frames.shape[0], features.shape[0])
-    framing = placement(clip, prior)
-    if framing is not None:
+    framing = cut_of(clip, prior)
+    if framing is not None and placement != "stretched":
         with torch.autocast(features.device.type, enabled=False):
             features = over_frame(features, framing)
     aligned = align(features, grid_of(clip, merge), space=space, spans=spans)
@@ -96,14 +107,8 @@ def _at_one_size(views: Sequence[Tensor], prior: Prior) -> Tensor:
     return torch.cat([resize_framed(view[None], framing) for view, framing in zip(views, framings, strict=True)])
 
 
-def placement(clip: Clip, prior: Prior) -> Framing | None:
-    """The part of a clip's frames that the prior saw, where tokens are to meet the features of their own place.
-
-    None where it saw them whole; and with the released preset, which takes a map of the part for one of the whole.
-    """
-    settings = prior.settings
-    if settings is not None and settings.preset == "released":
-        return None
+def cut_of(clip: Clip, prior: Prior) -> Framing | None:
+    """The part of a clip's frames that the prior saw; None where it saw them whole."""
     frame = clip.frames if clip.scene is None else clip.scene.frames[clip.place]
     framing = prior.framing((frame.shape[-2], frame.shape[-1]))
     left, top, right, bottom = framing.box

@@ -19,7 +19,7 @@ from ..contracts.shares import measured_shares
 from ..features.store import FeatureStore, dtype_key
 from ..storage.record import RECORD_BYTES, encode_record, make_record
 from . import calls
-from .alignment import align_clip, grid_of, placement, together
+from .alignment import align_clip, cut_of, grid_of, together
 from .blocks import Recorder, open_blocks, switches
 from .copies import running
 from .first_step import watch_first_steps
@@ -55,6 +55,7 @@ class GenerativeBranch(nn.Module):
         # Tracing a frozen model in every host's graph takes minutes; and what is asked of a branch from outside must be
         # looked at in every call. Not done at import, where it would load dynamo, which takes a second.
         keep_out_of_graphs(GenerativeBranch, "features", "aligned", "switches", "_recorders")
+        settings = settings.with_prior(settings.prior if prior.settings is None else prior.settings)
         fusion = settings.fusion
         self.settings, self.prior, self.seam, self.host, self.store = settings, prior, seam, host, store
         self.projector = build_projector(
@@ -87,12 +88,19 @@ class GenerativeBranch(nn.Module):
         """How often the seam has fused tokens in this thread since the host's forward last returned."""
         return calls.fired(self.key)
 
+    @property
+    def uses_instruction(self) -> bool:
+        """Whether the fuser has to be told what is asked."""
+        return self.fuser.uses_context
+
     def switches(self) -> frozenset[str]:
         """Those of ``disabled`` and ``zeroed`` that are on for a call in this thread."""
         everywhere = {"disabled": not self.enabled, "zeroed": self.zeroed}
         return switches(self.key) | {name for name, on in everywhere.items() if on}
 
-    def forward(self, tokens: Tensor | None, clips: Sequence[Clip] = (), *, acting: bool = True) -> Tensor:
+    def forward(
+        self, tokens: Tensor | None, clips: Sequence[Clip] = (), *, acting: bool = True, context: Tensor | None = None
+    ) -> Tensor:
         """Fuse the prior's features into a host's visual tokens.
 
         Args:
@@ -101,6 +109,7 @@ class GenerativeBranch(nn.Module):
                 gradients).
             clips: the clips of these tokens.
             acting: False for rows that are no step of an episode, so that no history is kept.
+            context: ``[len(clips), D]``, the instruction of each clip, for a fuser that uses it.
 
         Returns:
             ``[L, D]`` in the dtype of ``tokens``.
@@ -119,7 +128,7 @@ class GenerativeBranch(nn.Module):
         clips = self.history.extend(clips, keep=acting and not (self.training or torch.is_grad_enabled()))
         dtype = parameter_dtype(self) or tokens.dtype
         fused = []
-        start = 0
+        start = first = 0
         # Clips of one frame size go through projector and fuser together.
         for size, group in groupby(clips, key=lambda clip: (clip.grid.h, clip.grid.w)):
             members = list(group)
@@ -127,9 +136,10 @@ class GenerativeBranch(nn.Module):
             count = rows * size[0] * size[1]
             semantic = tokens[start : start + count].to(dtype).reshape(rows, *size, -1)
             generative = self.generative_tokens(members, tokens.device, dtype)
-            fused.append(self._fused(semantic, generative, members).reshape(count, -1))
-            start += count
-        idle = list(self.fuser.idle_parameters(None))
+            asked = None if context is None else context[first : first + len(members)]
+            fused.append(self._fused(semantic, generative, members, asked).reshape(count, -1))
+            start, first = start + count, first + len(members)
+        idle = list(self.fuser.idle_parameters(context))
         out = torch.cat(fused) if len(fused) > 1 else fused[0]
         if dtype.itemsize < tokens.dtype.itemsize:
             # What the branch changes is added, so that a branch that changes nothing leaves every bit of them.
@@ -154,8 +164,8 @@ class GenerativeBranch(nn.Module):
             return self.aligned(whole, device)[clip.place : clip.place + 1]
 
         def resample(features: Tensor) -> Tensor:
-            space, merge = self.settings.space, self.projector.merge
-            return align_clip(features.to(device), clip, self.prior, merge=merge, space=space)
+            space, placement, merge = self.settings.space, self.settings.placement, self.projector.merge
+            return align_clip(features.to(device), clip, self.prior, merge, space, placement)
 
         if self.store is None or not self.store.form.aligned:
             return resample(self.features(clip))
@@ -178,7 +188,8 @@ class GenerativeBranch(nn.Module):
         clip = self._whole(clip)
         key = dtype_key(clip.key, self.prior.dtype_on(clip.frames.device))
         # A map of a part is another where it was moved to its own place.
-        space = self.settings.space + ("_placed" if placement(clip, self.prior) else "")
+        placed = self.settings.placement != "stretched" and cut_of(clip, self.prior) is not None
+        space = self.settings.space + ("_placed" if placed else "")
         return store.form.name(key, grid_of(clip, self.projector.merge), space)
 
     def fill(self, clip: Clip) -> None:
@@ -213,13 +224,16 @@ class GenerativeBranch(nn.Module):
             views.features = _channels_last(self._extract(clip))
         return views.features
 
-    def _fused(self, semantic: Tensor, generative: Tensor, clips: Sequence[Clip]) -> Tensor:
+    def _fused(self, semantic: Tensor, generative: Tensor, clips: Sequence[Clip], context: Tensor | None) -> Tensor:
         """Tokens ``[sum of t, h, w, D]`` of these clips, fused; their shares go to whoever records them."""
         recorders = self._recorders()
+        if context is not None:
+            rows = torch.tensor([clip.grid.t for clip in clips], device=context.device)
+            context = context.repeat_interleave(rows, dim=0).to(semantic.device)
         if not recorders:
-            return self.fuser(semantic, generative)  # type: ignore[no-any-return]
+            return self.fuser(semantic, generative, context=context)  # type: ignore[no-any-return]
         with measured_shares() as found:
-            fused: Tensor = self.fuser(semantic, generative)
+            fused: Tensor = self.fuser(semantic, generative, context=context)
         shares = found[-1].split([clip.grid.t for clip in clips])
         for recorder in recorders:
             recorder(clips, shares)

@@ -282,10 +282,11 @@ def _is_ours(folder: Path) -> bool:
     seal = _SEAL.search(there)
     if seal is not None:
         return seal[1] == _seal(there[: seal.start()])
-    # Versions before 0.1.0 did not seal theirs.
+    # Versions before 0.1.0 did not seal theirs, and had no placement.
     try:
         old = read_branch(folder)
-        return there == model_card(old.record, sum(t.numel() for t in old.tensors.values()))
+        settings = {key: value for key, value in old.record["settings"].items() if key != "placement"}
+        return there == model_card({**old.record, "settings": settings}, sum(t.numel() for t in old.tensors.values()))
     except (SavedBranchError, LookupError, TypeError):
         return False
 

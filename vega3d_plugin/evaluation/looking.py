@@ -25,7 +25,7 @@ from ..contracts.errors import SavedBranchError
 from ..contracts.printable import one_line
 from ..contracts.shares import Shares
 from ..contracts.tables import HOSTS
-from ..hosts.loading import load_host, load_processor, read_source
+from ..hosts.loading import load_host, load_processor, read_source, small_host
 from ..recipes.blocks import DataSettings
 from ..recipes.schema import TINY
 from ..scenes.video import write_video
@@ -138,9 +138,9 @@ def _loaded(
     if trained.branch is None:
         raise SavedBranchError(f"{checkpoint} holds no branch.")
     processor: Any
-    if trained.host == TINY and known.get("adapter") in HOSTS:
-        adapter: Any = HOSTS.get(known["adapter"])
-        model, processor = adapter.tiny()
+    built = small_host(known["adapter"]) if trained.host == TINY and known.get("adapter") in HOSTS else None
+    if built is not None:
+        model, processor = built
         if trained.processor != TINY:
             processor = load_processor(trained.processor)
     else:

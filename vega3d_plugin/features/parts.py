@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..contracts.errors import StoreError, Vega3dError
-from ..storage.json_files import read_object
+from ..storage.reading import read_json
 from ..storage.writing import write_atomically, write_json
 
 _ABOUT = "parts.json"
@@ -72,7 +72,7 @@ class FolderParts:
         if self._is_ours is None:
             try:
                 path = self.folder / _ABOUT
-                self._is_ours = path.is_file() and read_object(path, StoreError) == self.about
+                self._is_ours = path.is_file() and read_json(path, StoreError) == self.about
             except Vega3dError:
                 self._is_ours = False
         return self._is_ours

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from ..branch.handle import CHILD
 from ..contracts.errors import CompiledModelError, HostError, MetaModelError
-from ..contracts.seams import HostAdapter, Seam, SeamPoint
+from ..contracts.seams import CHILD, HostAdapter, Seam, SeamPoint
 from ..contracts.settings import BranchSettings
 
 

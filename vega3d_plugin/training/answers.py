@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..branch.instructions import answered
 from .rows.conversation import Conversation, Turn
 from .rows.encoding import IGNORED, Encoded, Encoder, stack_media
 
@@ -142,5 +143,6 @@ def answer_likelihood(model: Any, encoded: Encoded) -> Tensor:
     """Negative log-likelihood in nats of each token of the last answer, its end included: float64, on the CPU."""
     _, count = split_answer(encoded)
     batch = on_model(model, {key: value for key, value in encoded.items() if key != "labels"})
-    logits = model(**batch).logits[0, -count - 1 : -1].float()
+    with answered(model, batch["input_ids"], encoded["labels"]):
+        logits = model(**batch).logits[0, -count - 1 : -1].float()
     return F.cross_entropy(logits, batch["input_ids"][0, -count:], reduction="none").double().cpu()

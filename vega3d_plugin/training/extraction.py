@@ -260,7 +260,7 @@ def branch_without_weights(
 ) -> GenerativeBranch:
     """The branch of a host, which can give and keep features and fuse nothing: its parameters are not there."""
     if prior.settings is not None:
-        settings = settings.model_copy(update={"prior": prior.settings})
+        settings = settings.with_prior(prior.settings)
     with torch.device("meta"):
         return GenerativeBranch(settings, prior, host.seam, host.host, store).eval()
 

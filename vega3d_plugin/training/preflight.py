@@ -15,7 +15,8 @@ from ..contracts.clips import clip_key
 from ..contracts.errors import HostError, RowError, TrainError, Vega3dWarning
 from ..contracts.tables import PRIORS
 from ..hosts.hollow import HollowHost
-from ..priors.load import load_prior, resolve
+from ..priors.load import load_prior
+from ..priors.resolving import resolve
 from ..priors.yours.external import ExternalPrior
 from ..recipes.library import branch_settings
 from ..recipes.schema import RecipeSettings
@@ -41,7 +42,7 @@ def single_frames(recipe: RecipeSettings) -> Refusal | None:
     if recipe.prior is None:
         return None
     settings = resolve(recipe.prior)
-    kind = PRIORS.get(settings.name).kind
+    kind = PRIORS.get(settings.name).prior_class()
     least = getattr(kind, "least_video_frames", 1)
     if settings.context != "video" or least < 2:
         return None

@@ -25,7 +25,8 @@ from ...hosts.finding import find_host
 from ...hosts.peft import base_model
 from ...patching import patch, unpatch
 from ...priors.frozen.towers import tower_entries
-from ...priors.load import load_prior, resolve
+from ...priors.load import load_prior
+from ...priors.resolving import resolve
 from ...storage.folders import fetch, local_folder
 from ...storage.reading import read_json
 from ...storage.record import make_record
@@ -263,7 +264,7 @@ def convert_released(
         found = keep_tower(tower)
     mark = found.prior.fingerprint if found.prior is not None and (fingerprint or found.tower is not None) else None
     record = make_record(
-        BranchSettings.parse({**inferred.settings, "prior": chosen}),
+        BranchSettings.parse({**inferred.settings, "prior": chosen}).with_prior(chosen),
         host=host,
         hidden_size=inferred.hidden_size,
         merge=inferred.merge,

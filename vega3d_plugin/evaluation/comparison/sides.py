@@ -10,7 +10,7 @@ from typing import Any
 from ...checkpoints.reading import holds_branch, saved_folder
 from ...checkpoints.trainer_folder import NONE, holds_host
 from ...contracts.errors import SavedBranchError, SettingsError
-from ...storage.json_files import read_object
+from ...storage.reading import read_json
 from ...storage.record import read_run
 from ...training.manifest import find_checkpoint
 from ..harness_host import HostArguments
@@ -121,7 +121,7 @@ def _host_of(source: str) -> str | None:
         if isinstance(model, str) and model != "tiny":
             return model
     config = folder / "adapter_config.json"
-    base = read_object(config, SavedBranchError).get("base_model_name_or_path") if config.is_file() else None
+    base = read_json(config, SavedBranchError).get("base_model_name_or_path") if config.is_file() else None
     return base if isinstance(base, str) and base else None
 
 

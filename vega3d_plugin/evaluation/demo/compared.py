@@ -17,14 +17,18 @@ from ...branch.switches import record_shares
 from ...contracts.priors import Prior
 from ...patching import patch
 from ...priors.frozen.prior import FrozenPrior
+from .. import verdicts
 from ..answering.controls import Kept
+from ..verdicts import Estimate
 from .clips import HELD_OUT, RoomClips, room_clips
-from .comparison import Arm, Share, branch_parameters, judged_without_features, learn_and_judge, share
+from .comparison import Arm, branch_parameters, judged_without_features, learn_and_judge
 from .host import DemoHost
 from .samples import Sample
 from .small_host import EncodedClips, small_host
 
 Tick = Callable[[int, int], None]
+#: In verdicts.
+WHO = "the branch"
 STEPS = 200
 SHOWN = 5  # questions, with what both said
 #: Branch of a small host: a projector less wide than the default of 4096.
@@ -79,19 +83,19 @@ class Compared:
         """In the order of the tables."""
         return self.alone, self.branch, self.zeroed
 
-    def share(self, arm: Arm, kind: str | None = None) -> Share:
-        """Right answers of an arm, to questions of one kind or to all."""
+    def share(self, arm: Arm, kind: str | None = None) -> Estimate:
+        """Right answers of an arm, to questions of one kind or to all; the interval is over rooms."""
         chosen = self._chosen(kind)
-        return share(arm.right[chosen], self.test.room[chosen])
+        return verdicts.share(arm.right[None, chosen], self.test.room[chosen])
 
-    def gain(self, kind: str | None = None, over: Arm | None = None) -> Share:
+    def gain(self, kind: str | None = None, over: Arm | None = None) -> Estimate:
         """Right answers with the branch minus those of another arm, by default of the host alone."""
         chosen = self._chosen(kind)
         other = self.alone if over is None else over
-        return share((self.branch.right - other.right)[chosen], self.test.room[chosen])
+        return verdicts.gain(self.branch.right[None, chosen], other.right[None, chosen], self.test.room[chosen])
 
     @property
-    def difference(self) -> Share:
+    def difference(self) -> Estimate:
         """Over all questions."""
         return self.gain()
 
@@ -127,18 +131,15 @@ class Compared:
             "prior": self.settings,
             "arms": {
                 arm.name: {
-                    "right": {kind or "all": _plain(self.share(arm, kind)) for kind in (None, *self.kinds)},
+                    "right": {kind or "all": self.share(arm, kind).to_dict() for kind in (None, *self.kinds)},
                     "parameters": arm.parameters,
                     "seconds": round(arm.seconds, 1),
                     "losses": [round(loss, 4) for loss in arm.losses],
                 }
                 for arm in self.arms
             },
-            "difference": {
-                kind or "all": {**_plain(self.gain(kind)), "verdict": self.gain(kind).verdict}
-                for kind in (None, *self.kinds)
-            },
-            "over_zeroed": {**_plain(self.gain(over=self.zeroed)), "verdict": self.gain(over=self.zeroed).verdict},
+            "difference": {kind or "all": _judged(self.gain(kind)) for kind in (None, *self.kinds)},
+            "over_zeroed": _judged(self.gain(over=self.zeroed)),
             "cost": {
                 "prior_parameters": self.prior_parameters,
                 "branch_parameters": self.added,
@@ -239,5 +240,5 @@ def _sample(rows: RoomClips, row: int) -> Sample:
     return Sample(np.ascontiguousarray(rows.clips[rows.clip[row]]), question.text, question.answer)
 
 
-def _plain(value: Share) -> dict[str, float]:
-    return {"value": round(value.value, 4), "low": round(value.low, 4), "high": round(value.high, 4)}
+def _judged(difference: Estimate) -> dict[str, Any]:
+    return {**difference.to_dict(), "verdict": difference.verdict(WHO)}

@@ -19,7 +19,6 @@ from .small_host import EncodedClips
 ROWS = 32  # of a step
 RATE = 2e-3  # of AdamW
 MUON_RATE = 1e-2
-RESAMPLES = 2000
 Answers = NDArray[np.int64]
 
 
@@ -42,46 +41,6 @@ class Arm:
     losses: list[float] = field(default_factory=list)
     parameters: int = 0
     seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of right answers, or a difference of two, with its 95% interval over rooms."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    @property
-    def percent(self) -> str:
-        """Of a share of right answers."""
-        return f"{100 * self.value:.0f}% ({100 * self.low:.0f} to {100 * self.high:.0f})"
-
-    @property
-    def points(self) -> str:
-        """Of a difference."""
-        return f"{100 * self.value:+.1f} points ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
-
-    @property
-    def verdict(self) -> str:
-        """Of a difference: what its interval allows to say."""
-        if not (self.low > 0 or self.high < 0):  # NaN, the interval of a single room, shows nothing either
-            return "no difference shown"
-        return "better with the branch" if self.value > 0 else "worse with the branch"
-
-
-def share(values: NDArray[np.float64], rooms: NDArray[np.int64]) -> Share:
-    """The mean of values of single questions, with its percentile bootstrap interval over whole rooms."""
-    group = np.unique(rooms, return_inverse=True)[1]
-    sums, counts = np.bincount(group, values), np.bincount(group)
-    if len(sums) < 2:
-        return Share(float(values.mean()), float("nan"), float("nan"))
-    drawn = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
-    low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [2.5, 97.5])
-    return Share(float(values.mean()), float(low), float(high))
 
 
 def learn(

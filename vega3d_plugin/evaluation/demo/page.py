@@ -27,15 +27,17 @@ from ...analysis.report import (
     Table,
 )
 from ...analysis.report.blocks import Tone
-from ...storage.record import package_version
+from ...storage.versions import package_version
+from ..verdicts import Estimate
 from .clips import CLIPS, FRAMES
-from .compared import Compared
-from .comparison import Share
+from .compared import WHO, Compared
 from .outcome import Job, Report
 
 SMOOTH = 16  # steps that a point of the loss is the mean of
 _PACKAGES = ("torch", "transformers", "peft", "diffusers")
 
+#: Behind every verdict.
+ONE_SEED = "Intervals are over rooms alone: one seed was trained, and another one may turn out otherwise."
 ONE_RUN = (
     "The intervals say how sure a figure is on other rooms like these. They do not say what another seed of the "
     "training would give: this is one run of a toy. `benchmarks/evidence/language_experiment.py` repeats it with "
@@ -62,22 +64,19 @@ def demo_page(report: Report, compared: Compared, job: Job) -> Page:
 
 
 def answer_in_words(compared: Compared) -> str:
-    """The outcome in three sentences."""
+    """The outcome in a few sentences."""
     difference = compared.difference
     alone, branch = compared.share(compared.alone), compared.share(compared.branch)
     rooms = len(set(compared.test.room.tolist()))
     found = f"On {rooms} rooms that neither model saw, the host alone answers {alone.percent} of the questions "
     found += f"rightly, and with the branch ({compared.prior}) {branch.percent}. "
-    amount = f"The difference is {difference.points}"
-    if difference.verdict == "no difference shown":
-        return f"{found}{amount}: an interval that holds zero, so no difference is shown."
-    return f"{found}{amount}: in this run it is {difference.verdict}."
+    return f"{found}The difference is {difference.points}. {difference.verdict(WHO).capitalize()}. {ONE_SEED}"
 
 
-def _tone(difference: Share) -> Tone:
-    if difference.verdict == "no difference shown":
+def _tone(difference: Estimate) -> Tone:
+    if difference.better is None:
         return "open"
-    return "good" if difference.value > 0 else "bad"
+    return "good" if difference.better else "bad"
 
 
 def _cards(compared: Compared) -> Cards:
@@ -88,16 +87,12 @@ def _cards(compared: Compared) -> Cards:
     )
     return Cards(
         [
-            Card("host alone", f"{100 * alone.value:.0f}%", f"95%: {100 * alone.low:.0f} to {100 * alone.high:.0f}"),
+            Card("host alone", f"{100 * alone.value:.0f}%", alone.percent),
+            Card(f"host + branch ({compared.prior})", f"{100 * branch.value:.0f}%", branch.percent),
             Card(
-                f"host + branch ({compared.prior})",
-                f"{100 * branch.value:.0f}%",
-                f"95%: {100 * branch.low:.0f} to {100 * branch.high:.0f}",
-            ),
-            Card(
-                "difference",
+                "difference, one seed",
                 f"{100 * difference.value:+.1f}",
-                f"points, {100 * difference.low:+.1f} to {100 * difference.high:+.1f}: {difference.verdict}",
+                f"{difference.points}: {difference.verdict(WHO)}",
                 _tone(difference),
             ),
             Card("a model that sees nothing", "50%", "each answer to a question is equally frequent"),
@@ -137,10 +132,10 @@ def _accuracy(compared: Compared) -> Section:
         )
         for kind in compared.kinds
     ]
-    rows = [
-        [kind or "all", compared.gain(kind).points, compared.gain(kind).verdict] for kind in (None, *compared.kinds)
-    ]
-    table = Table(("questions", "branch minus host alone", "verdict"), rows, strong=(0,), numeric=False)
+    gains = [(kind or "all", compared.gain(kind)) for kind in (None, *compared.kinds)]
+    rows = [[kind, gain.points, gain.verdict(WHO)] for kind, gain in gains]
+    head = ("questions", "branch minus host alone", "verdict (over rooms, one seed)")
+    table = Table(head, rows, strong=(0,), numeric=False)
     losses = Lines(
         "Loss while training",
         [Line(arm.name, _smooth(arm.losses)) for arm in (compared.alone, compared.branch)],
@@ -155,8 +150,10 @@ def _accuracy(compared: Compared) -> Section:
     )
 
 
-def _three(value: Share) -> tuple[float, float, float]:
-    return value.value, value.low, value.high
+def _three(found: Estimate) -> tuple[float, float, float]:
+    """Without an interval, the value alone."""
+    low, high = (found.value if end is None else end for end in (found.low, found.high))
+    return found.value, low, high
 
 
 def _smooth(losses: list[float]) -> list[tuple[float, float]]:
@@ -169,8 +166,8 @@ def _inside(report: Report, compared: Compared) -> Section:
     items = [
         Finding(
             f"The model with the branch minus the same model with its features zero: {over.points}. "
-            + ("It reads them." if over.low > 0 else "Nothing shows that it needs them."),
-            "good" if over.low > 0 else "open",
+            + ("It reads them." if over.better else "Nothing shows that it needs them."),
+            "good" if over.better else "open",
         )
     ]
     blocks = []

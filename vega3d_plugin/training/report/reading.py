@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...contracts.errors import ReportError
-from ...storage.json_files import read_object
+from ...storage.reading import read_json
 from ...storage.record import RUN_FILE
 from ..manifest import CHECKPOINT, checkpoints, find_checkpoint
 from ..run_log import FILES, Logged, read_log
@@ -112,7 +112,7 @@ def _looks(folder: Path) -> list[tuple[int, list[Mapping[str, Any]]]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return read_object(path, ReportError) if path.is_file() else {}
+    return read_json(path, ReportError) if path.is_file() else {}
 
 
 def _entries(values: Mapping[str, Any], path: Path) -> list[Mapping[str, Any]]:
