@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,6 +91,7 @@ def score(
       vega3d score scanqa answers.jsonl --as leo --references val.json
       vega3d score scanrefer ours.jsonl --compare baseline.jsonl
     """
+    from ..evaluation.answering.parts import described_run
     from ..evaluation.metrics import compare as compared
     from ..evaluation.metrics import score as run
 
@@ -107,13 +109,17 @@ def score(
             run(benchmark, file, references or None, as_, **options, tick=lambda what: status.update(f"Scoring {what}"))
             for file in files
         ]
+        runs = [described_run(file) for file in files]
         status.update("Comparing")
         common = "missing" in options["leave_out"]
         comparisons = [compared(scores[0], other, common=common) for other in scores[1:]]
-    values = scores[0].to_dict()
+    values = {**scores[0].to_dict(), "answers": runs[0]}
     if compare:
-        pairs = zip(compare, scores[1:], comparisons, strict=True)
-        values["comparisons"] = [{"file": str(f), "headline": s.headline, **c.to_dict()} for f, s, c in pairs]
+        pairs = zip(compare, scores[1:], runs[1:], comparisons, strict=True)
+        values["comparisons"] = [
+            {"file": str(file), "headline": other.headline, "answers": about, **found.to_dict()}
+            for file, other, about, found in pairs
+        ]
     if per_item is not None:
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in scores[0].per_item()]
         write(per_item, lambda path: path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
@@ -124,8 +130,10 @@ def score(
         print_json(values)
         return
     _print_score(scores[0])
-    for file, other, comparison in zip(files[1:], scores[1:], comparisons, strict=True):
+    _print_run(predictions, runs[0])
+    for file, other, about, comparison in zip(files[1:], scores[1:], runs[1:], comparisons, strict=True):
         _print_comparison(predictions, file, other, comparison)
+        _print_run(file, about)
     for path, what in ((per_item, "Question by question"), (report, "Everything")):
         if path is not None:
             out.print(Text(f"{what}: {path}", style="dim"), soft_wrap=True)
@@ -155,6 +163,20 @@ def _print_score(found: Score) -> None:
         err.print(Text(f"Note: {note}", style="yellow"), soft_wrap=True)
     out.print(Text(found.protocol_line, style="dim"))
     out.print(Text(f"Signature: {found.figures[0].signature}", style="dim"), soft_wrap=True)
+
+
+def _print_run(file: Path, run: Mapping[str, Any] | None) -> None:
+    """Which model gave the answers, under which control; what nobody has written down is said to be unknown."""
+    if run is None:
+        text = f"{file.name}: which model, branch and control gave these answers is not recorded."
+    else:
+        branch = run["branch"]
+        parts = [f"control {run['control']}", f"host {run['host']}"]
+        parts.append("no branch" if branch is None else "branch " + " ".join(str(v) for v in branch.values() if v))
+        parts += ["with an adapter"] if run["adapter"] else []
+        parts += [f"{run['left_out']} questions left out"] if run["left_out"] else []
+        text = f"{file.name}: {', '.join(parts)}; run {run['run']}"
+    out.print(Text(text, style="dim"), soft_wrap=True)
 
 
 def _print_headline(found: Score) -> None:

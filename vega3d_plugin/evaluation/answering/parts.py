@@ -13,13 +13,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ...contracts.errors import Vega3dError
 from ...contracts.printable import brief
 from ...storage.claims import FolderClaim, claim_folder
-from ...storage.reading import read_json
+from ...storage.reading import JsonObject, read_json
 from ...storage.writing import create_text, sweep, write_json, write_text
 
 FORMAT = 1
@@ -49,6 +50,7 @@ class Parts:
         settings: what makes the answers what they are; compared when the run is resumed.
         about: what else a reader has to know; not compared.
         total: questions.
+        what: is written of each, for messages.
 
     Attributes:
         complete: the file is there already, of this very run.
@@ -57,11 +59,19 @@ class Parts:
         AnswersError: the file or its parts are of another run; lists every setting that differs, with both values.
     """
 
-    def __init__(self, out: Path, settings: Mapping[str, Any], about: Mapping[str, Any], total: int) -> None:
+    def __init__(
+        self,
+        out: Path,
+        settings: Mapping[str, Any],
+        about: Mapping[str, Any],
+        total: int,
+        what: str = "answers",
+    ) -> None:
         # As they come back from JSON, so that they can be compared.
         self.run = json.loads(
             json.dumps({"format": FORMAT, "settings": settings, "about": about, "questions": total}, default=str)
         )
+        self.what = what
         self.out, self.folder, self.total = out, out.with_name(f"{out.name}.parts"), total
         self.name = digest(self.run["settings"])
         self._claim: FolderClaim | None = None
@@ -81,7 +91,10 @@ class Parts:
         """
         place = self.folder / f"{shard}-of-{shards}"
         self._claim = claim_folder(
-            place, AnswersError, "another process answers the same questions", "Wait for it, or choose another --out."
+            place,
+            AnswersError,
+            f"another process writes {self.what} of the same questions",
+            "Wait for it, or choose another --out.",
         )
         self._file = place / ANSWERS
         if self._file.exists():
@@ -118,7 +131,7 @@ class Parts:
                 os.fsync(file.fileno())
         except OSError as error:
             raise AnswersError(
-                f"{self._file} cannot be written: {error}. The answers before are kept; give the command again to "
+                f"{self._file} cannot be written: {error}. The {self.what} before are kept; give the command again to "
                 "resume."
             ) from error
 
@@ -133,10 +146,10 @@ class Parts:
         about = {**self.run["about"], "left_out": [*self.run["about"].get("left_out", []), *left_out]}
         try:
             # What it is before it: a file of answers never stands there without.
-            write_json(run_file(self.out), {**self.run, "about": about, "answers": len(rows), "run": self.name})
+            write_json(run_file(self.out), {**self.run, "about": about, self.what: len(rows), "run": self.name})
             write_text(self.out, "".join(json.dumps(row, ensure_ascii=True, default=str) + "\n" for row in rows))
         except OSError as error:
-            raise AnswersError(f"{self.out} cannot be written: {error}. All answers are in {self.folder}.") from error
+            raise AnswersError(f"{self.out} cannot be written: {error}. All of it is in {self.folder}.") from error
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         return 0
@@ -166,12 +179,14 @@ class Parts:
             different.insert(0, f"format: {brief(there.get('format'))} there, {FORMAT} here")
         if different:
             raise AnswersError(
-                f"{where} holds answers of another run:\n  " + "\n  ".join(different) + "\nGive the settings it was "
+                f"{where} holds {self.what} of another run:\n  "
+                + "\n  ".join(different)
+                + "\nGive the settings it was "
                 "begun with to resume it, or choose another --out."
             )
 
 
-def read_run(out: Path) -> dict[str, Any] | None:
+def read_run(out: Path) -> JsonObject | None:
     """What a finished file of answers is, from the file beside it; None where there is none.
 
     Raises:
@@ -179,6 +194,49 @@ def read_run(out: Path) -> dict[str, Any] | None:
     """
     path = run_file(out)
     return read_json(path, AnswersError) if path.is_file() else None
+
+
+def described_run(out: Path) -> dict[str, Any] | None:
+    """What a score of these answers has to say of where they come from; None where no file beside them tells.
+
+    Returns:
+        ``control``, ``host``, ``branch`` (fingerprint, prior, fusion; None: without), ``adapter``, ``run`` (digest of
+        all settings), ``left_out`` (how many questions).
+
+    Raises:
+        AnswersError: the file beside the answers is damaged, or is of another run than a row.
+    """
+    run = read_run(out)
+    if run is None:
+        return None
+    others = {row.get("run") for row in _rows(out)} - {run.get("run")}
+    if others:
+        raise AnswersError(
+            f"{out} and {run_file(out).name} are not of one run: the latter is of {brief(run.get('run'))}, rows are of "
+            f"{', '.join(sorted(brief(other) for other in others))}. Bring both files of one run together, or remove "
+            f"{run_file(out).name} to score the rows without it."
+        )
+    settings = run.mapping("settings")
+    model = settings.mapping("model")
+    released = model.get("released")
+    return {
+        "control": settings["control"],
+        "host": model.mapping("host").get("id"),
+        "branch": model.get("branch") if released is None else {"released": released},
+        "adapter": model.get("adapter"),
+        "run": run["run"],
+        "left_out": len(run.mapping("about").get("left_out") or []),
+    }
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows that are objects; what else is there is the reader's to tell."""
+    with path.open("rb") as file:
+        for text in file:
+            with suppress(ValueError, RecursionError):
+                row = json.loads(text)
+                if isinstance(row, dict):
+                    yield row
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

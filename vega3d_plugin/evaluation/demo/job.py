@@ -27,7 +27,7 @@ from ...scenes.video import read_video, write_video
 from ...storage.claims import claim_folder
 from ...storage.writing import write_json
 from .compared import SMALL_BRANCH, STEPS, WHO, Compared, Tick, compare
-from .host import DemoHost, real_host
+from .host import DemoHost, real_host, tiny_host
 from .outcome import Check, Job, Report
 from .page import demo_page
 from .questions import ask
@@ -71,6 +71,9 @@ def _run(job: Job, say: Callable[[str], None], tick: Tick) -> Report:
     started = time.perf_counter()
     report = Report()
     shown = None if job.video is None else Sample(read_video(job.video, WINDOW), job.question or "")
+    if job.host is None:
+        # Before rooms are rendered: what the small host needs may not be installed.
+        tiny_host()
     torch.manual_seed(job.seed)
     say("Rendering a fly-through of a room, writing it as a video and reading it back")
     samples = _room(job, report)

@@ -27,7 +27,7 @@ from ...analysis.report import (
     Table,
 )
 from ...analysis.report.blocks import Tone
-from ...storage.record import package_version
+from ...storage.versions import package_version
 from ..verdicts import Estimate
 from .clips import CLIPS, FRAMES
 from .compared import WHO, Compared
