@@ -82,6 +82,16 @@ class Encoder:
             raise RowError(f"{length} tokens, more than max_length {self.max_length}")
         return whole
 
+    def prompt(self, conversation: Conversation) -> str:
+        """The text before the last answer as the chat template writes it, with one placeholder for each medium.
+
+        Raises:
+            RowError: as for :meth:`__call__`.
+        """
+        if self.settings.video_as == "images":
+            _, conversation = _as_images(conversation, self.settings)
+        return "".join(piece.text for piece in self._pieces(conversation)[:-1])
+
     def _pieces(self, conversation: Conversation) -> list[Piece]:
         """Cut what the chat template writes into prompts and answers."""
         turns = conversation.turns
