@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import vega3d
 from vega3d_plugin.priors.diffusion.flow_matching import draw_noise
-from vega3d_plugin.priors.wan.small_world import SmallWorldPrior
+from vega3d_plugin.priors.wan.small_world.prior import SmallWorldPrior
 
 STRIDE = 16  # pixels of a feature: what the context net's four convolutions of stride 2 make
 HEIGHT, WIDTH = 480, 736  # of the pair's 500x741 pixels, from the top left corner: multiples of 32

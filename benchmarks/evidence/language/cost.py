@@ -57,7 +57,7 @@ def costs(experiment: Experiment) -> Iterator[str]:
             each = next(iter(maps.values()))
             known = arm in answers.results and "host" in answers.results
             gain = answers.difference(arm, "host") if known else None
-            cells[0] = "not run" if gain is None else f"{gain.points}: {gain.verdict(ARMS[arm])}"
+            cells[0] = "not run" if gain is None else f"{gain.points}: {gain.verdict(arm).partition(':')[0]}"
             cells[1] = f"{_count(models['host']):,} + {_count(vega3d.get_handle(models[arm])):,}"
             cells[2] = f"{_frozen(branches[arm].prior):,}"
             cells[4] = f"{1000 * (anew[arm] - kept[arm]) / (len(maps) * frames):.1f}"

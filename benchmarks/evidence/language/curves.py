@@ -17,6 +17,8 @@ from .judging import Answers
 
 #: Points of a curve: each is the mean loss of as many steps.
 POINTS = 10
+#: Points at the beginning that are left out: there the form of an answer is learned, and the loss is ten times larger.
+FORM = 3
 _PACKAGES = ("torch", "transformers", "peft")
 
 
@@ -37,13 +39,13 @@ def write(answers: Answers, out: Path, name: str) -> None:
     )
     steps = {len(result["losses"]) for results in answers.results.values() for result in results if "losses" in result}
     (length,) = steps
-    edges = np.linspace(0, length, POINTS + 1).round().astype(int)
+    edges = np.linspace(0, length, POINTS + 1).round().astype(int)[FORM:]
     series = [
         Series(ARMS[arm], _means([result["losses"] for result in results], edges), strong=arm in ("host", "trained"))
         for arm, results in answers.results.items()
         if "losses" in results[0]
     ]
-    title = f"Loss while training, {name}: means of {length // POINTS} steps, bars from the lowest to the highest seed"
+    title = f"Loss from step {edges[0]} on, {name}: means of {length // POINTS} steps, bars from lowest to highest seed"
     save(line_chart(title, [str(edge) for edge in edges[1:]], series, "step"), out / f"language_{name}.png")
 
 

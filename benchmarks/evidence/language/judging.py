@@ -81,5 +81,5 @@ def tables(answers: Answers) -> Iterator[str]:
         if not {arm, other} <= {*answers.results}:
             continue
         estimates = [answers.difference(arm, other, kind) for kind in shown]
-        cells = [f"{each.points}: {each.verdict(ARMS[arm])}" for each in estimates]
+        cells = [f"{each.points}: {each.verdict(arm).partition(':')[0]}" for each in estimates]
         yield f"| {arm} - {other} | " + " | ".join(cells) + " |"
