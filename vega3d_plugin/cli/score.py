@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,6 +91,7 @@ def score(
       vega3d score scanqa answers.jsonl --as leo --references val.json
       vega3d score scanrefer ours.jsonl --compare baseline.jsonl
     """
+    from ..evaluation.answering.parts import origin
     from ..evaluation.metrics import compare as compared
     from ..evaluation.metrics import score as run
 
@@ -110,10 +112,13 @@ def score(
         status.update("Comparing")
         common = "missing" in options["leave_out"]
         comparisons = [compared(scores[0], other, common=common) for other in scores[1:]]
-    values = scores[0].to_dict()
+    origins = [origin(file) for file in files]
+    values = {**scores[0].to_dict(), "answers": origins[0]}
     if compare:
-        pairs = zip(compare, scores[1:], comparisons, strict=True)
-        values["comparisons"] = [{"file": str(f), "headline": s.headline, **c.to_dict()} for f, s, c in pairs]
+        pairs = zip(compare, scores[1:], comparisons, origins[1:], strict=True)
+        values["comparisons"] = [
+            {"file": str(f), "headline": s.headline, "answers": o, **c.to_dict()} for f, s, c, o in pairs
+        ]
     if per_item is not None:
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in scores[0].per_item()]
         write(per_item, lambda path: path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
@@ -124,8 +129,10 @@ def score(
         print_json(values)
         return
     _print_score(scores[0])
-    for file, other, comparison in zip(files[1:], scores[1:], comparisons, strict=True):
+    _print_origin(origins[0])
+    for file, other, comparison, whose in zip(files[1:], scores[1:], comparisons, origins[1:], strict=True):
         _print_comparison(predictions, file, other, comparison)
+        _print_origin(whose)
     for path, what in ((per_item, "Question by question"), (report, "Everything")):
         if path is not None:
             out.print(Text(f"{what}: {path}", style="dim"), soft_wrap=True)
@@ -155,6 +162,18 @@ def _print_score(found: Score) -> None:
         err.print(Text(f"Note: {note}", style="yellow"), soft_wrap=True)
     out.print(Text(found.protocol_line, style="dim"))
     out.print(Text(f"Signature: {found.figures[0].signature}", style="dim"), soft_wrap=True)
+
+
+def _print_origin(origin: Mapping[str, Any] | None) -> None:
+    """What gave the answers, where a file beside them says it: a score is of a control and of a branch."""
+    if origin is None:
+        return
+    branch = "without a branch"
+    if origin["branch"] is not None:
+        branch = f"branch {origin['branch']}, prior {origin['prior']} {origin['prior_fingerprint'] or 'not recorded'}"
+    adapter = ", with an adapter" if origin["adapter"] else ""
+    line = f"Answers: control {origin['control']}; {origin['host']}{adapter}, {branch}; run {origin['run']}"
+    out.print(Text(line, style="dim" if origin["control"] == "on" else "yellow"), soft_wrap=True)
 
 
 def _print_headline(found: Score) -> None:

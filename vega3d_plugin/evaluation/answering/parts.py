@@ -195,6 +195,32 @@ def read_run(out: Path) -> dict[str, Any] | None:
     return read_json(path, AnswersError) if path.is_file() else None
 
 
+def origin(out: Path) -> dict[str, Any] | None:
+    """What gave a finished file of answers, in short: ``control``, ``host``, ``branch`` and ``prior`` with their
+    fingerprints, ``adapter`` and ``run``; None where nothing beside the file says so.
+
+    Raises:
+        AnswersError: as :func:`read_run`.
+    """
+    run = read_run(out)
+    if run is None:
+        return None
+    settings = run.get("settings")
+    model = settings.get("model") if isinstance(settings, Mapping) else None
+    if not isinstance(settings, Mapping) or not isinstance(model, Mapping):
+        raise AnswersError(f"{run_file(out)} does not say which model gave the answers: it was not written by answer.")
+    parts = {key: model[key] if isinstance(model.get(key), Mapping) else {} for key in ("host", "branch", "adapter")}
+    return {
+        "control": settings.get("control"),
+        "host": parts["host"].get("id"),
+        "branch": parts["branch"].get("fingerprint"),
+        "prior": parts["branch"].get("prior"),
+        "prior_fingerprint": parts["branch"].get("prior_fingerprint"),
+        "adapter": parts["adapter"].get("weights", parts["adapter"].get("id")),
+        "run": run.get("run"),
+    }
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     data = path.read_bytes()
     # What stands behind the last line break is being written, or was cut off by a kill.
