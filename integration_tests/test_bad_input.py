@@ -54,9 +54,17 @@ def test_a_host_by_the_wrong_name(host: Host) -> None:
     untouched(model, lambda: patch(model, host="qwen-vl"), errors.UnknownNameError, "'qwen_vl'")
 
 
-def test_a_fuser_that_waits_for_an_instruction(host: Host) -> None:
-    with pytest.warns(vega3d.Vega3dWarning, match="no host hands its instruction to the branch"):
-        patch(host.build(), fusion="context_gated", init="released")
+def test_a_fuser_that_uses_the_instruction_on_a_host_that_cannot_embed_it(host: Host) -> None:
+    model = host.build()
+    entry = type(model.model if hasattr(model.model, "visual") else model)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(entry, "get_input_embeddings", None)
+        untouched(
+            model,
+            lambda: patch(model, fusion="context_gated", init="released"),
+            errors.HostError,
+            "no get_input_embeddings",
+        )
 
 
 def test_a_host_that_is_not_built_as_its_family(host: Host) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any
 
@@ -81,12 +82,22 @@ def test_generate_with_a_video_for_each_prompt(family: str) -> None:
     assert [len(frames) for frames in prior.seen] == [4, 4]
 
 
-def test_generate_with_images_that_cannot_be_told_apart() -> None:
+def test_generate_tells_the_images_of_its_prompts_apart(family: str) -> None:
+    model, prior = watch(family)
+    batch = batch_of(family, "image", (56, 84), (56, 84))
+    model.generate(**batch, max_new_tokens=2)
+    assert [len(frames) for frames in prior.seen][:2] == [1, 1]
+
+
+def test_images_that_cannot_be_told_apart() -> None:
     model, prior = watch("qwen2_5_vl")
     batch = batch_of("qwen2_5_vl", "image", (56, 84), (56, 84))
-    if hasattr(model, "_prepare_multimodal_encoder_kwargs_for_generation"):
+    if "mm_encoder_outputs" in inspect.signature(type(model).forward).parameters:
+        # Before any prompt was seen.
+        encoded = model.get_image_features(batch["pixel_values"], batch["image_grid_thw"], return_dict=True)
+        rest = {key: value for key, value in batch.items() if key != "pixel_values"}
         with pytest.raises(HostError, match="one prompt at a time"):
-            model.generate(**batch, max_new_tokens=2)
+            model(**rest, mm_encoder_outputs={"image": encoded})
         prior.seen.clear()
     # What was refused is not held against the next call, which tells.
     logits(model, batch)

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 import vega3d
-from vega3d_plugin.contracts.errors import HostError, PluginError, UnknownNameError
+from vega3d_plugin.contracts.errors import HostError, PluginError, UnknownNameError, Vega3dError
 from vega3d_plugin.contracts.registry import Registry
 from vega3d_plugin.plugins import PluginManager, registered
+from vega3d_plugin.recipes.library import HostSettings, find_recipe
 
 THIRD_PARTY = Path(__file__).parent / "support" / "third_party"
 
@@ -476,3 +477,22 @@ def test_a_registry_is_sorted_and_helps_with_names() -> None:
         registry.add("one", 3, "p")
     registry.remove("one")
     assert "one" not in registry
+
+
+@pytest.mark.parametrize("kind", ["prior", "fuser", "host", "recipe"])
+def test_an_unknown_name_says_which_plugins_failed(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    ask: dict[str, Callable[[], object]] = {
+        "prior": lambda: vega3d.load_prior("my-depth"),
+        "fuser": lambda: vega3d.build_fuser("my-depth", 8),
+        "host": lambda: HostSettings.parse({"adapter": "my-depth", "model": "tiny"}),
+        "recipe": lambda: find_recipe("my/depth"),
+    }
+    with pytest.raises(Vega3dError) as before:
+        ask[kind]()
+    assert "plugin" not in str(before.value)
+    monkeypatch.setitem(vega3d.plugin_manager().broken, "my_plugin", "entry point mine:plugin: ImportError: no\nlibgl")
+    with pytest.raises(Vega3dError, match=f"Unknown {kind} 'my.depth'") as after:
+        ask[kind]()
+    told = "'my_plugin' (entry point mine:plugin: ImportError: no\\nlibgl)"
+    assert f"a plugin that failed to load: {told}" in str(after.value)
+    assert "`vega3d doctor`" in str(after.value)

@@ -12,6 +12,7 @@ if typing.TYPE_CHECKING:
     from .branch.branch import GenerativeBranch
     from .branch.fusers import Fuser, build_fuser, list_fusers
     from .branch.handle import Handle, get_handle, is_patched
+    from .branch.instructions import instruction
     from .branch.projectors import build_projector
     from .branch.switches import disabled, record_gates, record_shares, zeroed
     from .checkpoints.released.loading import load_released
@@ -29,6 +30,7 @@ if typing.TYPE_CHECKING:
     from .plugins import plugin_manager
     from .priors import Prior, PriorSpec, list_priors, load_prior
     from .priors.yours.function import CallablePrior
+    from .scenes.view_points import view_points
 
 # Modules that others open by name are thin files in a folder of their own.
 __path__.append(os.path.join(os.path.dirname(__file__), "doors"))
@@ -43,6 +45,7 @@ _PLACES = {
     "Handle": ".branch.handle",
     "get_handle": ".branch.handle",
     "is_patched": ".branch.handle",
+    "instruction": ".branch.instructions",
     "build_projector": ".branch.projectors",
     "disabled": ".branch.switches",
     "record_gates": ".branch.switches",
@@ -81,6 +84,7 @@ _PLACES = {
     "list_priors": ".priors",
     "load_prior": ".priors",
     "CallablePrior": ".priors.yours.function",
+    "view_points": ".scenes.view_points",
 }
 
 
@@ -96,7 +100,7 @@ _load_with(_load_plugins)
 
 def __getattr__(name: str) -> typing.Any:
     if name == "__version__":
-        from .storage.record import library_version
+        from .storage.versions import library_version
 
         value: typing.Any = library_version()
     elif name in _PLACES:
@@ -148,6 +152,7 @@ __all__ = [
     "errors",
     "get_handle",
     "hookimpl",
+    "instruction",
     "is_patched",
     "list_fusers",
     "list_hosts",
@@ -161,5 +166,6 @@ __all__ = [
     "record_shares",
     "save_pretrained",
     "unpatch",
+    "view_points",
     "zeroed",
 ]

@@ -4,36 +4,94 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from .branch.fusers.context_gated import ContextGated
-from .branch.fusers.cross_attention import CrossAttention
-from .branch.fusers.elementwise import Add, Concat, Only, Weighted
-from .branch.fusers.gated import Gated, TokenGated, TokenGatedResidual
-from .contracts.priors import PriorSpec
+from .contracts.later import LazyFuser
 from .contracts.tables import HOSTS
 from .hookspecs import RegisterFuser, hookimpl
 
-#: Modules of ``priors``, each with the priors of one family in ``SPECS``; in the order of ``vega3d ls priors``.
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .contracts.specs import PriorSpec
+
+#: Modules of ``priors.catalogue``, each with the priors of one family in ``SPECS``; in the order of `vega3d ls priors`.
 FAMILIES = (
-    "wan.specs",
-    "wan.vace",
-    "generators.hunyuan_video",
-    "generators.mochi",
-    "generators.cosmos",
-    "generators.cogvideox",
-    "generators.ltx_video",
-    "generators.stable_diffusion",
-    "generators.stable_video_diffusion",
-    "encoders.image_vae",
-    "encoders.vjepa2",
-    "encoders.dinov3",
-    "encoders.vggt",
-    "yours.external",
-    "yours.function",
-    "wan.small_world",
-    "wan.tiny",
+    "wan",
+    "vace",
+    "hunyuan_video",
+    "mochi",
+    "cosmos",
+    "cogvideox",
+    "ltx_video",
+    "stable_diffusion",
+    "stable_video_diffusion",
+    "image_vae",
+    "vjepa2",
+    "dinov3",
+    "vggt",
+    "external",
+    "function",
+    "small_world",
+    "tiny",
+)
+# Which tokens of a prompt make its instruction.
+_PROMPT: dict[str, Any] = {"relation_tokens": (), "template_tokens": (), "relation_boost": 2.0, "keep_last": 96}
+_FUSERS = f"{__package__}.branch.fusers."
+#: Every method of both released branches; what stands here is what the classes say, and a test compares.
+FUSERS = (
+    LazyFuser(
+        _FUSERS + "elementwise:Add",
+        "add",
+        "sem + gen. Identity at the start when the projector's output starts at zero.",
+        True,
+    ),
+    LazyFuser(
+        _FUSERS + "elementwise:Concat", "concat", "One linear on the two LayerNormed tokens side by side.", False
+    ),
+    LazyFuser(
+        _FUSERS + "context_gated:ContextGated",
+        "context_gated",
+        "Token gate with an instruction term: logit = W [LN(sem); LN(gen)] + bias + scale * MLP(LN(context)).",
+        False,
+        _PROMPT,
+    ),
+    LazyFuser(
+        _FUSERS + "cross_attention:CrossAttention",
+        "cross_attention",
+        "Stack of cross-attention blocks; tokens attend within one frame.",
+        True,
+        {"num_heads": 8, "num_layers": 1, "dropout": 0.1},
+    ),
+    LazyFuser(_FUSERS + "gated:Gated", "gated", "One gate per channel; the LayerNormed values are mixed.", False),
+    LazyFuser(
+        _FUSERS + "context_gated:ContextGated",
+        "instruction_token_gated",
+        "Token gate with an instruction term: logit = W [LN(sem); LN(gen)] + bias + scale * MLP(LN(context)).",
+        False,
+        _PROMPT,
+    ),
+    LazyFuser(_FUSERS + "elementwise:Only", "only", "gen: the generative tokens replace the semantic ones.", False),
+    LazyFuser(
+        _FUSERS + "gated:TokenGated",
+        "token_gated",
+        "One gate per token; the LayerNormed values are mixed (default of the released LLaVA-Video branch).",
+        False,
+    ),
+    LazyFuser(
+        _FUSERS + "gated:TokenGatedResidual",
+        "token_gated_residual",
+        "sem + a * (g * sem + (1 - g) * gen - sem) on the RAW values, a learnable "
+        "(default of the released Qwen2.5-VL branch).",
+        True,
+        {"residual_scale": 0.2},
+    ),
+    LazyFuser(
+        _FUSERS + "elementwise:Weighted",
+        "weighted",
+        "(w2d * sem + wgen * gen) / (w2d + wgen) with two learnable scalars, 0.5 each at the start.",
+        True,
+    ),
 )
 
 
@@ -44,10 +102,8 @@ class Fusers:
     @hookimpl
     def vega3d_register_fusers(register: RegisterFuser) -> None:
         """See :mod:`~vega3d_plugin.hookspecs`."""
-        for fuser in (Add, Concat, ContextGated, CrossAttention, Gated, Only, TokenGated, TokenGatedResidual, Weighted):
+        for fuser in FUSERS:
             register(fuser)
-        # The released code takes either name.
-        register(ContextGated, name="instruction_token_gated")
 
 
 class Priors:
@@ -58,7 +114,7 @@ class Priors:
     def vega3d_register_priors(register: Callable[[PriorSpec], None]) -> None:
         """See :mod:`~vega3d_plugin.hookspecs`."""
         for family in FAMILIES:
-            for spec in importlib.import_module(f".priors.{family}", __package__).SPECS:
+            for spec in importlib.import_module(f".priors.catalogue.{family}", __package__).SPECS:
                 register(spec)
 
 

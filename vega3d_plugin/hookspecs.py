@@ -29,14 +29,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import pluggy
-from torch import nn
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from .branch.handle import Handle
     from .contracts.fusers import Fuser
-    from .contracts.priors import PriorSpec
+    from .contracts.later import LazyFuser, LazyHost
     from .contracts.seams import HostAdapter
     from .contracts.settings import BranchSettings
+    from .contracts.specs import PriorSpec
 
 PROJECT = "vega3d"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -46,17 +48,18 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 class RegisterFuser(Protocol):
     """Callback that takes a fuser class, under its ``name`` attribute or another name."""
 
-    def __call__(self, fuser: type[Fuser], *, name: str | None = None) -> None:
+    def __call__(self, fuser: type[Fuser] | LazyFuser, *, name: str | None = None) -> None:
         """Register."""
         ...
 
 
 @hookspec
-def vega3d_register_hosts(register: Callable[[HostAdapter], None]) -> None:
+def vega3d_register_hosts(register: Callable[[HostAdapter | LazyHost], None]) -> None:
     """Register adapters for host families.
 
     Called once, when the plugins are loaded. Call ``register(adapter)`` for each; its ``name`` must be free. An
-    adapter imports no host library: it looks at a model's structure and class names.
+    adapter imports no host library: it looks at a model's structure and class names. A
+    :class:`~vega3d_plugin.contracts.later.LazyHost` in its place is listed without importing the adapter.
     """
 
 
@@ -75,7 +78,8 @@ def vega3d_register_fusers(register: RegisterFuser) -> None:
     """Register fusers.
 
     Called once, when the plugins are loaded. Call ``register(FuserClass)`` for each; the class has a ``name`` and is
-    built as ``FuserClass(hidden_size, **options)``.
+    built as ``FuserClass(hidden_size, **options)``. A :class:`~vega3d_plugin.contracts.later.LazyFuser` in its place is
+    listed without importing torch.
     """
 
 

@@ -13,16 +13,19 @@ from torch import nn
 
 from .branch.branch import GenerativeBranch
 from .branch.handle import get_handle, is_patched
+from .branch.shown import embedding
 from .contracts.errors import PatchError, Vega3dWarning
 from .contracts.priors import Prior
 from .contracts.settings import BranchSettings, FusionSettings, PriorSettings, ProjectorSettings
+from .contracts.tables import FUSERS
 from .features.store import FeatureStore
 from .hosts.attaching import attach, detach, placement
 from .hosts.checking import check_model, checked_seam
 from .hosts.finding import find_host
 from .hosts.peft import base_model
 from .plugins import plugin_manager
-from .priors.load import load_prior, resolve
+from .priors.load import load_prior
+from .priors.resolving import resolve
 
 log = logging.getLogger("vega3d")
 
@@ -40,6 +43,7 @@ def patch(
     projector: str | ProjectorSettings | Mapping[str, Any] | None = None,
     images: str | None = None,
     history: int | None = None,
+    positions: str | None = None,
     config: BranchSettings | Mapping[str, Any] | str | Path | None = None,
     processor: Any = None,
     store: FeatureStore | str | Path | None = None,
@@ -59,6 +63,8 @@ def patch(
         projector: ``mlp`` (default), ``avg`` or ``mlp2x_gelu``, or its settings.
         images: ``separate`` (default) or ``scene``, see :class:`~vega3d_plugin.contracts.settings.BranchSettings`.
         history: for policies, observations that a clip holds while the policy acts, see there.
+        positions: ``none`` (default) or ``sin3d``: each token is given a sinusoid of the world point that it shows, see
+            there; the calls are then given ``vega3d_points=vega3d.view_points(scene)``.
         config: all of these settings at once, or a YAML or JSON file; other arguments that are not at their default
             override it.
         processor: the host's processor; its pixel statistics are then used instead of the family's known ones.
@@ -75,13 +81,15 @@ def patch(
         SettingsError, UnknownNameError, PriorError, StoreError: see there. On any error the model is as it was.
     """
     base = base_model(check_model(model))
-    settings = _settings(prior, pretrained, fusion, init, projector, images, history, config, prior_settings)
+    settings = _settings(prior, pretrained, fusion, init, projector, images, history, positions, config, prior_settings)
     if is_patched(base):
         _check_same(base, settings, prior)
         log.info("The model is already patched with these settings; nothing was changed.")
         return model
     adapter = find_host(base, host)
     seam = checked_seam(adapter, base, processor, settings)
+    if FUSERS.get(settings.fusion.name).uses_context:
+        embedding(base.get_submodule(seam.entry), adapter.name)
     loaded = prior if isinstance(prior, Prior) else load_prior(settings.prior)
     if loaded.settings is not None:
         settings = settings.model_copy(update={"prior": loaded.settings})
@@ -128,6 +136,7 @@ def _settings(
     projector: str | ProjectorSettings | Mapping[str, Any] | None,
     images: str | None,
     history: int | None,
+    positions: str | None,
     config: BranchSettings | Mapping[str, Any] | str | Path | None,
     prior_settings: dict[str, Any],
 ) -> BranchSettings:
@@ -164,6 +173,8 @@ def _settings(
         values["images"] = images
     if history is not None:
         values["history"] = history
+    if positions is not None:
+        values["positions"] = positions
     settings = BranchSettings.parse(values)
     if isinstance(prior, Prior):
         described = prior.settings or PriorSettings.model_construct(name=type(prior).__name__)
@@ -177,13 +188,6 @@ def _tell_idle(settings: BranchSettings) -> None:
         warnings.warn(
             f"history={settings.history} has no effect with context='frame', in which the prior sees each picture "
             "alone. Pass context='views'.",
-            Vega3dWarning,
-            stacklevel=3,
-        )
-    if settings.fusion.name == "context_gated":
-        warnings.warn(
-            "The fuser 'context_gated' is a plain token gate here: no host hands its instruction to the branch. Take "
-            "fusion='token_gated_residual', which also starts as identity.",
             Vega3dWarning,
             stacklevel=3,
         )

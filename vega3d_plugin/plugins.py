@@ -20,8 +20,9 @@ from .contracts.tables import FUSERS, HOSTS, PRIORS
 
 if TYPE_CHECKING:
     from .contracts.fusers import Fuser
-    from .contracts.priors import PriorSpec
+    from .contracts.later import LazyFuser
     from .contracts.seams import HostAdapter
+    from .contracts.specs import PriorSpec
 
 log = logging.getLogger("vega3d")
 
@@ -46,6 +47,8 @@ class PluginManager:
         self.priors = Registry("prior") if priors is None else priors
         self.fusers = Registry("fuser") if fusers is None else fusers
         self.broken: dict[str, str] = {}
+        for registry in self._registries():
+            registry.broken = self.broken
         self.loaded: dict[str, str] = {}
         self._pluggy = pluggy.PluginManager(hookspecs.PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
@@ -115,7 +118,7 @@ class PluginManager:
     def _collect(self, plugin: object, name: str) -> None:
         """Call the plugin's own register hooks, and no other plugin's."""
 
-        def add_fuser(fuser: type[Fuser], *, name: str | None = None, _plugin: str) -> None:
+        def add_fuser(fuser: type[Fuser] | LazyFuser, *, name: str | None = None, _plugin: str) -> None:
             self.fusers.add(name or fuser.name, fuser, _plugin)
 
         callbacks = {

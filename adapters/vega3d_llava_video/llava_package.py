@@ -13,6 +13,7 @@ from vega3d_plugin.contracts.errors import HostError
 from vega3d_plugin.contracts.pixel_statistics import read_statistics
 from vega3d_plugin.contracts.seams import Seam, SeamPoint
 
+from .about import LLAVA_PACKAGE
 from .llava_reader import ENCODE, PLACEHOLDER, POOL, PREPARE, LlavaReader
 
 #: The mixin that all of the package's causal models have.
@@ -28,10 +29,8 @@ class LlavaPackageAdapter:
     (``model``), whose other children are the vision tower and ``mm_projector``.
     """
 
-    name = "llava_video"
-    summary = "LLaVA-Video, LLaVA-OneVision, LLaVA 1.5 (package llava, and forks that keep its methods)"
-    seen_with = "transformers 4.50.0, as LLaVA-NeXT df17966 and llava-torch 1.2.2.post1"
-    classes: Sequence[str] = ("LlavaQwenForCausalLM", "LlavaLlamaForCausalLM", "LlavaMistralForCausalLM")
+    name, summary, seen_with = LLAVA_PACKAGE.name, LLAVA_PACKAGE.summary, LLAVA_PACKAGE.seen_with
+    classes: Sequence[str] = LLAVA_PACKAGE.classes
 
     def matches(self, model: nn.Module) -> bool:
         """True for the package's causal models, their subclasses and forks."""

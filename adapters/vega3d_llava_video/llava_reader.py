@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vega3d_plugin.contracts.clips import Clip, PixelStatistics, TokenGrid
 from vega3d_plugin.contracts.errors import AlignmentError
 from vega3d_plugin.contracts.seams import ImageSamples, SeamCall, SeamInput
-from vega3d_plugin.hosts.views import join_views
+from vega3d_plugin.hosts.views import arranged
 from vega3d_transformers.reader import arguments_of
 
 PREPARE, ENCODE, POOL = "prepare_inputs_labels_for_multimodal", "encode_images", "get_2dPool"
@@ -142,7 +142,7 @@ class LlavaReader:
         if not rows:
             return None
         samples = [entry.sample for entry in entries if not entry.video]
-        joined = join_views(clips, samples) if call.as_scenes else [tile for tiles in clips for tile in tiles]
+        joined = arranged(clips, samples, call.as_scenes)
         if len(rows) == output.shape[0]:
             return SeamInput(output.flatten(0, 1), joined)
         index = torch.tensor(rows, device=output.device)
@@ -168,7 +168,8 @@ class LlavaReader:
                 f"this batch has {found}: this fork pools in another order. Please report it."
             )
         grid = _grid(call.output, frames.shape[0])
-        return SeamInput(call.output.flatten(0, 1), [self._clip(frames, grid, "video")])
+        clip = self._clip(frames, grid, "video")
+        return SeamInput(call.output.flatten(0, 1), arranged([[clip]], [videos[notes.pooled - 1].sample], False))
 
     def _clip(self, pixels: Tensor, grid: TokenGrid, kind: Any) -> Clip:
         return Clip(self.statistics.unnormalise(pixels), grid, kind)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vega3d_plugin.contracts.seams import HostAdapter
+from vega3d_plugin.contracts.later import LazyHost
 from vega3d_plugin.hookspecs import hookimpl
 
-from .llava_package import LlavaPackageAdapter
-from .transformers_adapter import TransformersLlavaAdapter
+from .about import LLAVA_PACKAGE, LLAVA_TRANSFORMERS
 
 
 @hookimpl
-def vega3d_register_hosts(register: Callable[[HostAdapter], None]) -> None:
+def vega3d_register_hosts(register: Callable[[LazyHost], None]) -> None:
     """Register the LLaVA hosts."""
-    register(LlavaPackageAdapter())
-    register(TransformersLlavaAdapter())
+    register(LLAVA_PACKAGE)
+    register(LLAVA_TRANSFORMERS)

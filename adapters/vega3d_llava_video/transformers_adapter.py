@@ -13,9 +13,9 @@ from vega3d_plugin.contracts.pixel_statistics import CLIP, HALF, processor_stati
 from vega3d_plugin.contracts.seams import Seam, SeamPoint
 from vega3d_transformers.reader import IMAGES, VIDEOS
 
+from .about import FAMILIES, LLAVA_TRANSFORMERS
 from .transformers_reader import POOL, TransformersLlavaReader
 
-FAMILIES = ("Llava", "VipLlava", "LlavaNext", "LlavaNextVideo", "LlavaOnevision", "VideoLlava")
 PROJECTOR = "multi_modal_projector"
 #: Statistics that models with a vision tower of that kind were trained with.
 TOWERS = {"clip": CLIP, "pixtral": CLIP, "siglip": HALF}
@@ -29,10 +29,8 @@ class TransformersLlavaAdapter:
     to the base model ``model`` in transformers 4.52.
     """
 
-    name = "llava_transformers"
-    summary = "LLaVA 1.5, LLaVA-NeXT, LLaVA-NeXT-Video, LLaVA-OneVision, Video-LLaVA, VipLLaVA (transformers)"
-    seen_with = "transformers 4.50.0 and 5.24.0"
-    classes: Sequence[str] = tuple(f"{family}ForConditionalGeneration" for family in FAMILIES)
+    name, summary, seen_with = LLAVA_TRANSFORMERS.name, LLAVA_TRANSFORMERS.summary, LLAVA_TRANSFORMERS.seen_with
+    classes: Sequence[str] = LLAVA_TRANSFORMERS.classes
 
     def matches(self, model: nn.Module) -> bool:
         """True for the family's classes and their subclasses."""

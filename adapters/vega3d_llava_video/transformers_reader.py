@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vega3d_plugin.contracts.errors import HostError
 from vega3d_plugin.contracts.seams import ImageSamples, SeamCall, SeamInput
-from vega3d_transformers.reader import Pictures, ProjectorReader
+from vega3d_transformers.reader import Pictures, ProjectorReader, samples_from_tokens
 
 #: The method of LLaVA-OneVision that pools the tokens of video frames.
 POOL = "apply_pooling"
@@ -52,7 +52,11 @@ class TransformersLlavaReader(ProjectorReader):
         counts, given = kwargs.get("batch_num_images"), kwargs.get("pixel_values")
         if counts is not None and isinstance(given, Tensor):
             return ImageSamples(tuple(int(count) for count in counts), given)
-        return None if kwargs.get("image_sizes") is not None else super().image_samples(entry, kwargs)
+        sizes = kwargs.get("image_sizes")
+        if sizes is None or self.cell or not isinstance(given, Tensor):
+            return super().image_samples(entry, kwargs)
+        # How many tokens an image has depends on how it was cut.
+        return samples_from_tokens(self.host, entry, kwargs, [0] * len(sizes), given)
 
     def fusing(self, notes: Pictures) -> str:
         """See :meth:`ProjectorReader.fusing`."""

@@ -13,10 +13,10 @@ from vega3d_plugin.contracts.clips import PixelStatistics
 from vega3d_plugin.contracts.errors import HostError
 from vega3d_plugin.contracts.seams import Seam, SeamPoint
 
+from .about import BASE, OPENVLA
 from .pixels import Stacking
-from .reader import PROCESS, SEEN_WITH, OpenVLAReader, images_per_sample
+from .reader import PROCESS, OpenVLAReader, images_per_sample
 
-BASE = "PrismaticForConditionalGeneration"
 TOWERS = ("featurizer", "fused_featurizer")
 PROMPT = "In: What action should the robot take to find what is left of the door?\nOut:"
 IGNORE_INDEX = -100
@@ -30,10 +30,8 @@ class OpenVLAAdapter:
     before or after.
     """
 
-    name = "openvla"
-    summary = "OpenVLA, OpenVLA-OFT and Prismatic models (their own code)"
-    seen_with = SEEN_WITH
-    classes: Sequence[str] = ("OpenVLAForActionPrediction", BASE)
+    name, summary, seen_with = OPENVLA.name, OPENVLA.summary, OPENVLA.seen_with
+    classes: Sequence[str] = OPENVLA.classes
 
     def matches(self, model: nn.Module) -> bool:
         """True for the classes of the HF code, their subclasses and forks."""
@@ -60,6 +58,7 @@ class OpenVLAAdapter:
                 reader=OpenVLAReader(Stacking(statistics, names, source), _grid(towers[0])),
                 points=tuple(points),
                 policy=True,
+                prompt_methods=("generate", "predict_action"),
             )
         ]
 
@@ -126,7 +125,7 @@ def _part(owner: nn.Module, name: str, where: str = "") -> Any:
     raise HostError(
         f"Host 'openvla' expects {where}{name}, found {type(part).__name__} on {type(owner).__name__} "
         f"({_versions()}), whose children are: {', '.join(n for n, _ in owner.named_children()) or 'none'}. Load the "
-        f"whole model with from_pretrained; OpenVLA was seen to work with {SEEN_WITH}."
+        f"whole model with from_pretrained; OpenVLA was seen to work with {OPENVLA.seen_with}."
     )
 
 

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from vega3d_plugin.contracts.clips import Clip, TokenGrid
 from vega3d_plugin.contracts.errors import AlignmentError, HostError, SeamMissedWarning
 from vega3d_plugin.contracts.seams import ImageSamples, SeamCall, SeamInput
-from vega3d_plugin.hosts.views import join_views
+from vega3d_plugin.hosts.views import arranged
 
+from .about import OPENVLA
 from .pixels import Stacking
 
 #: The method of OpenVLA-OFT that encodes images; its ``predict_action`` calls it without passing the forward.
 PROCESS = "_process_vision_features"
 #: Versions with which OpenVLA itself was seen to work.
-SEEN_WITH = "transformers 4.50.0 and timm 0.9.16, as openvla c8f03f4 and openvla-oft 213c5ff"
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,7 @@ class OpenVLAReader:
         pictures = self.stacking.pictures(notes.pixels, notes.images)
         grid = TokenGrid(1, h, w)
         clips = [[Clip(image[None], grid, "image")] for sample in pictures for image in sample]
-        if call.as_scenes:
-            joined = join_views(clips, [row for row in range(batch) for _ in range(notes.images)])
-        else:
-            joined = [clip for (clip,) in clips]
+        joined = arranged(clips, [row for row in range(batch) for _ in range(notes.images)], call.as_scenes)
         return SeamInput(call.output.flatten(0, 1), joined, acting=notes.acting)
 
     def write(self, output: Tensor, tokens: Tensor) -> Tensor:
@@ -157,7 +154,8 @@ def _decodes(kwargs: Mapping[str, Any]) -> bool:
         warnings.warn(
             "Host 'openvla' was given pixel_values, one token and an empty cache: it takes that for a step of decoding "
             "and ignores the image, patched or not. `generate` of this transformers calls it so. OpenVLA was written "
-            f"for transformers 4.40.1 and was seen to work with {SEEN_WITH}; with others, pass use_cache=False.",
+            f"for transformers 4.40.1 and was seen to work with {OPENVLA.seen_with}; with others, pass "
+            "use_cache=False.",
             SeamMissedWarning,
             stacklevel=4,
         )

@@ -9,21 +9,12 @@ from torch import nn
 
 from vega3d_plugin.contracts.clips import PixelStatistics
 from vega3d_plugin.contracts.errors import HostError
-from vega3d_plugin.contracts.pixel_statistics import CLIP, HALF, processor_statistics
+from vega3d_plugin.contracts.pixel_statistics import processor_statistics
 from vega3d_plugin.contracts.seams import Seam, SeamPoint
 
+from .about import FAMILIES, QWEN_VL
 from .pixels import Packing
 from .reader import IMAGES, VIDEOS, QwenReader
-
-#: Model classes by family, without and with a language-model head, and the statistics of their processors.
-FAMILIES: dict[str, PixelStatistics] = {
-    "Qwen2VL": CLIP,
-    "Qwen2_5_VL": CLIP,
-    "Qwen3VL": HALF,
-    "Qwen3VLMoe": HALF,
-    "Qwen3_5": HALF,
-    "Qwen3_5Moe": HALF,
-}
 
 
 class QwenVLAdapter:
@@ -33,10 +24,8 @@ class QwenVLAdapter:
     moved from ``visual`` to ``model.visual`` in transformers 4.52.
     """
 
-    name = "qwen_vl"
-    summary = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5 (transformers)"
-    seen_with = "transformers 4.50.0 and 5.24.0"
-    classes: Sequence[str] = tuple(f"{family}ForConditionalGeneration" for family in FAMILIES)
+    name, summary, seen_with = QWEN_VL.name, QWEN_VL.summary, QWEN_VL.seen_with
+    classes: Sequence[str] = QWEN_VL.classes
 
     def matches(self, model: nn.Module) -> bool:
         """True for the family's classes and their subclasses."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vega3d_plugin.contracts.clips import Clip, PixelStatistics, TokenGrid
 from vega3d_plugin.contracts.errors import HostError
 from vega3d_plugin.contracts.seams import ImageSamples, SeamCall, SeamInput
-from vega3d_plugin.hosts.views import join_views
+from vega3d_plugin.hosts.views import arranged
 from vega3d_transformers.reader import arguments_of
 
 from .pixels import Packing
@@ -102,11 +102,11 @@ class QwenReader:
         grids: list[Grid] = [(int(t), int(h), int(w)) for t, h, w in grid_thw.tolist()]
         clips = []
         for rows, grid in zip(pixels.split([t * h * w for t, h, w in grids]), grids, strict=True):
-            clips.append(self._clip(rows, grid, video))
-        if call.as_scenes and all(clip.kind == "image" for clip in clips):
-            counts = _counts(call.samples, grid_thw, len(clips))
-            clips = join_views([[clip] for clip in clips], [row for row, n in enumerate(counts) for _ in range(n)])
-        return SeamInput(tokens, clips)
+            clips.append([self._clip(rows, grid, video)])
+        known = call.video_samples if video else call.samples
+        samples = None if known is None else known.rows(grid_thw, len(clips))
+        as_scenes = call.as_scenes and all(clip.kind == "image" for (clip,) in clips)
+        return SeamInput(tokens, arranged(clips, samples, as_scenes))
 
     def write(self, output: Any, tokens: Tensor) -> Any:
         """The tower's output with its merged tokens replaced; deepstack features stay as they are."""
@@ -128,9 +128,16 @@ class QwenReader:
 
     def image_samples(self, entry: nn.Module, kwargs: Mapping[str, Any]) -> ImageSamples | None:
         """Images per sample, from the image tokens of each row of ``input_ids``."""
-        ids, grid, pixels = kwargs.get("input_ids"), kwargs.get("image_grid_thw"), kwargs.get("pixel_values")
-        token: Any = getattr(entry.config, "image_token_id", None)
-        if ids is None or grid is None or pixels is None or token is None:
+        return None if kwargs.get("pixel_values") is None else self._per_sample(entry, kwargs, "image")
+
+    def video_samples(self, entry: nn.Module, kwargs: Mapping[str, Any]) -> ImageSamples | None:
+        """Videos per sample, from the video tokens of each row of ``input_ids``."""
+        return None if kwargs.get("pixel_values_videos") is None else self._per_sample(entry, kwargs, "video")
+
+    def _per_sample(self, entry: nn.Module, kwargs: Mapping[str, Any], kind: str) -> ImageSamples | None:
+        ids, grid = kwargs.get("input_ids"), kwargs.get(f"{kind}_grid_thw")
+        token: Any = getattr(entry.config, f"{kind}_token_id", None)
+        if ids is None or grid is None or token is None:
             return None
         sizes = [int(t * h * w) // self.packing.merge**2 for t, h, w in grid.tolist()]
         counts, image = [], 0
@@ -166,10 +173,3 @@ def _tokens(output: Any) -> Tensor:
             f"with `pooler_output`; found {type(output).__name__}. Run `vega3d doctor`."
         )
     return tokens
-
-
-def _counts(samples: ImageSamples | None, grid_thw: Tensor, images: int) -> Sequence[int]:
-    """Images per sample; all of one sample where the host did not tell (``generate`` encodes before the prompt)."""
-    if samples is not None and sum(samples.counts) == images and torch.equal(samples.grid, grid_thw):
-        return samples.counts
-    return (images,)

@@ -14,17 +14,13 @@ from vega3d_plugin.contracts.pixel_statistics import processor_statistics
 from vega3d_plugin.contracts.seams import Seam, SeamPoint
 from vega3d_plugin.plugins import plugin_manager
 
+from .about import TRANSFORMERS
 from .measuring import SeamRefusedError, measure
 from .packed import PackedReader
 from .reader import IMAGES, VIDEOS, ProjectorReader
 
 #: Arguments of methods that take patches cut out of pictures beforehand, in another way than Qwen-VL's.
 PACKED = ("spatial_shapes", "position_ids")
-#: Of the classes that were tried and fit.
-PREFIXES = (
-    "AyaVision", "Cohere2Vision", "DeepseekVL", "Gemma3", "Glm46V", "Glm4v", "Glm4vMoe", "GotOcr2", "Idefics3",
-    "InternVL", "Janus", "LightOnOcr", "Mistral3", "Ovis2", "PI0", "PaliGemma", "SmolVLM", "VideoLlama3",
-)  # fmt: skip
 
 
 class TransformersAdapter:
@@ -34,10 +30,8 @@ class TransformersAdapter:
     is measured: which module makes the tokens, their grid, and that they are in raster order.
     """
 
-    name = "transformers"
-    summary = "other vision-language models with one token grid per picture (by name, with their processor)"
-    seen_with = "transformers 4.50.0 and 5.24.0"
-    classes: Sequence[str] = tuple(f"{prefix}ForConditionalGeneration" for prefix in PREFIXES)
+    name, summary, seen_with = TRANSFORMERS.name, TRANSFORMERS.summary, TRANSFORMERS.seen_with
+    classes: Sequence[str] = TRANSFORMERS.classes
 
     def matches(self, model: nn.Module) -> bool:
         """False: this adapter must be named."""

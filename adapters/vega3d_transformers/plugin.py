@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vega3d_plugin.contracts.seams import HostAdapter
+from vega3d_plugin.contracts.later import LazyHost
 from vega3d_plugin.hookspecs import hookimpl
 
-from .adapter import TransformersAdapter
+from .about import TRANSFORMERS
 
 
 @hookimpl
-def vega3d_register_hosts(register: Callable[[HostAdapter], None]) -> None:
+def vega3d_register_hosts(register: Callable[[LazyHost], None]) -> None:
     """Register the generic adapter."""
-    register(TransformersAdapter())
+    register(TRANSFORMERS)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vega3d_plugin.contracts.clips import Clip, PixelStatistics, TokenGrid
 from vega3d_plugin.contracts.errors import AlignmentError, HostError
 from vega3d_plugin.contracts.seams import ImageSamples, SeamCall, SeamInput
-from vega3d_plugin.hosts.views import join_views
+from vega3d_plugin.hosts.views import arranged
 
 #: Tokens that a grid has at least.
 LEAST = 16
@@ -140,9 +140,9 @@ class ProjectorReader:
             return None
         notes.fused = True
         images, lead = self._sized(notes, output) if notes.sizes is not None else self._alike(notes, output)
-        clips = [clip for tiles in images for clip in tiles]
-        if call.as_scenes and not notes.video:
-            clips = join_views(images, self._samples(call.samples, notes.given, len(images)))
+        known = call.video_samples if notes.video else call.samples
+        samples = None if known is None else known.rows(notes.given, len(images))
+        clips = arranged(images, samples, call.as_scenes and not notes.video)
         shape = output.shape
         if not lead:
             tokens = output.reshape(-1, shape[-1])
@@ -180,6 +180,13 @@ class ProjectorReader:
         else:
             tokens = [1] * int(_shown(given.reshape(-1, *given.shape[-3:])).sum())
         return samples_from_tokens(self.host, entry, kwargs, tokens, given)
+
+    def video_samples(self, entry: nn.Module, kwargs: Mapping[str, Any]) -> ImageSamples | None:
+        """Videos per sample, from the video tokens of each row of ``input_ids``; all have equally many."""
+        given = kwargs.get("pixel_values_videos")
+        if not isinstance(given, Tensor) or given.ndim != 5:
+            return None
+        return samples_from_tokens(self.host, entry, kwargs, [1] * len(given), given, "video")
 
     def missed(self, notes: Pictures) -> str:
         """All pictures of a call in which the projector was not called."""
@@ -230,40 +237,35 @@ class ProjectorReader:
             images.append([self._clip(picture[None, :, : int(height), : int(width)], grid, "image")])
         return images, 0
 
-    def _samples(self, samples: ImageSamples | None, given: Tensor, images: int) -> list[int]:
-        """The sample of each image; one for all where the host did not tell (``generate`` may encode before)."""
-        if samples is None or sum(samples.counts) != images or not torch.equal(samples.grid, given):
-            return [0] * images
-        return [sample for sample, count in enumerate(samples.counts) for _ in range(count)]
-
     def _clip(self, pixels: Tensor, grid: TokenGrid, kind: Any) -> Clip:
         return Clip(self.statistics.unnormalise(pixels), grid, kind)
 
 
 def samples_from_tokens(
-    host: str, entry: nn.Module, kwargs: Mapping[str, Any], tokens: Sequence[int], given: Tensor
+    host: str, entry: nn.Module, kwargs: Mapping[str, Any], tokens: Sequence[int], given: Tensor, kind: str = "image"
 ) -> ImageSamples | None:
-    """Give images to samples in order, as many as each sample has image tokens for.
+    """Give images to samples in order: as many as each sample has image tokens for, or as it has runs of them.
 
     Args:
         host: name of the adapter, for the message.
         entry: the module whose forward is called.
         kwargs: its arguments.
-        tokens: of each image, or in proportion.
+        tokens: of each image, or in proportion; 0 where it is not known.
         given: the pixels.
+        kind: ``image`` or ``video``.
 
     Returns:
         None where the prompts are not among the arguments.
 
     Raises:
-        HostError: there are several samples, and the tokens do not come out even.
+        HostError: there are several samples, and neither comes out even.
     """
     ids: Any = kwargs.get("input_ids")
     config: Any = entry.config
-    token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    token = getattr(config, f"{kind}_token_id", getattr(config, f"{kind}_token_index", None))
     if not isinstance(ids, Tensor) or token is None or not tokens:
         return None
-    rows = (ids == token).sum(dim=-1).tolist()
+    rows, starts = (marks.sum(dim=-1).tolist() for marks in (ids == token, _starts(ids == token)))
     counts, image = [], 0
     for row in rows:
         # Compared in whole numbers: a row's share of all tokens.
@@ -274,14 +276,24 @@ def samples_from_tokens(
         if left:
             break
         counts.append(image - first)
-    if len(counts) == len(rows) and image == len(tokens):
+    if len(counts) == len(rows) and image == len(tokens) and all(tokens):
         return ImageSamples(tuple(counts), given)
-    if len(rows) == 1:
+    if sum(starts) == len(tokens):
+        return ImageSamples(tuple(starts), given)
+    if len(rows) == 1 or not all(tokens):
         return None
     raise HostError(
-        f"Host {host!r}: images='scene' cannot tell which image belongs to which prompt: the prompts have {rows} image "
-        f"tokens, for {len(tokens)} images. Give one prompt at a time, or patch with images='separate'."
+        f"Host {host!r}: images='scene', or a fusion that uses the instruction, cannot tell which {kind} belongs to "
+        f"which prompt: the prompts have {rows} {kind} tokens, for {len(tokens)} {kind}s. Give one prompt at a time, "
+        "or patch with images='separate' and another fusion."
     )
+
+
+def _starts(marks: Tensor) -> Tensor:
+    """``[B, L]``: where a run of marks begins."""
+    first = marks.clone()
+    first[:, 1:] &= ~marks[:, :-1]
+    return first
 
 
 def arguments_of(call: SeamCall, signature: inspect.Signature | None = None) -> dict[str, Any]:

@@ -134,14 +134,14 @@ class GiveUpError(RuntimeError):
 def test_a_call_that_broke_off_is_not_found_again(forward: Forward, key: BranchKey, error: type[BaseException]) -> None:
     def inside() -> None:
         calls.current(key).fired = 1
-        calls.current(key).samples = "not mine"  # type: ignore[assignment]
+        calls.current(key).shown = "not mine"  # type: ignore[assignment]
         raise error
 
     for find in (lambda: calls.current(key), lambda: forward(lambda: (calls.current(key),))[0]):
         with pytest.raises(error):
             forward(inside)
         found = find()
-        assert (found.fired, found.samples) == (0, None)
+        assert (found.fired, found.shown) == (0, None)
 
 
 def test_a_broken_call_inside_leaves_the_outer_one(forward: Forward, key: BranchKey) -> None:
@@ -164,7 +164,7 @@ def test_a_broken_call_inside_leaves_the_outer_one(forward: Forward, key: Branch
 def test_nothing_is_kept(forward: Forward, key: BranchKey, error: type[BaseException] | None) -> None:
     def inside(pixels: Tensor) -> tuple[int]:
         call = calls.current(key)
-        call.notes, call.samples = pixels, pixels  # type: ignore[assignment]
+        call.notes, call.shown = pixels, pixels  # type: ignore[assignment]
         if error is not None:
             raise error
         return (1,)

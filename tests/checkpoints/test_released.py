@@ -18,6 +18,8 @@ from torch import Tensor
 import vega3d
 from vega3d_plugin.checkpoints.released.loading import convert_released, read_released
 from vega3d_plugin.contracts.errors import PatchError, SavedBranchError
+from vega3d_plugin.contracts.prompts import PromptReading
+from vega3d_plugin.contracts.settings import FusionSettings
 
 TOLERANCE = 1e-4
 
@@ -207,15 +209,30 @@ def test_every_fusion_and_projector_is_told_by_its_tensors(tmp_path: Path, fusio
     name = {"instruction_token_gated": "context_gated"}.get(fusion, fusion)
     assert (found["fusion"]["name"], found["projector"]["name"]) == (name, merger)
     assert released.inferred.feature_dim == 1536
-    # What the released code does and a branch does not is said.
+    # What was assumed is said.
     assert any("instruction" in note for note in released.inferred.notes) is (name == "context_gated")
     # What is built of these settings takes the tensors.
-    fuser = vega3d.build_fuser(fusion, 16, **{k: v for k, v in found["fusion"].items() if k not in ("name", "init")})
+    fuser = vega3d.build_fuser(fusion, 16, **FusionSettings.parse(found["fusion"]).options_for())
     fuser.load_state_dict(goldens.below(released.tensors, "fuser."))
     if nothing:
         (tmp_path / "a" / "config.json").unlink()
         with pytest.raises(SavedBranchError, match=r"no tensors generative_fusion\.\*"):
             read_released(tmp_path / "a")
+
+
+def test_which_words_make_an_instruction_is_read_from_the_config(tmp_path: Path) -> None:
+    config = {
+        **TOWER, "instruction_tail_keep_tokens": 12, "instruction_relation_boost": 3.0,
+        "instruction_relation_token_ids": [5, 9], "instruction_template_token_ids": [7],
+    }  # fmt: skip
+    released = read_released(write(tmp_path / "a", qwen_tensors("context_gated"), config))
+    assert not any("instruction" in note for note in released.inferred.notes)
+    fusion = released.inferred.settings["fusion"]
+    fuser = vega3d.build_fuser("context_gated", 16, **fusion["options"])
+    assert fuser.reading == PromptReading((5, 9), (7,), 3.0, 12)
+    config["instruction_relation_token_ids"] = ["left"]
+    with pytest.raises(SavedBranchError, match=r"config.json: instruction_relation_token_ids is .*left"):
+        read_released(write(tmp_path / "b", qwen_tensors("context_gated"), config))
 
 
 def test_the_released_names_of_one_parameter(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_every_prior_can_be_described(name: str) -> None:
     assert set(found["presets"]) == set(spec.presets)
     assert found["settings"]["name"] == name
     assert [r["name"] for r in found["reductions"]] == [
-        r.name for r in getattr(spec.kind or FrozenPrior, "reductions", ())
+        r.name for r in getattr(spec.prior_class() or FrozenPrior, "reductions", ())
     ]
     assert spec.options is None or [o["name"] for o in found["options"]] == list(spec.options.model_fields)
     for option in found["options"] or []:

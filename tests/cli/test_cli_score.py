@@ -84,21 +84,6 @@ def test_too_few_answers_are_refused_or_said_in_the_first_line(answers: dict[str
     assert "1 of them unanswered and counted as wrong" in done(*given, "--count-missing").splitlines()[0]
 
 
-def test_a_score_says_what_gave_the_answers(answers: dict[str, str]) -> None:
-    branch = {"fingerprint": "sums2048-crc32:0badcafe", "prior": "small-world", "prior_fingerprint": "f00d"}
-    model = {"host": {"id": "Qwen2.5-VL"}, "branch": branch, "adapter": None}
-    for name, control in (("right", "zeroed"), ("wrong", "on")):
-        beside = Path(answers[name]).with_suffix(".run.json")
-        beside.write_text(json.dumps({"settings": {"control": control, "model": model}, "run": "0123456789ab"}))
-    questions = ["vsibench", answers["right"], "--references", answers["asked"]]
-    shown = done(*questions, "--compare", answers["wrong"])
-    line = "Qwen2.5-VL, branch sums2048-crc32:0badcafe, prior small-world f00d; run 0123456789ab"
-    assert f"Answers: control zeroed; {line}" in shown
-    assert f"Answers: control on; {line}" in shown
-    found = json.loads(done(*questions, "--json", "-"))
-    assert (found["answers"]["control"], found["answers"]["branch"]) == ("zeroed", "sums2048-crc32:0badcafe")
-
-
 def test_a_comparison(answers: dict[str, str]) -> None:
     given = ("vsibench", answers["right"], "--references", answers["asked"])
     shown = done(*given, "--compare", answers["wrong"], "--compare", answers["right"])

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from vega3d_plugin.cli.app import app
 from vega3d_plugin.contracts.errors import BadRowsError, SettingsError
-from vega3d_plugin.evaluation.answering.parts import AnswersError, read_run
+from vega3d_plugin.evaluation.answering.parts import AnswersError, described_run, read_run
 from vega3d_plugin.evaluation.answering.run import Answered, answer
 from vega3d_plugin.evaluation.harness_host import EvaluatedHost, HostArguments
 from vega3d_plugin.evaluation.metrics import score
@@ -170,6 +170,26 @@ def test_score_reads_it(run: Run) -> None:
     assert record["settings"]["protocol"]["generation"] == "greedy"
     assert record["about"]["versions"]["torch"]
     assert {json.loads(line)["run"] for line in out.read_text().splitlines()} == {record["run"]}
+
+
+def test_a_score_says_which_model_and_control_gave_the_answers(run: Run, tmp_path: Path) -> None:
+    _, out = run()
+    _, off = run("off", control="off")
+    mark = read_run(out)["settings"]["model"]["branch"]["fingerprint"]
+    shown = CliRunner().invoke(app, ["score", "vsibench", str(out), "--compare", str(off)])
+    assert shown.exit_code == 0, shown.output
+    assert f"a.jsonl: control on, host host, branch {mark} tiny-wan" in shown.output
+    assert "off.jsonl: control off, " in shown.output
+    values = json.loads(CliRunner().invoke(app, ["score", "vsibench", str(out), "--json", "-"]).stdout)
+    assert values["answers"]["control"] == "on"
+    # The record of another run beside these rows would tell a wrong control.
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_bytes(out.read_bytes())
+    shutil.copy(off.with_suffix(".run.json"), mixed.with_suffix(".run.json"))
+    with pytest.raises(AnswersError, match="not of one run"):
+        described_run(mixed)
+    mixed.with_suffix(".run.json").unlink()
+    assert "is not recorded" in CliRunner().invoke(app, ["score", "vsibench", str(mixed)]).output
 
 
 def test_bad_rows_are_named_or_left_out(run: Run, root: Path) -> None:

@@ -33,6 +33,7 @@ def ids(out: Path) -> list[str]:
     return [json.loads(line)["sample_id"] for line in out.read_text().splitlines()]
 
 
+@pytest.mark.once
 def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
     for moment in every_kill(lambda: answer(shutil_path(tmp_path) / "a.jsonl", total=2)):
         out = tmp_path / "run" / "a.jsonl"

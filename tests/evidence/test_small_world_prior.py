@@ -19,7 +19,7 @@ from vega3d_plugin.contracts.errors import CheckpointError, PriorError
 from vega3d_plugin.contracts.priors import Prior
 from vega3d_plugin.priors.diffusion.flow_matching import draw_noise
 from vega3d_plugin.priors.wan import small_world
-from vega3d_plugin.priors.wan.small_world import SmallWorldPrior
+from vega3d_plugin.priors.wan.small_world.prior import SmallWorldPrior
 
 
 @pytest.fixture(scope="module")

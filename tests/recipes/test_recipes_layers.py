@@ -268,7 +268,6 @@ def test_the_folder_is_that_of_the_file_which_names_it(write: Write, tmp_path: P
     ("text", "message"),
     [
         ("lora: {modules_to_save: null}", "line 2, lora.modules_to_save: must name 'vega3d': PEFT freezes and forgets"),
-        ("prior: null", "lora.modules_to_save: names 'vega3d', but with `prior: null` there is no branch"),
         ("tune: {language: full}", "line 4, lora: no part trains by LoRA"),
         ("lora: null\ntune: {vision: lora}", "line 3, tune.vision: is to train by LoRA, but the recipe has no block"),
         ("fusion: {name: token_gated}", "fusion.init: fuser 'token_gated' cannot start as identity. Write `init:"),
@@ -308,3 +307,26 @@ def test_a_scale_may_be_a_fraction(write: Write) -> None:
 
 def test_leaves_are_named_as_overrides_name_them() -> None:
     assert dict(leaves({"a": {"b": 1, "c": {}}, "d": [1]})) == {"a.b": 1, "a.c": {}, "d": [1]}
+
+
+def test_prior_null_is_one_switch(write: Write) -> None:
+    text = "extends: ./base.yaml\ntune: {branch: {mode: full, learning_rate: 1e-3}}\n"
+    alone = read_recipe(write(text, base=BASE), ["prior=null"])
+    assert (alone.prior, alone.lora) == (None, {"r": 8, "target_modules": ["q_proj"], "modules_to_save": None})
+    assert alone.tune is not None
+    assert alone.tune.branch.mode == "frozen"
+    kept = read_recipe(write(text, base=BASE), ["prior=null", "lora.modules_to_save=[lm_head, vega3d]"])
+    assert kept.lora is not None
+    assert kept.lora["modules_to_save"] == ["lm_head"]
+
+
+def test_settings_that_clash_say_where_each_was_written(write: Write, tmp_path: Path) -> None:
+    base = BASE + "data: {files: a.json, sampling: fps, fps: 0.5}\n"
+    told = mistakes(write("extends: ./base.yaml\ndata:\n  sampling: uniform\n", base=base))
+    assert "`fps` is for `sampling: fps` alone, and `sampling` is uniform. `fps: null` removes it" in told
+    assert f"(`sampling`: line 3, `fps`: inherited from {tmp_path / 'base.yaml'}, line 9)" in told
+    told = mistakes(tmp_path / "base.yaml", "data.sampling=uniform")
+    assert "(`sampling`: override `data.sampling=uniform`, `fps`: line 9)" in told
+    assert "inherited" not in mistakes(write(base.replace("sampling: fps", "sampling: uniform"), base=None))
+    fixed = write("extends: ./base.yaml\ndata: {sampling: uniform, fps: null}\n", base=base)
+    assert read_recipe(fixed).data is not None

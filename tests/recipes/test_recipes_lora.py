@@ -8,7 +8,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 import vega3d
-from vega3d_plugin.recipes.library import LoraTargetError, check_lora_targets, read_recipe
+from vega3d_plugin.recipes import LoraTargetError, check_lora_targets, read_recipe
 from vega3d_qwen_vl.tiny import tiny_model
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,17 +12,26 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from typer.testing import CliRunner
 
 import vega3d
 from vega3d_plugin.checkpoints.checkpoint_card import CheckpointParts, checkpoint_card
+from vega3d_plugin.cli.app import app
 from vega3d_plugin.training.data import read_data
 from vega3d_plugin.training.job import make_job
+from vega3d_plugin.training.next_commands import next_commands
 from vega3d_qwen_vl import tiny as qwen
 
 DATA = Path(__file__).parents[2] / "recipes/smoke_data/rows.json"
-RUN = ["train.max_steps=1", "train.report_rows=0", "train.learning_rate=0.05", "train.warmup_ratio=0.0"]
+RUN = [
+    f"data.eval_files={DATA}",
+    "train.max_steps=1",
+    "train.report_rows=0",
+    "train.learning_rate=0.05",
+    "train.warmup_ratio=0.0",
+]
 FULL = ["lora=null", "tune={language: full}"]
-BASELINE = ["prior=null", "lora.modules_to_save=null"]
+BASELINE = ["prior=null", f"data.eval_files={DATA}"]
 
 
 def code_of(card: str) -> str:
@@ -53,6 +64,15 @@ def test_its_lines_load_what_was_trained(overrides: list[str], tmp_path: Path) -
     assert ("1. the branch" in card) == (overrides is not BASELINE)
     assert ("first the branch, then the adapter" in card) == (overrides == [])
     assert "More Information Needed" not in card
+    if overrides is BASELINE:
+        commands = next_commands(output, checkpoint, job.recipe.to_dict())
+        assert [line.split()[:2] for line in commands] == [["vega3d", "report"], ["vega3d", "answer"]]
+        for line in commands:
+            told = CliRunner().invoke(app, shlex.split(line)[1:])
+            assert told.exit_code == 0, told.output
+
+        answers = (output / "answers.jsonl").read_text().splitlines()
+        assert sum("prediction" in json.loads(line) for line in answers) == len(data)
 
 
 def test_what_it_tells() -> None:

@@ -91,7 +91,7 @@ def test_what_is_refused_is_what_the_prior_refuses() -> None:
         refuse = single_frames(read_recipe(SMOKE, ["data={files: rows.json, frames: 4}", *overrides]))
         assert refuse is not None
         assert bool(refuse(conversation(*media))) == refused, (overrides, media)
-    for other in (["prior.context=frame"], ["prior.context=views"], ["prior=null", "lora.modules_to_save=null"]):
+    for other in (["prior.context=frame"], ["prior.context=views"], ["prior=null"]):
         assert single_frames(read_recipe(SMOKE, other)) is None
 
 

@@ -224,7 +224,7 @@ def test_rows_that_cannot_be_asked_end_no_run(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_runs_are_compared(trained: Path, tmp_path: Path) -> None:
-    job(tmp_path, "baseline", "prior=null", "lora.modules_to_save=null", "train.max_steps=2").run()
+    job(tmp_path, "baseline", "prior=null", "train.max_steps=2").run()
     result = CliRunner().invoke(
         app, ["report", str(trained), str(tmp_path / "baseline"), "--out", f"{tmp_path}/ab.html"]
     )

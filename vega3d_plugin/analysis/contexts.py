@@ -19,7 +19,8 @@ from ..contracts.tables import PRIORS
 from ..features.store import FeatureStore, dtype_key
 from ..priors.diffusion.prior import DiffusionPrior
 from ..priors.frozen.prior import FrozenPrior
-from ..priors.load import load_prior, resolve
+from ..priors.load import load_prior
+from ..priors.resolving import resolve
 from ..scenes.scene import Scene
 from ..scenes.views import uniform
 from .adjacent import check_finite

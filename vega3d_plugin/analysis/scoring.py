@@ -20,7 +20,7 @@ from ..contracts.priors import Prior
 from ..priors.frozen.devices import usable
 from ..scenes.consistency import check_geometry
 from ..scenes.scene import Scene
-from ..storage.record import library_version
+from ..storage.versions import library_version
 from ..storage.writing import write_atomically
 from .contexts import AnyPrior, Extractor, JudgedViews, contexts_of, in_context, joined, judged_views
 from .controls import CONTROLS, Absent, another_view, feature_controls

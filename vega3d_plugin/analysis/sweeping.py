@@ -21,7 +21,7 @@ from ..priors.diffusion.prior import DiffusionPrior
 from ..priors.frozen.prior import FrozenPrior
 from ..priors.load import load_prior
 from ..scenes.scene import Scene
-from ..storage.record import library_version
+from ..storage.versions import library_version
 from .adjacent import check_finite
 from .charts import save
 from .contexts import (

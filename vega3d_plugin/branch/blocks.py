@@ -1,4 +1,4 @@
-"""What ``with`` blocks ask of a branch while they are open: switched off, zeroed, its shares recorded.
+"""What ``with`` blocks ask of a branch, or tell it, while they are open: switched off, zeroed, its shares recorded.
 
 A block acts on calls in its own thread (or asyncio task) alone, so a server may compute one answer without the branch
 while other threads compute theirs with it. Blocks may overlap, nest, and end in any order: each ends itself and no
@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..contracts.clips import Clip
 from ..contracts.shares import Shares
 from .calls import BranchKey
 
-Kind = Literal["disabled", "zeroed", "shares"]
+Kind = Literal["disabled", "zeroed", "shares", "told", "asked", "points"]
+SWITCHES = ("disabled", "zeroed")
 #: Receives clips and, for each, the shares of its tokens, in maps ``[t, h, w]``.
 Recorder = Callable[[Sequence[Clip], Sequence[Shares]], None]
 
@@ -32,12 +33,14 @@ class Block:
         key: of the branch.
         kind: what it asks for.
         recorder: where shares go.
+        value: what it tells.
         is_open: False once it has ended, also for contexts that were copied while it was open.
     """
 
     key: weakref.ref[BranchKey]
     kind: Kind
     recorder: Recorder | None = None
+    value: Any = None
     is_open: bool = True
 
 
@@ -48,10 +51,12 @@ _shared: tuple[Block, ...] = ()
 
 
 @contextmanager
-def block(key: BranchKey, kind: Kind, recorder: Recorder | None = None, *, all_threads: bool = False) -> Iterator[None]:
+def block(
+    key: BranchKey, kind: Kind, recorder: Recorder | None = None, *, value: Any = None, all_threads: bool = False
+) -> Iterator[None]:
     """Open a block: for calls in this thread, or for those in all threads."""
     global _shared
-    new = Block(weakref.ref(key), kind, recorder)
+    new = Block(weakref.ref(key), kind, recorder, value)
     if all_threads:
         with _lock:
             _shared = (*_shared, new)
@@ -74,4 +79,4 @@ def open_blocks(key: BranchKey) -> list[Block]:
 
 def switches(key: BranchKey) -> frozenset[str]:
     """Those of ``disabled`` and ``zeroed`` that are on."""
-    return frozenset(b.kind for b in open_blocks(key) if b.kind != "shares")
+    return frozenset(b.kind for b in open_blocks(key) if b.kind in SWITCHES)

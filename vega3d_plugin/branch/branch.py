@@ -25,6 +25,7 @@ from .copies import running
 from .first_step import watch_first_steps
 from .fusers.build import build_fuser
 from .history import History
+from .positions import SinusoidEmbedding, discretised
 from .projectors import build_projector, parameter_dtype, project
 from .records import check_loaded
 
@@ -88,12 +89,25 @@ class GenerativeBranch(nn.Module):
         """How often the seam has fused tokens in this thread since the host's forward last returned."""
         return calls.fired(self.key)
 
+    @property
+    def uses_instruction(self) -> bool:
+        """Whether the fuser has to be told what is asked."""
+        return self.fuser.uses_context
+
     def switches(self) -> frozenset[str]:
         """Those of ``disabled`` and ``zeroed`` that are on for a call in this thread."""
         everywhere = {"disabled": not self.enabled, "zeroed": self.zeroed}
         return switches(self.key) | {name for name, on in everywhere.items() if on}
 
-    def forward(self, tokens: Tensor | None, clips: Sequence[Clip] = (), *, acting: bool = True) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor | None,
+        clips: Sequence[Clip] = (),
+        *,
+        acting: bool = True,
+        context: Tensor | None = None,
+        points: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         """Fuse the prior's features into a host's visual tokens.
 
         Args:
@@ -102,6 +116,8 @@ class GenerativeBranch(nn.Module):
                 gradients).
             clips: the clips of these tokens.
             acting: False for rows that are no step of an episode, so that no history is kept.
+            context: ``[len(clips), D]``, the instruction of each clip, for a fuser that uses it.
+            points: of each clip the world points of its tokens ``[t, h, w, 3]`` in metres, for ``positions="sin3d"``.
 
         Returns:
             ``[L, D]`` in the dtype of ``tokens``.
@@ -120,7 +136,7 @@ class GenerativeBranch(nn.Module):
         clips = self.history.extend(clips, keep=acting and not (self.training or torch.is_grad_enabled()))
         dtype = parameter_dtype(self) or tokens.dtype
         fused = []
-        start = 0
+        start = first = 0
         # Clips of one frame size go through projector and fuser together.
         for size, group in groupby(clips, key=lambda clip: (clip.grid.h, clip.grid.w)):
             members = list(group)
@@ -128,16 +144,22 @@ class GenerativeBranch(nn.Module):
             count = rows * size[0] * size[1]
             semantic = tokens[start : start + count].to(dtype).reshape(rows, *size, -1)
             generative = self.generative_tokens(members, tokens.device, dtype)
-            fused.append(self._fused(semantic, generative, members).reshape(count, -1))
-            start += count
-        idle = list(self.fuser.idle_parameters(None))
+            asked = None if context is None else context[first : first + len(members)]
+            fused.append(self._fused(semantic, generative, members, asked).reshape(count, -1))
+            start, first = start + count, first + len(members)
+        idle = list(self.fuser.idle_parameters(context))
         out = torch.cat(fused) if len(fused) > 1 else fused[0]
         if dtype.itemsize < tokens.dtype.itemsize:
             # What the branch changes is added, so that a branch that changes nothing leaves every bit of them.
             out = tokens + (out - tokens.to(dtype)).to(tokens.dtype)
         if idle and torch.is_grad_enabled():
             out = out + self._touch(idle).to(out.dtype)
-        return out.to(tokens.dtype)
+        out = out.to(tokens.dtype)
+        if points is None:
+            return out
+        places = torch.cat([each.reshape(-1, 3) for each in points]).to(out.device)
+        embedded: Tensor = SinusoidEmbedding(self.seam.hidden_size)(discretised(places))
+        return out + embedded.to(out.dtype)
 
     def generative_tokens(self, clips: Sequence[Clip], device: torch.device, dtype: torch.dtype) -> Tensor:
         """Projected features of clips that share one frame size: ``[sum of t, h, w, D]``."""
@@ -215,13 +237,16 @@ class GenerativeBranch(nn.Module):
             views.features = _channels_last(self._extract(clip))
         return views.features
 
-    def _fused(self, semantic: Tensor, generative: Tensor, clips: Sequence[Clip]) -> Tensor:
+    def _fused(self, semantic: Tensor, generative: Tensor, clips: Sequence[Clip], context: Tensor | None) -> Tensor:
         """Tokens ``[sum of t, h, w, D]`` of these clips, fused; their shares go to whoever records them."""
         recorders = self._recorders()
+        if context is not None:
+            rows = torch.tensor([clip.grid.t for clip in clips], device=context.device)
+            context = context.repeat_interleave(rows, dim=0).to(semantic.device)
         if not recorders:
-            return self.fuser(semantic, generative)  # type: ignore[no-any-return]
+            return self.fuser(semantic, generative, context=context)  # type: ignore[no-any-return]
         with measured_shares() as found:
-            fused: Tensor = self.fuser(semantic, generative)
+            fused: Tensor = self.fuser(semantic, generative, context=context)
         shares = found[-1].split([clip.grid.t for clip in clips])
         for recorder in recorders:
             recorder(clips, shares)

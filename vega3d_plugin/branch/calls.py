@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from ..contracts.seams import ImageSamples
+    from .shown import Shown
 
 
 class BranchKey:
@@ -46,7 +46,7 @@ class HostCall:
         frame: of the stack, in which the forward runs; None outside of any forward.
         fired: how often the seam has fused tokens.
         joined: images were made the views of one scene before it was known which prompts they belong to.
-        samples: images per sample of the batch, where the host told.
+        shown: the prompts, and which pictures belong to which, where that matters.
         notes: what the reader noted on the way to the seam.
         notes_last: the notes outlast the next fusion.
         left_out: which noted pixels no point has fused, to be said when the forward ends.
@@ -59,7 +59,7 @@ class HostCall:
     frame: FrameType | None = None
     fired: int = 0
     joined: bool = False
-    samples: ImageSamples | None = None
+    shown: Shown | None = None
     notes: Any = None
     notes_last: bool = False
     left_out: str = ""
@@ -69,7 +69,7 @@ class HostCall:
 
     def close(self) -> None:
         """Let go of pixels, whoever still holds this call."""
-        self.is_over, self.frame, self.samples, self.notes = True, None, None, None
+        self.is_over, self.frame, self.shown, self.notes = True, None, None, None
 
 
 # Tuples, not lists: a copied context (asyncio.to_thread) must not see what is begun in another.
@@ -92,7 +92,7 @@ def begin(key: BranchKey, *, encodes: bool) -> HostCall:
     elif early is not None:
         # A host may encode in `generate` and hand on embeddings alone.
         call.left_out = early.left_out
-    call.frame = _module_frame()
+    call.frame = module_frame()
     _OPEN.set((*_still_open(), call))
     return call
 
@@ -182,14 +182,20 @@ def _still_open() -> tuple[HostCall, ...]:
     calls = _OPEN.get()
     if not calls:
         return calls
+    running = running_frames()
+    return tuple(c for c in calls if not c.is_over and (c.frame is None or c.frame in running))
+
+
+def running_frames() -> set[FrameType]:
+    """The frames of this thread's stack."""
     running, frame = set(), sys._getframe(1)
     while frame is not None:
         running.add(frame)
         frame = frame.f_back  # type: ignore[assignment]
-    return tuple(c for c in calls if not c.is_over and (c.frame is None or c.frame in running))
+    return running
 
 
-def _module_frame() -> FrameType | None:
+def module_frame() -> FrameType | None:
     """The frame of torch that called the hook; what runs in this forward has it below itself on the stack."""
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_globals.get("__name__") != "torch.nn.modules.module":

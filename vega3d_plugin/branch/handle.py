@@ -10,13 +10,11 @@ from torch import nn
 
 from ..contracts.errors import PatchError
 from ..contracts.priors import Prior
-from ..contracts.seams import Seam
+from ..contracts.seams import CHILD, Seam
 from ..contracts.settings import BranchSettings
 from .branch import GenerativeBranch, active_branch
 from .copies import running_modules
 from .history import Episode
-
-CHILD = "vega3d"
 
 
 @dataclass(frozen=True)

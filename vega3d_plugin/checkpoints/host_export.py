@@ -12,7 +12,8 @@ from torch import nn
 from ..contracts.errors import SavedBranchError
 from ..hosts.loading import load_host, load_processor, read_source
 from ..storage.reading import read_json
-from ..storage.record import MARK, MERGED_FILE, library_version, read_run
+from ..storage.record import MARK, MERGED_FILE, read_run
+from ..storage.versions import library_version
 from ..storage.writing import folder_written_whole, write_json
 from .reading import holds_branch, saved_folder
 from .trainer_folder import NONE, TrainerFolder, adapter_checksums, find_trained, holds_host, with_adapter

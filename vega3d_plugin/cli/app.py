@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from ..plugins import plugin_manager
-from ..storage.record import library_version
+from ..contracts.errors import was_interrupted
+from ..storage.versions import library_version
 from .ablate import ablate
 from .analyse import analyse
 from .answer import answer
@@ -76,7 +77,23 @@ there is, checks that it works on your host, and looks into what was trained.
                                          what it sees in a video, as a picture
 """
 
+
+class Verbs(TyperGroup):
+    """The verbs. Ctrl-C ends each with one line and exit code 130; some say themselves what they leave."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a verb."""
+        try:
+            return super().invoke(ctx)
+        except (Exception, KeyboardInterrupt) as error:
+            if not was_interrupted(error):
+                raise
+            err.print("Interrupted.")
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=Verbs,
     help=HELP,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -99,6 +116,8 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
+    from ..plugins import plugin_manager
+
     # A broken plugin is told in one line below, not in the middle of the output.
     logging.getLogger("vega3d").addHandler(logging.NullHandler())
     broken = plugin_manager().broken

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from ..checkpoints.released.loading import ReleasedBranch, convert_released
-from ..storage.record import CONFIG_FILE, TOWER_FILE
 from .output import out, print_json, print_pairs, yellow_warnings
 from .targets import OutputError
+
+if TYPE_CHECKING:
+    from ..checkpoints.released.loading import ReleasedBranch
 
 
 def convert(
@@ -49,6 +50,9 @@ def convert(
     or, with the language model's weights of SRC too:
       vega3d.load_released(model, SRC)
     """
+    from ..checkpoints.released.loading import convert_released
+    from ..storage.record import CONFIG_FILE
+
     if not force and (target / CONFIG_FILE).exists():
         raise OutputError(f"{target} holds a branch already. Pass --force to replace it, or another --out.")
     if target.is_file():
@@ -68,6 +72,8 @@ def convert(
 
 
 def _print_json(released: ReleasedBranch, target: Path, host: str, prior: str | None) -> None:
+    from ..storage.record import TOWER_FILE
+
     print_json(
         {
             "source": released.where,
@@ -86,6 +92,8 @@ def _print_json(released: ReleasedBranch, target: Path, host: str, prior: str | 
 
 
 def _print(released: ReleasedBranch, target: Path, host: str, prior: str | None) -> None:
+    from ..storage.record import TOWER_FILE
+
     out.print(Text(f"{target}", style="bold"), soft_wrap=True)
     settings = released.inferred.settings
     chosen, own = settings.get("prior", {}), (target / TOWER_FILE).is_file()

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.padding import Padding
-from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from ..branch.learned_scalars import Scalar, learned_scalars, saved_share
-from ..checkpoints.branch_files import SavedBranch
-from ..checkpoints.fitting import check_fit
-from ..checkpoints.reading import read_saved
 from ..contracts.errors import Vega3dError
-from ..contracts.settings import FusionSettings
-from ..contracts.yaml_text import dump_yaml
 from .output import GAP, out, print_json, print_pairs, print_table, table
+
+if TYPE_CHECKING:
+    from ..branch.learned_scalars import Scalar
+    from ..checkpoints.branch_files import SavedBranch
+    from ..contracts.settings import FusionSettings
 
 
 def info(
@@ -31,6 +29,10 @@ def info(
     holds the branch: a PEFT adapter or a full model. Nothing but the branch's
     own tensors is read.
     """
+    from ..branch.learned_scalars import learned_scalars, saved_share
+    from ..checkpoints.fitting import check_fit
+    from ..checkpoints.reading import read_saved
+
     saved = read_saved(source, revision=revision)
     check_fit(saved.where, saved.record, saved.tensors)
     built = _fusion(saved)
@@ -59,6 +61,10 @@ def info(
         out.print("\n[bold]Learned scalars[/]")
         print_pairs({scalar.name: _value(scalar) for scalar in scalars})
     out.print("\n[bold]Settings[/]")
+    from rich.syntax import Syntax
+
+    from ..contracts.yaml_text import dump_yaml
+
     text = dump_yaml(record["settings"])
     out.print(Padding(Syntax(text.rstrip(), "yaml", theme="ansi_dark", background_color="default"), (0, 0, 0, GAP)))
     out.print()
@@ -67,6 +73,8 @@ def info(
 
 def _fusion(saved: SavedBranch) -> tuple[FusionSettings | None, int]:
     """How the branch fuses, and the host's hidden size."""
+    from ..contracts.settings import FusionSettings
+
     try:
         return FusionSettings.parse(saved.record["settings"]["fusion"]), saved.record["host"]["hidden_size"]
     except Vega3dError:

@@ -14,10 +14,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ..contracts.later import LazyFuser
 from ..contracts.seams import seen_with
 from ..contracts.tables import FUSERS, HOSTS, PRIORS
-from ..hosts.installed import plugin_states
-from ..recipes.library import list_recipes
 from .output import GAP, listed, out, print_json, print_table, stacked, table
 
 Row = dict[str, Any]
@@ -58,13 +57,13 @@ def ls(
 
 
 def _hosts() -> list[Row]:
-    hosts = HOSTS
+    hosts = [HOSTS.registered(name) for name in HOSTS.names()]
     return [
         {
             "name": h.name,
             "summary": h.summary,
             "classes": list(h.classes),
-            "plugin": hosts.plugin_of(h.name),
+            "plugin": HOSTS.plugin_of(h.name),
             "seen_with": seen_with(h),
         }
         for h in hosts
@@ -141,22 +140,18 @@ def _source(row: Row) -> str:
 
 
 def _fusers() -> list[Row]:
-    fusers = FUSERS
-    rows = []
-    for name in fusers.names():
-        cls = fusers.get(name)
-        parameters = list(inspect.signature(cls).parameters.values())
-        options = {p.name: None if p.default is p.empty else p.default for p in parameters if p.name != "hidden_size"}
-        rows.append(
-            {
-                "name": name,
-                "identity_start": cls.identity is not None,
-                "options": options,
-                "summary": _first_sentence(inspect.getdoc(cls) or ""),
-                "plugin": fusers.plugin_of(name),
-            }
-        )
-    return rows
+    return [{"name": name, **_about_fuser(name), "plugin": FUSERS.plugin_of(name)} for name in FUSERS.names()]
+
+
+def _about_fuser(name: str) -> Row:
+    """What it does, from what was registered: a class, or what stands for one until it is used."""
+    found = FUSERS.registered(name)
+    if isinstance(found, LazyFuser):
+        return {"identity_start": found.identity, "options": dict(found.options), "summary": found.summary}
+    parameters = list(inspect.signature(found).parameters.values())
+    options = {p.name: None if p.default is p.empty else p.default for p in parameters if p.name != "hidden_size"}
+    summary = _first_sentence(inspect.getdoc(found) or "")
+    return {"identity_start": found.identity is not None, "options": options, "summary": summary}
 
 
 def _fusers_table(rows: list[Row]) -> Table:
@@ -173,6 +168,8 @@ def _fusers_table(rows: list[Row]) -> Table:
 
 
 def _plugins() -> list[Row]:
+    from ..hosts.installed import plugin_states
+
     return [
         {"name": s.name, "source": s.source, "registered": s.registered, "error": s.error or None}
         for s in plugin_states()
@@ -196,6 +193,8 @@ def plugin_cell(registered: dict[str, list[str]], error: str) -> Text:
 
 
 def _recipes() -> list[Row]:
+    from ..recipes.library import list_recipes
+
     return [{"name": r.name, "path": str(r.path), "summary": r.summary} for r in list_recipes()]
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
 from ..contracts.paths import names_file
-from ..recipes.layers import FOLDER, leaves
-from ..recipes.library import Examined, RecipeError, examine_recipe, find_recipe, list_recipes
-from ..recipes.yaml import dump
 from .ls import Kind, ls
 from .output import err, out, print_error, print_json, print_table, table
 from .targets import check_target, write
+
+if TYPE_CHECKING:
+    from ..recipes.library import Examined
 
 HELP = """List, show, copy and check recipes: settings of whole experiments.
 
@@ -57,6 +57,8 @@ def show(
 
     Variables of the environment that are not set stay as they are written.
     """
+    from ..recipes.yaml import dump
+
     names, overrides = _split(arguments)
     if len(names) != (2 if diff else 1):
         raise typer.BadParameter(f"{'two recipes are' if diff else 'one recipe is'} expected, got {len(names)}.")
@@ -87,6 +89,10 @@ def cp(
     See all settings by [bold]vega3d recipes show FILE[/], all defaults too
     by [bold]--defaults[/].
     """
+    from ..recipes.layers import FOLDER
+    from ..recipes.library import find_recipe
+    from ..recipes.yaml import dump
+
     if names_file(name):
         raise typer.BadParameter(f"{name} is a file of your own; `cp` copies recipes of the library, by name.")
     recipe = find_recipe(name)
@@ -114,6 +120,8 @@ def validate(
     The exit code is 1 when there is any. What only the host itself can tell,
     such as whether a LoRA pattern matches, is checked when training begins.
     """
+    from ..recipes.library import RecipeError, examine_recipe, list_recipes
+
     names, overrides = _split(arguments or [])
     names = names or [recipe.name for recipe in list_recipes()]
     found = {name: examine_recipe(name, overrides) for name in names}
@@ -139,6 +147,8 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _values(name: str, overrides: list[str], defaults: bool) -> dict[str, Any]:
+    from ..recipes.library import RecipeError, examine_recipe
+
     examined = examine_recipe(name, overrides)
     if examined.settings is None:
         raise RecipeError(examined.path, examined.problems)
@@ -146,6 +156,8 @@ def _values(name: str, overrides: list[str], defaults: bool) -> dict[str, Any]:
 
 
 def _show_difference(names: list[str], values: list[dict[str, Any]], as_json: bool) -> None:
+    from ..recipes.layers import leaves
+
     flat = [dict(leaves(each)) for each in values]
     settings = [s for s in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(s, ...) != flat[1].get(s, ...)]
     if as_json:
@@ -163,6 +175,8 @@ def _show_difference(names: list[str], values: list[dict[str, Any]], as_json: bo
 
 def _written(value: Any) -> str:
     """As YAML has it."""
+    from ..recipes.yaml import dump
+
     return dump(value).removesuffix("\n...\n").strip()
 
 

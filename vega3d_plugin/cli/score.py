@@ -91,7 +91,7 @@ def score(
       vega3d score scanqa answers.jsonl --as leo --references val.json
       vega3d score scanrefer ours.jsonl --compare baseline.jsonl
     """
-    from ..evaluation.answering.parts import origin
+    from ..evaluation.answering.parts import described_run
     from ..evaluation.metrics import compare as compared
     from ..evaluation.metrics import score as run
 
@@ -109,15 +109,16 @@ def score(
             run(benchmark, file, references or None, as_, **options, tick=lambda what: status.update(f"Scoring {what}"))
             for file in files
         ]
+        runs = [described_run(file) for file in files]
         status.update("Comparing")
         common = "missing" in options["leave_out"]
         comparisons = [compared(scores[0], other, common=common) for other in scores[1:]]
-    origins = [origin(file) for file in files]
-    values = {**scores[0].to_dict(), "answers": origins[0]}
+    values = {**scores[0].to_dict(), "answers": runs[0]}
     if compare:
-        pairs = zip(compare, scores[1:], comparisons, origins[1:], strict=True)
+        pairs = zip(compare, scores[1:], runs[1:], comparisons, strict=True)
         values["comparisons"] = [
-            {"file": str(f), "headline": s.headline, "answers": o, **c.to_dict()} for f, s, c, o in pairs
+            {"file": str(file), "headline": other.headline, "answers": about, **found.to_dict()}
+            for file, other, about, found in pairs
         ]
     if per_item is not None:
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in scores[0].per_item()]
@@ -129,10 +130,10 @@ def score(
         print_json(values)
         return
     _print_score(scores[0])
-    _print_origin(origins[0])
-    for file, other, comparison, whose in zip(files[1:], scores[1:], comparisons, origins[1:], strict=True):
+    _print_run(predictions, runs[0])
+    for file, other, about, comparison in zip(files[1:], scores[1:], runs[1:], comparisons, strict=True):
         _print_comparison(predictions, file, other, comparison)
-        _print_origin(whose)
+        _print_run(file, about)
     for path, what in ((per_item, "Question by question"), (report, "Everything")):
         if path is not None:
             out.print(Text(f"{what}: {path}", style="dim"), soft_wrap=True)
@@ -164,16 +165,18 @@ def _print_score(found: Score) -> None:
     out.print(Text(f"Signature: {found.figures[0].signature}", style="dim"), soft_wrap=True)
 
 
-def _print_origin(origin: Mapping[str, Any] | None) -> None:
-    """What gave the answers, where a file beside them says it: a score is of a control and of a branch."""
-    if origin is None:
-        return
-    branch = "without a branch"
-    if origin["branch"] is not None:
-        branch = f"branch {origin['branch']}, prior {origin['prior']} {origin['prior_fingerprint'] or 'not recorded'}"
-    adapter = ", with an adapter" if origin["adapter"] else ""
-    line = f"Answers: control {origin['control']}; {origin['host']}{adapter}, {branch}; run {origin['run']}"
-    out.print(Text(line, style="dim" if origin["control"] == "on" else "yellow"), soft_wrap=True)
+def _print_run(file: Path, run: Mapping[str, Any] | None) -> None:
+    """Which model gave the answers, under which control; what nobody has written down is said to be unknown."""
+    if run is None:
+        text = f"{file.name}: which model, branch and control gave these answers is not recorded."
+    else:
+        branch = run["branch"]
+        parts = [f"control {run['control']}", f"host {run['host']}"]
+        parts.append("no branch" if branch is None else "branch " + " ".join(str(v) for v in branch.values() if v))
+        parts += ["with an adapter"] if run["adapter"] else []
+        parts += [f"{run['left_out']} questions left out"] if run["left_out"] else []
+        text = f"{file.name}: {', '.join(parts)}; run {run['run']}"
+    out.print(Text(text, style="dim"), soft_wrap=True)
 
 
 def _print_headline(found: Score) -> None:

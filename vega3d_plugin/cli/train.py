@@ -90,6 +90,7 @@ def train(
 
 
 def _trained(job: Job, last: Path, as_json: bool) -> None:
+    from ..training.next_commands import next_commands
     from ..training.report import FILE
     from ..training.validation import best_checkpoint
 
@@ -109,7 +110,8 @@ def _trained(job: Job, last: Path, as_json: bool) -> None:
         out.print(Text.assemble("Best:    ", (str(best.checkpoint), "bold"), text), soft_wrap=True)
     if report.is_file():
         out.print(Text.assemble("Report:  ", (str(report), "bold")), soft_wrap=True)
-    out.print(f"  vega3d info {last}", markup=False, soft_wrap=True, style="dim")
+    for line in next_commands(job.output, last, job.recipe.to_dict()):
+        out.print(f"  {line}", markup=False, soft_wrap=True, style="dim")
 
 
 def _where_it_begins(job: Job, resume: bool) -> None:

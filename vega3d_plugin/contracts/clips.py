@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from .errors import AlignmentError, FramesError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Half-precision pixels are rounded by up to 2**-7 of their normalised value; anything beyond this is a wrong range.
 RANGE_TOLERANCE = 0.02
@@ -78,6 +78,8 @@ class PixelStatistics:
 
     @staticmethod
     def _column(values: tuple[float, float, float], like: Tensor) -> Tensor:
+        import torch
+
         return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
@@ -114,6 +116,7 @@ class Clip:
             and ``grid`` is that of the others.
         scene: the views among which this one, ``frames[0]``, is number ``place``; None where the frames are all.
         place: see ``scene``.
+        sample: the row of the batch that the clip belongs to, where the reader was told.
     """
 
     frames: Tensor
@@ -122,6 +125,7 @@ class Clip:
     past: int = 0
     scene: SceneViews | None = None
     place: int = 0
+    sample: int | None = None
 
     @property
     def key(self) -> str:
@@ -138,6 +142,8 @@ def clip_key(frames: Tensor) -> str:
     Args:
         frames: ``[T, 3, H, W]`` in [0, 1].
     """
+    import torch
+
     pixels = (frames.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous()
     digest = hashlib.sha256(repr(tuple(pixels.shape)).encode())
     digest.update(pixels.numpy().tobytes())
@@ -154,7 +160,9 @@ def check_frames(frames: Tensor, where: str) -> Tensor:
     Raises:
         FramesError: wrong type, shape, dtype, NaN or infinity, or value range.
     """
-    if not isinstance(frames, Tensor):
+    import torch
+
+    if not isinstance(frames, torch.Tensor):
         raise FramesError(f"{where} expects a tensor [T, 3, H, W] in [0, 1], got {type(frames).__name__}.")
     if frames.ndim != 4 or frames.shape[1] != 3 or min(frames.shape) < 1:
         hint = " It looks channels-last: use frames.permute(0, 3, 1, 2)." if frames.shape[-1:] == (3,) else ""
@@ -183,4 +191,6 @@ def uniform_indices(total: int, count: int) -> list[int]:
         raise FramesError(f"Need at least one frame to sample from and one to sample, got {total} and {count}.")
     if count == total:
         return list(range(total))
+    import torch
+
     return [int(i) for i in torch.linspace(0, total - 1, count).round().long().clamp(0, total - 1)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from .printable import brief, printable
+from .printable import brief, one_line, printable
 
 #: A longer name is no slip of the finger, and comparing it takes time.
 _LONGEST_NAME = 200
+#: Fewer letters begin too many names; and more suggestions than this are no help.
+_LEAST_LETTERS, _MOST_BEGUN = 3, 4
 
 
 class Vega3dError(Exception):
@@ -24,11 +26,13 @@ class Vega3dError(Exception):
 class UnknownNameError(Vega3dError, KeyError):
     """A host, prior, fuser, projector or recipe name that nobody registered."""
 
-    def __init__(self, kind: str, name: object, known: Iterable[str], *, hint: str = "") -> None:
-        """``hint`` says where to look, in place of a list of all that is known."""
+    def __init__(
+        self, kind: str, name: object, known: Iterable[str], *, hint: str = "", broken: Mapping[str, str] | None = None
+    ) -> None:
+        """``hint`` says where to look, in place of a list of all that is known; ``broken``: plugins that failed."""
         names = sorted(known)
         hint = hint or f"Known: {', '.join(names) or 'none'}."
-        super().__init__(f"Unknown {kind} {brief(name)}.{near_misses(str(name), names)} {hint}")
+        super().__init__(f"Unknown {kind} {brief(name)}.{near_misses(str(name), names)} {hint}{_not_loaded(broken)}")
 
     def __str__(self) -> str:
         # KeyError would print the message in quotes.
@@ -120,11 +124,38 @@ class SavedBranchError(Vega3dError):
 
 
 def near_misses(name: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` when something close is known, else an empty string."""
-    close = [] if len(name) > _LONGEST_NAME else difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    """Return `` Did you mean 'x'?`` when something close is known, else an empty string.
+
+    Names that begin as ``name`` does, whatever the case and the punctuation, count as closer than any other:
+    ``Wan2.1`` means one of Wan 2.1.
+    """
+    if len(name) > _LONGEST_NAME:
+        return ""
+    plain = _plain(name)
+    names = list(known)
+    begun = [each for each in names if len(plain) >= _LEAST_LETTERS and _plain(each).startswith(plain)]
+    close = begun[:_MOST_BEGUN] or difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if not close:
         return ""
     return f" Did you mean {' or '.join(repr(c) for c in close)}?"
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name)).lower()
+
+
+def _not_loaded(broken: Mapping[str, str] | None) -> str:
+    if not broken:
+        return ""
+    plugins = "; ".join(f"{name!r} ({one_line(reason)})" for name, reason in sorted(broken.items()))
+    return f" Or it comes with a plugin that failed to load: {plugins}. `vega3d doctor` lists all plugins."
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is at the root of an error: others tell one during their imports as a missing module."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 # The one category of warnings, so that users can filter it or turn it into an error.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .errors import FusionError
 from .printable import first_line
+from .prompts import PromptReading
 from .shares import Listener, Shares, listener, listening, relative_change, share_of_part, share_of_weight
 
 
@@ -31,6 +32,9 @@ class Fuser(nn.Module):
     #: How ``init="identity"`` is reached: the fuser starts as identity by itself (``own``), it does once the projector
     #: gives zeros (``zero_generative``), or it cannot, because it replaces or normalises the semantic tokens (None).
     identity: ClassVar[Literal["own", "zero_generative"] | None] = None
+    #: Uses the instruction: the branch then reads it from the host's prompts, as :attr:`reading` says.
+    uses_context: ClassVar[bool] = False
+    reading: PromptReading = PromptReading()
     #: Released names of a parameter that has another name here: the two branches name one parameter differently.
     aliases: ClassVar[dict[str, str]] = {}
 
@@ -46,7 +50,8 @@ class Fuser(nn.Module):
         Args:
             semantic: ``[..., D]``, usually ``[B, L, D]`` or ``[B, h, w, D]``: the host's visual tokens.
             generative: the same shape: the projected features of the prior.
-            context: ``[D]`` or ``[B, D]``, the instruction; used by ``context_gated`` only.
+            context: ``[D]`` or ``[B, D]``, the instruction, for fusers with :attr:`uses_context`; ``B`` is the first
+                dimension of the tokens. A row of zeros is no instruction.
 
         Returns:
             The fused tokens, in the shape of ``semantic``.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from math import isfinite
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from .clips import RANGE_TOLERANCE, PixelStatistics
 from .errors import HostError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # OpenAI CLIP's statistics; plain 0.5, which SigLIP and others use; and pixels that are left in [0, 1].
 CLIP = PixelStatistics((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

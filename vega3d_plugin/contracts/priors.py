@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from .framing import Framing
 
 if TYPE_CHECKING:
-    from .settings import PriorSettings, Settings
+    from .settings import PriorSettings
 
 Span = tuple[float, float]
 
@@ -97,42 +96,3 @@ def turn(prior: Prior) -> AbstractContextManager[Any]:
             lock = _locks[id(prior)] = threading.RLock()
             weakref.finalize(prior, _locks.pop, id(prior), None).atexit = False
     return lock
-
-
-@dataclass(frozen=True)
-class PriorSpec:
-    """A registered prior.
-
-    Attributes:
-        name: what users write.
-        load: makes the prior from settings; heavy imports belong inside.
-        summary: one line for ``vega3d ls priors``.
-        source: where its weights come from, the default of ``pretrained``; empty when it needs none.
-        feature_dim: channels of its feature map, when known before loading.
-        contexts: the ``context`` settings that make sense.
-        defaults: settings that differ from those of :class:`~vega3d_plugin.contracts.settings.PriorSettings`.
-        presets: settings by the name of a preset (``released``).
-        options: a :class:`~vega3d_plugin.config.Settings` class for settings of this family alone; None takes any.
-        prompt: computes the tensors that stand for the empty prompt from the checkpoint's own text encoder, by name,
-            as ``vega3d prior export-prompt`` writes them; None for a prior without text.
-        licence: of the weights, one line; the source's own page decides.
-        parameters: of what is loaded with the default tap, in billions, when known.
-        taps: what its taps are, one line; empty where there is no choice.
-        kind: the class of what ``load`` makes, where importing it is cheap; tells before loading what the fast path
-            is made of and which settings change a feature.
-    """
-
-    name: str
-    load: Callable[[PriorSettings], Prior]
-    summary: str
-    source: str = ""
-    feature_dim: int | None = None
-    contexts: tuple[str, ...] = ("frame",)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    options: type[Settings] | None = None
-    prompt: Callable[[PriorSettings], Mapping[str, Tensor]] | None = None
-    licence: str = ""
-    parameters: float | None = None
-    taps: str = ""
-    kind: type[Prior] | None = None

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-from .clips import Clip, PixelStatistics
+    from .clips import Clip, PixelStatistics
+
+#: The name of the branch: a submodule of the module at the seam.
+CHILD = "vega3d"
 
 
 class SeamInput(NamedTuple):
@@ -40,6 +44,7 @@ class SeamCall(NamedTuple):
         method: name of the method that was called; empty for the module's forward.
         notes: what :meth:`NotingReader.note` returned last, while it is valid, else None. While a note is taken: that
             of the method from which this one is called.
+        video_samples: as ``samples``, of videos.
     """
 
     module: nn.Module
@@ -50,10 +55,11 @@ class SeamCall(NamedTuple):
     as_scenes: bool
     method: str = ""
     notes: Any = None
+    video_samples: ImageSamples | None = None
 
 
 class ImageSamples(NamedTuple):
-    """How the images of a batch belong to its samples.
+    """How the images of a batch, or its videos, belong to its samples.
 
     Attributes:
         counts: number of images of each sample.
@@ -62,6 +68,20 @@ class ImageSamples(NamedTuple):
 
     counts: tuple[int, ...]
     grid: Tensor
+
+    def rows(self, grid: Tensor, images: int) -> list[int] | None:
+        """The sample of each of the images of a call; None where it is not known.
+
+        Args:
+            grid: the host's own tensor in the call that encodes the images.
+            images: their number.
+        """
+
+        if sum(self.counts) != images or self.grid.shape != grid.shape:
+            return None
+        if self.grid is not grid and not self.grid.to(grid).equal(grid):
+            return None
+        return [row for row, count in enumerate(self.counts) for _ in range(count)]
 
 
 class SeamReader(Protocol):
@@ -113,6 +133,15 @@ class NotingReader(Protocol):
 
 
 @runtime_checkable
+class VideoReader(Protocol):
+    """A reader of a host that takes videos, and can tell which of them belongs to which prompt."""
+
+    def video_samples(self, entry: nn.Module, kwargs: Mapping[str, Any]) -> ImageSamples | None:
+        """How the videos belong to the samples, as :meth:`SeamReader.image_samples`."""
+        ...
+
+
+@runtime_checkable
 class CheckingReader(Protocol):
     """A noting reader that can tell what was left out. Asked when a method that was noted returns."""
 
@@ -156,6 +185,7 @@ class Seam:
         like: dotted path of the module whose device and dtype the branch takes; default: ``path``.
         policy: True when the host acts on one observation after the other, so that earlier ones can be kept
             (``BranchSettings.history``).
+        prompt_methods: methods of the host that are given its prompts before its forward is, and may encode pictures.
     """
 
     path: str
@@ -168,6 +198,7 @@ class Seam:
     points: tuple[SeamPoint, ...] = ()
     like: str = ""
     policy: bool = False
+    prompt_methods: tuple[str, ...] = ("generate",)
 
     def __post_init__(self) -> None:
         if not self.points:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -194,14 +193,15 @@ class PriorSettings(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _known_name("prior", name, table("prior").names())
+        return registered_name("prior", name)
 
     @field_validator("pretrained", "tower", "dtype", "device", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
-        if isinstance(value, torch.dtype):
+        # A dtype or a device of torch, which is not imported to find out.
+        if type(value).__module__ == "torch":
             return str(value).removeprefix("torch.")
-        return str(value) if isinstance(value, Path | torch.device) else value
+        return str(value) if isinstance(value, Path) else value
 
 
 class NoOptions(Settings):
@@ -234,7 +234,7 @@ class FusionSettings(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _known_name("fuser", name, table("fuser").names())
+        return registered_name("fuser", name)
 
     @model_validator(mode="before")
     @classmethod
@@ -285,6 +285,9 @@ class BranchSettings(Settings):
             views of one clip, whatever their sizes. Matters for a prior with context ``views`` or ``video``.
         history: observations, the current one included, that a policy's clip holds while it acts (not in training):
             1 is none before. Call ``vega3d.get_handle(model).reset()`` when an episode starts.
+        positions: ``sin3d``: after the fusion, each token is given a sinusoid of the world point that it shows, as in
+            the paper's host; the call must then be given ``vega3d_points``, see
+            :func:`~vega3d_plugin.scenes.view_points.view_points`. It has no weights, and no start as identity.
         placement: of the map of a cut frame (``resize: crop``). ``own``: each token meets the features of its own
             place, and tokens beyond the cut have none; ``stretched``: the map is taken for one of the whole frame, as
             in the released code. Default: ``own``; ``stretched`` with the prior's ``preset: released``, and for
@@ -297,6 +300,7 @@ class BranchSettings(Settings):
     space: Literal["bilinear", "adaptive_avg"] = "bilinear"
     images: Literal["separate", "scene"] = "separate"
     history: Positive = 1
+    positions: Literal["none", "sin3d"] = "none"
     placement: Literal["own", "stretched"] | None = None
 
     def with_prior(self, prior: PriorSettings) -> BranchSettings:
@@ -319,6 +323,14 @@ def setting_path(keys: Sequence[int | str]) -> str:
 def _known_name(kind: str, name: str, known: tuple[str, ...] | list[str]) -> str:
     if name not in known:
         raise ValueError(str(UnknownNameError(kind, name, known)))
+    return name
+
+
+def registered_name(kind: str, name: str) -> str:
+    """The name, if it is one of a plugin's hosts, priors or fusers. Raises ``ValueError``, for pydantic, if not."""
+    known = table(kind)
+    if name not in known:
+        raise ValueError(str(known.unknown(name)))
     return name
 
 

@@ -8,14 +8,16 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from ..storage.caches import cache_root
 from ..storage.writing import sweep, write_atomically
 from .entries import EntryError, open_entry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Bytes that the entries of one store may take here.
 CACHE_BYTES = 50 << 30
@@ -63,6 +65,8 @@ class EntryCache:
 
     def put(self, name: str, tensors: Mapping[str, Tensor], record: Mapping[str, str]) -> None:
         """Keep an entry. A full disk keeps nothing, which is no error."""
+        from safetensors.torch import save_file
+
         path = self._path(name)
         with suppress(OSError, SafetensorError):
             write_atomically(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from ..storage.checksums import checksum
 from ..storage.writing import write_atomically
 from .forms import SCALE, TENSOR, decode, numbers_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Of what ``store.json`` says its entries carry: 1 nothing, 2 key, shape, dtype and checksum.
 FORMAT = 2
@@ -35,7 +36,7 @@ def check_map(features: Tensor, feature_dim: int | None) -> None:
         raise EntryError(f"its dtype is {features.dtype}, expected floating point")
     if feature_dim is not None and shape[1] != feature_dim:
         raise EntryError(f"it has {shape[1]} channels (shape {shape}), expected {feature_dim}")
-    if not bool(torch.isfinite(features).all()):
+    if not bool(features.isfinite().all()):
         raise EntryError("it holds NaN or infinity")
 
 
@@ -52,6 +53,8 @@ def check_record(key: str, tensors: Mapping[str, Tensor], record: Mapping[str, o
     Raises:
         EntryError: they are another clip's, or have changed.
     """
+    import torch
+
     kept = tensors[TENSOR]
     found = {"key": key, "shape": _shape(kept), "dtype": str(kept.dtype)}
     for name, value in found.items():
@@ -76,6 +79,8 @@ def write_entry(path: Path, key: str, tensors: dict[str, Tensor], root: Path) ->
     Raises:
         OSError, SafetensorError: it cannot be written.
     """
+    from safetensors.torch import save_file
+
     record = make_record(key, tensors)
     # No waiting for the disk: what a power failure tears is noticed and computed again.
     write_atomically(path, lambda place: save_file(tensors, place, record), durable=False, within=root)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..contracts.clips import TokenGrid
 from ..contracts.errors import StoreError, near_misses
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TENSOR, SCALE = "features", "scale"
 #: Of bytes, by the name of the numbers; empty: as the prior gave them.
@@ -77,6 +78,8 @@ def numbers_of(name: str) -> str:
 
 def encode(features: Tensor, numbers: str) -> dict[str, Tensor]:
     """The tensors that are written for a feature map ``[T', C, h, w]``."""
+    import torch
+
     if numbers == "bf16":
         return {TENSOR: features.to(torch.bfloat16).contiguous()}
     if numbers == "int8":
@@ -91,6 +94,8 @@ def decode(tensors: Mapping[str, Tensor]) -> Tensor:
 
     A copy: bytes out of a file are aligned differently from fresh memory, and kernels round by alignment.
     """
+    import torch
+
     kept = tensors[TENSOR]
     dtype = torch.float32 if SCALE in tensors else kept.dtype
     features = torch.empty_like(kept, dtype=dtype, memory_format=torch.channels_last).copy_(kept)

@@ -17,16 +17,15 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ..contracts.documents import DocumentError, parse_json
 from .entries import EntryError, make_record
 from .forms import SCALE, TENSOR
 from .places import Place
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHARDS, MANIFEST = "shards", "manifest.json"
 MANIFEST_FORMAT = 1
@@ -36,10 +35,10 @@ SHARD_BYTES = 512 << 20
 _HEADER_BYTES = 100 << 20
 _HEADERS_AT_ONCE = 16
 _BETWEEN = ":"
+#: Of torch, with their bytes, by the names that safetensors has for them.
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8,
+    "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2), "I8": ("int8", 1),
 }  # fmt: skip
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,8 @@ def write_shard(place: Place, entries: Mapping[str, Mapping[str, Tensor]]) -> tu
     Raises:
         OSError: it cannot be written.
     """
+    from safetensors.torch import save
+
     digits = secrets.token_hex(16)
     name = f"{SHARDS}/{digits[:2]}/{digits}.safetensors"
     tensors = {f"{key}{_BETWEEN}{part}": t for key, parts in entries.items() for part, t in parts.items()}
@@ -149,7 +150,7 @@ def _span(name: str, about: Any, first: int, size: int) -> Span:
         dtype, shape = about["dtype"], tuple(about["shape"])
         start, stop = (first + at for at in about["data_offsets"])
         whole = all(isinstance(n, int) and n >= 0 for n in (*shape, start - first, stop - first))
-        item = DTYPES[dtype].itemsize
+        item = DTYPES[dtype][1]
     except (KeyError, TypeError, ValueError):
         whole, item, shape, start, stop, dtype = False, 1, (), 0, 0, ""
     if not whole or stop > size or stop - start != item * math.prod(shape):
@@ -182,12 +183,14 @@ def tensor_of(data: memoryview, span: Span) -> Tensor:
     Raises:
         EntryError: there are fewer or more bytes than it has.
     """
+    import torch
+
     if len(data) != span.stop - span.start:
         raise EntryError(f"the shard ends within it: {len(data):,} of {span.stop - span.start:,} bytes are there")
     with warnings.catch_warnings():
         # Bytes cannot be written to; nobody does.
         warnings.simplefilter("ignore", UserWarning)
-        return torch.frombuffer(data, dtype=DTYPES[span.dtype]).reshape(span.shape)
+        return torch.frombuffer(data, dtype=getattr(torch, DTYPES[span.dtype][0])).reshape(span.shape)
 
 
 def parse_entry(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -38,16 +38,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save
-from torch import Tensor
 
 from ..contracts.clips import TokenGrid
 from ..contracts.errors import StoreError, Vega3dWarning
-from ..contracts.priors import Prior
 from ..storage.reading import parse_object, read_json
 from ..storage.writing import sweep
 from .cache import EntryCache
@@ -56,6 +52,12 @@ from .entries import EntryError, check_entry, check_map, checked_map, make_recor
 from .forms import Form, decode, encode, numbers_of
 from .places import FolderPlace, open_place
 from .shards import SHARD_BYTES, SHARDS, ShardIndex, parse_entry, read_packed, write_shard
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..contracts.priors import Prior
 
 FORMAT = 1
 OWNER_FILE = "store.json"
@@ -359,6 +361,8 @@ class FeatureStore:
                     sweep(path.parent)
                 write_entry(path, key, tensors, self.folder)
             elif self.place is not None:
+                from safetensors.torch import save
+
                 record = make_record(key, tensors)
                 self.place.write(entry_file(key), save(tensors, record))
                 if self.cache is not None:
@@ -562,4 +566,5 @@ def _is_entry(name: str) -> bool:
 
 def dtype_key(key: str, dtype: torch.dtype | None) -> str:
     """A clip key that also tells the prior's compute dtype, which rounds features differently."""
-    return key if dtype in (None, torch.float32) else f"{key}-{str(dtype).removeprefix('torch.')}"
+    name = str(dtype).removeprefix("torch.")
+    return key if name in ("None", "float32") else f"{key}-{name}"

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ..contracts.errors import StoreError
 from .entries import FORMAT as ENTRIES
@@ -16,8 +14,11 @@ from .places import FolderPlace, RemotePlace
 from .shards import MANIFEST, SHARD_BYTES, Packed, ShardIndex, parse_entry, read_packed, write_shard
 from .store import OWNER_FILE, FeatureStore, entry_file
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Progress = Callable[[Collection[str]], Iterable[str]]
-Tensors = Mapping[str, Tensor]
+Tensors = Mapping[str, "Tensor"]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from ..branch.handle import CHILD
 from ..contracts.errors import CompiledModelError, HostError, MetaModelError
-from ..contracts.seams import HostAdapter, Seam, SeamPoint
+from ..contracts.seams import CHILD, HostAdapter, Seam, SeamPoint
 from ..contracts.settings import BranchSettings
 
 
@@ -76,6 +75,11 @@ def checked_seam(
         raise HostError(
             f"history={settings.history} is for policies, which act on one observation after the other; host "
             f"{adapter.name!r} is none. Give it a video instead, or leave history at 1."
+        )
+    if settings.positions != "none" and seam.policy:
+        raise HostError(
+            f"positions={settings.positions!r} needs pictures with depth and poses, which the policy "
+            f"{adapter.name!r} is not shown. Leave it at 'none'."
         )
     return seam
 

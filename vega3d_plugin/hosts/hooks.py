@@ -11,17 +11,22 @@ import inspect
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..branch import calls
+from ..branch import calls, given_points
+from ..branch.blocks import block
 from ..branch.branch import GenerativeBranch, active_branch, keep_out_of_graphs
 from ..branch.calls import HostCall
-from ..branch.handle import CHILD
+from ..branch.instructions import note_labels
 from ..contracts.errors import HostError, SeamMissedWarning
-from ..contracts.seams import CheckingReader, NotingReader, SeamCall, SeamInput
+from ..contracts.seams import CHILD, CheckingReader, NotingReader, SeamCall, SeamInput
+from ..scenes.view_points import POINTS
+from .pointing import points_for
+from .prompting import arguments_by_name, context_for, looks_at_prompts, samples_in, shown_by
 
 
 class BranchHook:
@@ -111,6 +116,51 @@ class NoteMethod(MethodReplacement):
         return output
 
 
+class ShowPrompts(MethodReplacement):
+    """Shows the prompts that a method is given, such as ``generate``, to what encodes pictures inside it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method in sight of its prompts."""
+        branch = active_branch(self.child())
+        entry = self.owner.get_submodule(branch.seam.entry)
+        points = kwargs.pop(POINTS, None)
+        shown = shown_by(branch, entry, arguments_by_name(self.original, args, kwargs))
+        with ExitStack() as blocks:
+            if shown is not None:
+                blocks.enter_context(block(branch.key, "asked", value=shown))
+            if points is not None:
+                blocks.enter_context(block(branch.key, "points", value=points))
+            return self.original(*args, **kwargs)
+
+
+class NoteLabels(BranchHook):
+    """Forward pre-hook of the host: what it learns, which the module that receives the pixels may not be told."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """See the class."""
+        note_labels(_named(args, kwargs))
+
+
+class TakePoints(BranchHook):
+    """Forward pre-hook: takes the world points out of a call, whose forward knows nothing of them."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """See the class."""
+        if POINTS not in kwargs:
+            return None
+        if kwargs[POINTS] is not None:
+            given_points.give(active_branch(self.child(module)).key, kwargs[POINTS])
+        return args, {key: value for key, value in kwargs.items() if key != POINTS}
+
+
+class DropPoints(BranchHook):
+    """Forward hook, also after a forward that raised: lets go of them."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        """See the class."""
+        given_points.drop()
+
+
 def _fuse(
     child: nn.Module,
     module: nn.Module,
@@ -124,7 +174,8 @@ def _fuse(
     if found is None:
         return output
     # Through the child, not the branch, so that PEFT's and FSDP's own wrappers take part.
-    fused = child(found.tokens, found.clips, acting=found.acting)
+    context, points = _told(branch, found)
+    fused = child(found.tokens, found.clips, acting=found.acting, context=context, points=points)
     return branch.seam.reader.write(output, fused) if found.put_back is None else found.put_back(fused)
 
 
@@ -142,17 +193,23 @@ def _read(
     if call.is_replay and needs_notes and call.notes is None:
         raise _not_the_same(branch, "the pixels, which were noted outside of the checkpointed part, are not there")
     scenes = branch.settings.images == "scene"
-    found = reader.read(SeamCall(module, args, kwargs, output, call.samples, scenes, method, call.notes))
+    images, videos = samples_in(branch, call)
+    found = reader.read(SeamCall(module, args, kwargs, output, images, scenes, method, call.notes, videos))
     if found is None:
         return None
     if not call.notes_last and not getattr(call.notes, "lasts", False):
         # Pixels are not kept longer than they are needed.
         call.notes = None
     call.fired += 1
-    call.joined = call.joined or (call.samples is None and any(clip.kind == "scene" for clip in found.clips))
+    call.joined = call.joined or (images is None and any(clip.kind == "scene" for clip in found.clips))
     if branch.training:
         _heed_checkpointing(branch, call)
     return found
+
+
+def _told(branch: GenerativeBranch, found: SeamInput) -> tuple[Tensor | None, list[Tensor] | None]:
+    """The instruction and the world points of each clip, where the branch uses them."""
+    return context_for(branch, calls.current(branch.key), found.clips), points_for(branch, found.clips)
 
 
 def _heed_checkpointing(branch: GenerativeBranch, call: HostCall) -> None:
@@ -160,6 +217,10 @@ def _heed_checkpointing(branch: GenerativeBranch, call: HostCall) -> None:
     if not call.is_replay:
         branch.key.trained_with.add(branch.switches())
         return
+    if branch.uses_instruction:
+        raise _not_the_same(branch, "the prompts, whose instruction the fusion uses, are not there")
+    if branch.settings.positions != "none":
+        raise _not_the_same(branch, "the world points of the pictures are not there")
     if call.joined:
         raise _not_the_same(branch, "images='scene' cannot tell which images belong to which sample")
     if branch.key.trained_with != {branch.switches()}:
@@ -185,11 +246,12 @@ def _note(
     if not isinstance(reader, NotingReader):
         raise HostError(f"Host {branch.host!r} has a point that notes, but {type(reader).__name__} has no `note`.")
     scenes = branch.settings.images == "scene"
-    return reader.note(SeamCall(module, args, kwargs, None, call.samples, scenes, method, call.notes))
+    images, videos = samples_in(branch, call)
+    return reader.note(SeamCall(module, args, kwargs, None, images, scenes, method, call.notes, videos))
 
 
 class BeforeForward(BranchHook):
-    """Forward pre-hook: a call begins. Notes which images belong to which sample."""
+    """Forward pre-hook: a call begins. Notes its prompts, and which images belong to which."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """See the class."""
@@ -197,16 +259,17 @@ class BeforeForward(BranchHook):
         arguments = _named(args, kwargs)
         # A batch without images does not continue what was encoded before it: taken for this call's, that would leave
         # the branch out of the graph.
-        call = calls.begin(branch.key, encodes=branch.seam.reader.visual_input(arguments) is not None)
-        if branch.settings.images != "scene":
+        encodes = branch.seam.reader.visual_input(arguments) is not None
+        call = calls.begin(branch.key, encodes=encodes)
+        if not encodes or not looks_at_prompts(branch):
             return
-        call.samples = branch.seam.reader.image_samples(module, arguments)
-        if call.joined and call.samples is None and _distinct_prompts(arguments) > 1:
-            # `generate` encodes images before it shows the prompts, so a batch cannot be split into scenes.
+        call.shown = shown_by(branch, module, arguments)
+        told = call.shown is not None and call.shown.samples is not None
+        if call.joined and not told and _distinct_prompts(arguments) > 1:
             raise HostError(
-                "images='scene' cannot tell which image belongs to which prompt in a batched `generate`: the host "
-                "encodes images before the prompts are seen. Generate one prompt at a time, or patch with "
-                "images='separate'."
+                "images='scene' cannot tell which image belongs to which prompt in a batch whose images were encoded "
+                "before its prompts were seen. Encode one prompt at a time, or in the model's forward or `generate`, "
+                "or patch with images='separate'."
             )
 
 
@@ -249,9 +312,9 @@ def keep_hooks_out_of_graphs() -> None:
 
     The branch itself may be traced. Done when the first branch is attached: at import it would load dynamo.
     """
-    for owner in (NoteForward, BeforeForward, AfterForward):
+    for owner in (NoteForward, NoteLabels, TakePoints, DropPoints, BeforeForward, AfterForward):
         keep_out_of_graphs(owner, "__call__")
-    keep_out_of_graphs(sys.modules[__name__], "_read", "_note")
+    keep_out_of_graphs(sys.modules[__name__], "_read", "_note", "_told")
     keep_out_of_graphs(calls, "current")
 
 
@@ -296,10 +359,14 @@ __all__ = [
     "AfterForward",
     "BeforeForward",
     "BranchHook",
+    "DropPoints",
     "FuseForward",
     "FuseMethod",
     "MethodReplacement",
     "NoteForward",
+    "NoteLabels",
     "NoteMethod",
     "SeamMissedWarning",
+    "ShowPrompts",
+    "TakePoints",
 ]

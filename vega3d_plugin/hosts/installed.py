@@ -11,7 +11,7 @@ from typing import Any
 from ..contracts.registry import Registry
 from ..contracts.seams import seen_with
 from ..plugins import plugin_manager
-from ..storage.record import DISTRIBUTION, package_version
+from ..storage.versions import DISTRIBUTION, package_version
 
 PACKAGES = ("torch", "transformers", "diffusers", "peft", "accelerate", "huggingface_hub")
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from ..branch.handle import CHILD, get_handle, is_patched
+from ..branch.handle import get_handle, is_patched
 from ..contracts.errors import SettingsError, near_misses
 from ..contracts.priors import Prior
+from ..contracts.seams import CHILD
 from .peft import base_model
 
 

@@ -19,8 +19,9 @@ from torch.utils.hooks import RemovableHandle
 
 from ..branch.branch import GenerativeBranch
 from ..branch.copies import is_wrapper
-from ..branch.handle import CHILD, is_branch
+from ..branch.handle import is_branch
 from ..contracts.errors import PatchError
+from ..contracts.seams import CHILD
 
 #: PEFT's wrappers of modules that have a branch in them.
 _AROUND: weakref.WeakSet[nn.Module] = weakref.WeakSet()

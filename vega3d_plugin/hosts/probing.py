@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ def frames_of_one_colour(model: nn.Module, value: float) -> Iterator[None]:
 
     def replace(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         tokens, clips = args
-        plain = [Clip(torch.full_like(clip.frames, value), clip.grid, clip.kind) for clip in clips]
+        plain = [dataclasses.replace(clip, frames=torch.full_like(clip.frames, value), scene=None) for clip in clips]
         return (tokens, plain)
 
     handle = get_handle(model).branch.register_forward_pre_hook(replace)

@@ -1,12 +1,29 @@
-"""Images of one sample as the views of one clip (``images="scene"``)."""
+"""Clips of several images, each with the sample it belongs to; those of one sample may be the views of one clip."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from ..contracts.clips import Clip, SceneViews, TokenGrid
+
+
+def arranged(images: Sequence[Sequence[Clip]], samples: Sequence[int] | None, as_scenes: bool) -> list[Clip]:
+    """All clips in order, each told its sample.
+
+    Args:
+        images: for each image or video, its clips: one, or one for each tile.
+        samples: for each of them, the row of the batch it belongs to; None where the host did not tell. Then they are
+            taken as those of one sample, for joining alone.
+        as_scenes: join the images of one sample (``images="scene"``).
+    """
+    if samples is not None:
+        images = [[replace(clip, sample=row) for clip in clips] for clips, row in zip(images, samples, strict=True)]
+    if as_scenes:
+        return join_views(images, [0] * len(images) if samples is None else samples)
+    return [clip for clips in images for clip in clips]
 
 
 def join_views(images: Sequence[Sequence[Clip]], samples: Sequence[int]) -> list[Clip]:
@@ -43,6 +60,7 @@ def _join(run: Sequence[Clip]) -> list[Clip]:
         return [*run]
     grid = run[0].grid
     if all(clip.frames.shape == run[0].frames.shape and clip.grid == grid for clip in run):
-        return [Clip(torch.cat([clip.frames for clip in run]), TokenGrid(len(run), grid.h, grid.w), "scene")]
+        frames = torch.cat([clip.frames for clip in run])
+        return [replace(run[0], frames=frames, grid=TokenGrid(len(run), grid.h, grid.w), kind="scene")]
     views = SceneViews(tuple(clip.frames[0] for clip in run))
-    return [Clip(clip.frames, clip.grid, "scene", scene=views, place=place) for place, clip in enumerate(run)]
+    return [replace(clip, kind="scene", scene=views, place=place) for place, clip in enumerate(run)]

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from ..contracts.errors import PriorError, SettingsError, near_misses
 from ..contracts.priors import Prior
 from ..contracts.settings import PriorSettings
 from ..contracts.tables import PRIORS
 from .frozen.configs import check_latents, explained
 from .frozen.towers import apply_tower
-from .frozen.windows import windows
+from .resolving import resolve
 
 
 def load_prior(
@@ -94,40 +93,6 @@ def load_prior(
     if prior.settings is None:
         prior.settings = settings
     return prior
-
-
-def resolve(settings: PriorSettings) -> PriorSettings:
-    """Fill what the user left open with the preset and the prior's own defaults, and check what only it can judge.
-
-    Raises:
-        SettingsError: options that the prior has not, or a preset that it has not.
-        PriorError: a context that it has not.
-    """
-    spec = PRIORS.get(settings.name)
-    given = {key: getattr(settings, key) for key in settings.model_fields_set if getattr(settings, key) is not None}
-    preset: Mapping[str, Any] = {}
-    if settings.preset is not None:
-        if settings.preset not in spec.presets:
-            raise SettingsError(
-                f"Prior {spec.name!r} has no preset {settings.preset!r}."
-                f"{near_misses(settings.preset, spec.presets)} It has: {', '.join(spec.presets) or 'none'}."
-            )
-        preset = spec.presets[settings.preset]
-    layers: tuple[Mapping[str, Any], ...] = ({"pretrained": spec.source or None}, spec.defaults, preset, given)
-    merged = {key: value for layer in layers for key, value in layer.items()}
-    options = {key: value for layer in layers for key, value in layer.get("options", {}).items()}
-    if spec.options is not None:
-        options = spec.options.parse(
-            options, where=f"the options of prior {spec.name!r}", inside=("options",)
-        ).to_dict()
-    resolved = PriorSettings.parse({**merged, "options": options})
-    if resolved.context not in spec.contexts:
-        raise PriorError(
-            f"Prior {spec.name!r} has no context {resolved.context!r}. It has: {', '.join(spec.contexts)}."
-        )
-    if resolved.window is not None and resolved.context != "frame":
-        windows(1, resolved.window, resolved.overlap)
-    return resolved
 
 
 def list_priors(pattern: str = "*") -> list[str]:

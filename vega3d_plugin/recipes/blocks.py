@@ -101,8 +101,14 @@ class DataSettings(Settings):
 
     @model_validator(mode="after")
     def _rate(self) -> DataSettings:
-        if (self.sampling == "fps") != (self.fps is not None):
-            raise SettingsClashError("`sampling: fps` and `fps` go together: give both or neither", "sampling", "fps")
+        if self.sampling == "fps" and self.fps is None:
+            raise SettingsClashError("`sampling: fps` needs `fps`, the frames to take of a second", "sampling", "fps")
+        if self.sampling != "fps" and self.fps is not None:
+            raise SettingsClashError(
+                f"`fps` is for `sampling: fps` alone, and `sampling` is {self.sampling}. `fps: null` removes it",
+                "sampling",
+                "fps",
+            )
         if self.min_frames > self.frames:
             raise SettingsClashError(
                 f"min_frames {self.min_frames} is more than frames {self.frames}", "min_frames", "frames"
@@ -123,7 +129,8 @@ class TrainSettings(Settings):
         learning_rate, schedule, warmup_ratio, weight_decay: of the optimiser; the ratio is of all steps.
         decay_steps, decay_factor: for ``schedule: step``: after that many steps the rate is multiplied by the factor.
         max_grad_norm: gradients are scaled down to this norm.
-        epochs: passes over the data; ``max_steps``, where given, is counted instead.
+        epochs: passes over the data.
+        max_steps: optimiser steps, in place of ``epochs``.
         batch_size: samples per optimiser step, over all processes and accumulation steps.
         per_device_batch_size: samples per forward on one device.
         max_length: of a sample, in tokens; longer ones are bad rows, since a cut could lose pictures or the answer.
@@ -180,9 +187,16 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _fit(self) -> TrainSettings:
-        if (self.schedule == "step") != (self.decay_steps is not None):
+        if self.schedule == "step" and self.decay_steps is None:
             raise SettingsClashError(
-                "`schedule: step` and `decay_steps` go together: give both or neither", "schedule", "decay_steps"
+                "`schedule: step` needs `decay_steps`, the steps after which the rate falls", "schedule", "decay_steps"
+            )
+        if self.schedule != "step" and self.decay_steps is not None:
+            raise SettingsClashError(
+                f"`decay_steps` is for `schedule: step` alone, and `schedule` is {self.schedule}. "
+                "`decay_steps: null` removes it",
+                "schedule",
+                "decay_steps",
             )
         if self.batch_size % self.per_device_batch_size:
             raise SettingsClashError(

@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
-from ..branch.handle import CHILD
 from ..contracts.errors import SettingsError, Vega3dError, near_misses
 from ..contracts.printable import brief
+from ..contracts.seams import CHILD
 from ..contracts.settings import FusionSettings, PriorSettings, Settings, _fields_at
-from ..contracts.tables import FUSERS
-from ..priors.load import resolve
+from ..contracts.tables import FUSERS, starts_as_identity
+from ..priors.resolving import resolve
 from .blocks import TuneSettings
+from .known_lora import known, remember
 from .layers import Layers
 from .problems import Keys, SettingsClashError
 from .schema import RecipeSettings
@@ -25,21 +26,22 @@ from .schema import RecipeSettings
 
 def check(layers: Layers) -> RecipeSettings | None:
     """Check the values, note every mistake in ``layers.problems``, and return the settings when there is none."""
-    values = layers.values
-    parsed, found = _parsed(strict_schema(), values)
+    layers.values = values = without_branch(layers.values)
+    schema = schema_for(values.get("lora"))
+    parsed, found = _parsed(schema, values)
     # A block's own rules run only when its settings are right one by one. Once more without the wrong ones, they are
     # told in the same report, unless a rule is about a setting that was left out: then it may be no mistake.
     wrong = [mistake.keys for mistake in found if mistake.kind != "missing"]
     if wrong:
         found += [
             mistake
-            for mistake in _parsed(strict_schema(), _without(values, wrong))[1]
+            for mistake in _parsed(schema, _without(values, wrong))[1]
             if mistake.kind == "value_error" and not any(mistake.is_about(keys) for keys in wrong)
         ]
     told = {problem.keys for problem in layers.problems}
     for mistake in found:
         if mistake.keys not in told:
-            layers.wrong(mistake.message, mistake.keys)
+            layers.wrong(mistake.message + _written(layers, mistake), mistake.keys)
     # What is parsed once is not parsed again.
     sound = {**_without(values, wrong), **_blocks(parsed, values)}
     for keys, message in (*_prior(sound, values), *_fusion(sound), *_lora(sound)):
@@ -47,7 +49,32 @@ def check(layers: Layers) -> RecipeSettings | None:
             layers.wrong(message, keys)
     if layers.problems:
         return None
+    if sound.get("lora"):
+        remember(sound["lora"])
     return RecipeSettings.model_validate(sound)
+
+
+def _written(layers: Layers, mistake: Mistake) -> str:
+    """Where settings that clash were written: one may be inherited, and unknown to whoever wrote the other."""
+    places = {name: layers.places.get((*mistake.keys, name)) for name in mistake.names}
+    written = {name: place for name, place in places.items() if place is not None}
+    if all(place.path == layers.path for place in written.values()):
+        return ""
+    return f" ({', '.join(f'`{name}`: {place.words(layers.path)}' for name, place in written.items())})"
+
+
+def without_branch(values: dict[str, Any]) -> dict[str, Any]:
+    """``prior: null`` is one switch: what other blocks say of the branch, which then is none, goes with it."""
+    if "prior" not in values or values["prior"] is not None:
+        return values
+    lora, tune = values.get("lora"), values.get("tune")
+    kept = dict(values)
+    saved = lora.get("modules_to_save") if isinstance(lora, Mapping) else None
+    if isinstance(lora, Mapping) and isinstance(saved, list) and CHILD in saved:
+        kept["lora"] = {**lora, "modules_to_save": [name for name in saved if name != CHILD] or None}
+    if isinstance(tune, Mapping) and "branch" in tune:
+        kept["tune"] = {**tune, "branch": "frozen"}
+    return kept
 
 
 def _blocks(parsed: RecipeSettings | None, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,6 +89,11 @@ class _Lora(Settings):
 
     # The defaults are PEFT's, which are never looked at here.
     model_config = ConfigDict(strict=True, validate_default=False)
+
+
+def schema_for(lora: Any) -> type[RecipeSettings]:
+    """What checks the values of a recipe with this block ``lora``; PEFT is asked about a block that it has not seen."""
+    return RecipeSettings if lora is None or (isinstance(lora, Mapping) and known(lora)) else strict_schema()
 
 
 @lru_cache(maxsize=1)
@@ -195,8 +227,8 @@ def _prior(values: Mapping[str, Any], written: Mapping[str, Any]) -> Iterator[tu
 
 def _fusion(values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
     fusion = _valid(FusionSettings, values.get("fusion") or {})
-    if fusion is not None and fusion.init == "identity" and FUSERS.get(fusion.name).identity is None:
-        able = ", ".join(name for name in FUSERS.names() if FUSERS.get(name).identity is not None)
+    if fusion is not None and fusion.init == "identity" and not starts_as_identity(fusion.name):
+        able = ", ".join(name for name in FUSERS.names() if starts_as_identity(name))
         yield (
             ("fusion", "init"),
             f"fuser {fusion.name!r} cannot start as identity. Write `init: released`, or take one that can: {able}",
@@ -218,6 +250,8 @@ def _lora(values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
             "no part trains by LoRA; take the block away (`lora: null`) or name the part: `tune.language: lora`",
         )
     yield from _branch_in_lora(values, lora, tune)
+    if known(lora):
+        return
     from peft import LoraConfig
 
     try:
@@ -229,13 +263,12 @@ def _lora(values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
 def _branch_in_lora(
     values: Mapping[str, Any], lora: Mapping[str, Any], tune: TuneSettings | None
 ) -> Iterator[tuple[Keys, str]]:
+    if "prior" in values and values["prior"] is None:
+        return
     saved = lora.get("modules_to_save") or []
     has = isinstance(saved, list) and CHILD in saved
-    without = "prior" in values and values["prior"] is None
-    if without and has:
-        yield ("lora", "modules_to_save"), f"names {CHILD!r}, but with `prior: null` there is no branch"
     trains = tune is None or tune.branch.mode == "full"
-    if not without and not has and trains:
+    if not has and trains:
         yield (
             ("lora", "modules_to_save"),
             f"must name {CHILD!r}: PEFT freezes and forgets the branch otherwise. Write `modules_to_save: [{CHILD}]`",

@@ -13,7 +13,7 @@ from ..contracts.documents import MAX_DEPTH
 from ..contracts.errors import UnknownNameError
 from ..contracts.paths import names_file, path_problem
 from ..contracts.printable import brief
-from ..storage.record import library_version
+from ..storage.versions import library_version
 from .problems import Keys, Place, Problem, RecipeError
 from .yaml import parse_value, read_document
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from ..contracts.errors import SettingsError, UnknownNameError
 from ..contracts.paths import given_path, names_file, path_problem
 from ..contracts.settings import BranchSettings
-from ..hosts.lora_targets import LoraTargetError, check_lora_targets
+from ..contracts.tables import HOSTS
 from .blocks import DataSettings, TrainSettings, TuneSettings
 from .checks import check
 from .layers import Layers, gather
@@ -23,7 +23,6 @@ __all__ = [
     "DataSettings",
     "Examined",
     "HostSettings",
-    "LoraTargetError",
     "Place",
     "Problem",
     "Recipe",
@@ -32,7 +31,6 @@ __all__ = [
     "TrainSettings",
     "TuneSettings",
     "branch_settings",
-    "check_lora_targets",
     "examine_recipe",
     "find_recipe",
     "list_recipes",
@@ -65,7 +63,8 @@ class Examined:
     Attributes:
         path: the recipe's file.
         files: that file and all it extends.
-        values: as written in these files and the overrides, merged; defaults are not filled in.
+        values: as written in these files and the overrides, merged; defaults are not filled in, and what
+            `prior: null` takes away is gone.
         settings: None when there is a mistake.
         problems: every mistake.
         unset: variables of the environment that are needed but not set, with their descriptions. No mistake here.
@@ -99,7 +98,8 @@ def find_recipe(name: str) -> Recipe:
     recipes = {recipe.name: recipe for recipe in list_recipes()}
     recipe = recipes.get(name.removesuffix(".yaml"))
     if recipe is None:
-        raise UnknownNameError("recipe", name, recipes, hint="`vega3d recipes ls` lists those of the library.")
+        hint = "`vega3d recipes ls` lists those of the library."
+        raise UnknownNameError("recipe", name, recipes, hint=hint, broken=_broken())
     return recipe
 
 
@@ -124,7 +124,7 @@ def recipe_path(recipe: Recipe | str | Path) -> Path:
             )
             hint = f"`vega3d recipes ls` lists those of the library, and {lack}."
             names = (each.name for each in list_recipes())
-            raise UnknownNameError("recipe", recipe, [*names, *near], hint=hint) from None
+            raise UnknownNameError("recipe", recipe, [*names, *near], hint=hint, broken=_broken()) from None
     return given_path(recipe, SettingsError, "The recipe")
 
 
@@ -193,6 +193,12 @@ def examine_recipe(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -
 
 def _gathered(recipe: Recipe | str | Path, overrides: Sequence[str], blocks: Collection[str] | None) -> Layers:
     return gather(recipe_path(recipe), overrides, lambda name: find_recipe(name).path, blocks)
+
+
+def _broken() -> Mapping[str, str]:
+    """Plugins that failed to load, once all were tried: the recipe may have been meant to come with one."""
+    HOSTS.names()
+    return HOSTS.broken
 
 
 def _summary(path: Path) -> str:

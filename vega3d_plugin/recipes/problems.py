@@ -30,6 +30,14 @@ class Place:
     line: int | None = None
     override: str = ""
 
+    def words(self, recipe: Path) -> str:
+        """Where it is, for a reader of ``recipe``, which may extend the file that it was written in."""
+        if self.path is None:
+            text = one_line(self.override)
+            return f"override `{text if len(text) <= LONGEST else text[:LONGEST] + '...'}`"
+        line = "" if self.line is None else f"line {self.line}"
+        return line if self.path == recipe else ", ".join(filter(None, (f"inherited from {self.path}", line)))
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -58,8 +66,7 @@ class Problem:
         if self.place is None:
             return "" if self.keys else "recipe"
         if self.place.path is None:
-            text = one_line(self.place.override)
-            return f"override `{text if len(text) <= LONGEST else text[:LONGEST] + '...'}`"
+            return self.place.words(recipe)
         line = "" if self.place.line is None else f"line {self.place.line}"
         other = "" if self.place.path == recipe else str(self.place.path)
         return " ".join(filter(None, (other, line))) or ("" if self.keys else "file")

@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 
-from ..contracts.settings import BranchSettings, Int, Positive, PriorSettings, Settings, _known_name
-from ..contracts.tables import HOSTS
+from ..contracts.settings import BranchSettings, Int, Positive, PriorSettings, Settings, registered_name
 from .blocks import DataSettings, StoreSettings, TrainSettings, TuneSettings
 from .layers import VERSION
 
@@ -36,7 +35,7 @@ class HostSettings(Settings):
     @field_validator("adapter")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _known_name("host", name, HOSTS.names())
+        return registered_name("host", name)
 
 
 class RecipeSettings(BranchSettings):

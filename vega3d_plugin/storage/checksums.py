@@ -5,11 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # 64-bit words that are added up before the sums go into a CRC.
 _WORDS = 256
@@ -25,6 +27,8 @@ def checksum(tensor: Tensor) -> str:
     change of one byte, whatever is cut, zeroed, moved or swapped in blocks, and other damage but for one in four
     billion. It does not notice changes within one block that cancel out, such as two words that change places.
     """
+    import torch
+
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return f"{METHOD}:{_of_bytes(data):08x}"
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
 
 from ..contracts.documents import MAX_SETTINGS, DocumentError, parse_json
 from ..contracts.errors import SavedBranchError, Vega3dError
 from ..contracts.printable import brief
 from ..contracts.settings import BranchSettings, Width, setting_path
 from .reading import JsonObject, read_json
+from .versions import library_version
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG_FILE = "vega3d_config.json"
 WEIGHTS_FILE = "vega3d.safetensors"
@@ -30,23 +31,9 @@ OTHER_FILES = ("adapter_model*.safetensors", "model*.safetensors", "adapter_mode
 MARK = ".vega3d."
 
 
-DISTRIBUTION = "vega3d-plugin"
 FORMAT = 1
 #: Fixed, so that a checkpoint written by one version loads into a model patched by another.
 RECORD_BYTES = 8192
-
-
-def library_version() -> str:
-    """Version of the installed package, or ``0+unknown`` when run from a source tree that is not installed."""
-    return package_version(DISTRIBUTION) or "0+unknown"
-
-
-def package_version(name: str) -> str | None:
-    """Version of an installed package, read without importing it; None when it is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def make_record(
@@ -82,11 +69,15 @@ def encode_record(record: dict[str, Any]) -> Tensor:
     text = json.dumps(record, separators=(",", ":")).encode()
     if len(text) > RECORD_BYTES:
         raise SavedBranchError(f"The settings of the branch take {len(text)} bytes, more than {RECORD_BYTES}.")
+    import torch
+
     return torch.frombuffer(bytearray(text.ljust(RECORD_BYTES, b"\0")), dtype=torch.uint8)
 
 
 def decode_record(data: Tensor, where: str) -> dict[str, Any]:
     """The inverse of :func:`encode_record`. Raises :class:`SavedBranchError` when it is not one."""
+    import torch
+
     if data.dtype != torch.uint8 or data.ndim != 1 or data.numel() > MAX_SETTINGS:
         raise SavedBranchError(
             f"{where} holds no readable record of a branch: it is {data.dtype} {list(data.shape)}, expected uint8 "

@@ -17,8 +17,9 @@ from torch import Tensor
 
 import vega3d
 from vega3d_plugin.contracts.errors import CheckpointError, FramesError, PriorError, PromptError
+from vega3d_plugin.priors.catalogue.cogvideox import SPECS
 from vega3d_plugin.priors.diffusion.flow_matching import draw_noise
-from vega3d_plugin.priors.generators.cogvideox import SPECS, CogVideoXPrior
+from vega3d_plugin.priors.generators.cogvideox import CogVideoXPrior
 
 TOY = {toy.prior: toy for toy in TOYS}
 NAMES = sorted(TOY)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 import vega3d
 from vega3d_plugin.contracts.errors import CheckpointError, PriorError, PromptError, SettingsError
+from vega3d_plugin.priors.catalogue.ltx_video import SPECS
 from vega3d_plugin.priors.diffusion.flow_matching import draw_noise
-from vega3d_plugin.priors.generators.ltx_video import SPECS, LTXVideoPrior
+from vega3d_plugin.priors.generators.ltx_video import LTXVideoPrior
 
 (TOY,) = TOYS
 

@@ -22,9 +22,10 @@ import vega3d
 from vega3d_plugin.contracts.errors import FramesError, PriorError, SavedBranchError, SettingsError
 from vega3d_plugin.contracts.settings import PriorSettings
 from vega3d_plugin.features import FeatureStore
+from vega3d_plugin.priors.catalogue import function as module
+from vega3d_plugin.priors.catalogue.function import import_string, trust
 from vega3d_plugin.priors.frozen.resizing import resize_crop, resize_stretch
-from vega3d_plugin.priors.yours import function as module
-from vega3d_plugin.priors.yours.function import CallablePrior, import_string, trust
+from vega3d_plugin.priors.yours.function import CallablePrior
 
 HERE = f"{__name__}:pooled"
 

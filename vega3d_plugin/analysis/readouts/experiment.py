@@ -17,7 +17,7 @@ from ...contracts.errors import AnalysisError, UnknownNameError
 from ...contracts.priors import Prior
 from ...priors.frozen.resizing import resize_framed
 from ...scenes.scene import Scene
-from ...storage.record import library_version
+from ...storage.versions import library_version
 from ..contexts import AnyPrior, contexts_of, in_context, joined
 from ..controls import Absent
 from ..records import ITSELF

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...storage.record import DISTRIBUTION, package_version
+from ...storage.versions import DISTRIBUTION, package_version
 from ..comparing import Comparison
 from ..intervals import Interval
 from ..readouts.results import ReadoutResult

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...contracts.errors import ReportError
-from ...storage.record import library_version
+from ...storage.versions import library_version
 from ...storage.writing import write_atomically
 from .blocks import Block
 

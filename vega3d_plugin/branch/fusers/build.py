@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ...contracts.errors import FusionError, Vega3dError, near_misses
 from ...contracts.fusers import Fuser
 from ...contracts.printable import brief, first_line
-from ...contracts.tables import FUSERS
+from ...contracts.tables import FUSERS, starts_as_identity
 
 Init = Literal["identity", "released"]
 
@@ -40,7 +40,7 @@ def build_fuser(name: str, hidden_size: int, *, init: Init = "released", **optio
             f"Options: {', '.join(sorted(accepted)) or 'none'}."
         )
     if init == "identity" and fuser_class.identity is None:
-        able = ", ".join(n for n in FUSERS.names() if FUSERS.get(n).identity is not None)
+        able = ", ".join(n for n in FUSERS.names() if starts_as_identity(n))
         raise FusionError(
             f"Fusion {name!r} cannot start as identity: it replaces or normalises the semantic tokens. "
             f"Use init='released', or one of: {able}."

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...contracts.errors import FusionError
 from ...contracts.fusers import scalar
+from ...contracts.printable import brief
+from ...contracts.prompts import PromptReading
 from ..layers import Linear, Linears
 from .gated import GatedFuser
 
@@ -27,11 +29,36 @@ class ContextGated(GatedFuser):
     """Token gate with an instruction term: ``logit = W [LN(sem); LN(gen)] + bias + scale * MLP(LN(context))``.
 
     ``context`` is ``[D]`` or ``[B, D]``, ``B`` being the first dimension of the tokens; a ``[B', D]`` of another
-    length is reduced to its first row, as released. Without a context the gate is the plain one. The LayerNormed
-    values are mixed.
+    length is reduced to its first row, as released. Without a context, or where it is 0, the gate is the plain one. The
+    LayerNormed values are mixed.
+
+    Args:
+        relation_tokens, template_tokens, relation_boost, keep_last: which tokens of a prompt make its instruction, see
+            :class:`~vega3d_plugin.contracts.prompts.PromptReading`.
     """
 
     name = "context_gated"
+    uses_context = True
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        relation_tokens: Sequence[int] = (),
+        template_tokens: Sequence[int] = (),
+        relation_boost: float = 2.0,
+        keep_last: int = 96,
+    ) -> None:
+        super().__init__(hidden_size)
+        for name, tokens in (("relation_tokens", relation_tokens), ("template_tokens", template_tokens)):
+            if isinstance(tokens, str) or not all(type(token) is int for token in tokens):
+                raise FusionError(f"{name} of 'context_gated' must be token ids, found {brief(tokens)}.")
+        if type(keep_last) is not int or keep_last < 0 or not relation_boost >= 1:
+            raise FusionError(
+                "keep_last of 'context_gated' must be a whole number from 0 and relation_boost a number from 1, found "
+                f"{brief(keep_last)} and {brief(relation_boost)}."
+            )
+        self.reading = PromptReading(tuple(relation_tokens), tuple(template_tokens), relation_boost, keep_last)
 
     def _build_gate(self) -> None:
         self.norm_ctx = nn.LayerNorm(self.hidden_size)
@@ -55,6 +82,7 @@ class ContextGated(GatedFuser):
         if context.shape[0] != semantic.shape[0]:
             context = context[:1]
         shift: Tensor = self.ctx_projection(self.norm_ctx(context.to(semantic)))
+        shift = shift * context.any(dim=-1, keepdim=True)
         return logits + self.context_scale * shift.reshape(-1, *[1] * (logits.ndim - 1))
 
     def idle_parameters(self, context: Tensor | None) -> Iterable[nn.Parameter]:

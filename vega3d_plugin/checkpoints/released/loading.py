@@ -25,7 +25,8 @@ from ...hosts.finding import find_host
 from ...hosts.peft import base_model
 from ...patching import patch, unpatch
 from ...priors.frozen.towers import tower_entries
-from ...priors.load import load_prior, resolve
+from ...priors.load import load_prior
+from ...priors.resolving import resolve
 from ...storage.folders import fetch, local_folder
 from ...storage.reading import read_json
 from ...storage.record import make_record

@@ -119,7 +119,7 @@ def infer(layout: Layout, projector: Shapes, fuser: Shapes, config: Mapping[str,
         if values.get(key) is None:
             notes.append("attention heads are not recorded: 8, as the released code takes then")
     if fusion["name"] == "context_gated":
-        notes.append("no instruction reaches a branch, so its term of context_gated's gate is left out")
+        fusion["options"] = _reading(values, notes)
     if values.get(f"{layout.options}dropout") is not None:
         fusion["dropout"] = values.number(f"{layout.options}dropout")
     settings = {
@@ -208,6 +208,24 @@ def _fusion_of(shapes: Shapes, hidden_size: int) -> str | None:
     if "projection.weight" in shapes:
         return "concat"
     return "cross_attention" if any(key.startswith("cross_attn_blocks.") for key in shapes) else None
+
+
+def _reading(values: JsonObject, notes: list[str]) -> dict[str, Any]:
+    """Which tokens of a prompt make its instruction, see :class:`~vega3d_plugin.contracts.prompts.PromptReading`."""
+    if "instruction_tail_keep_tokens" not in values:
+        notes.append("which tokens make an instruction is not recorded: the last 96, none of them a relation word")
+    kept = "instruction_tail_keep_tokens"
+    found: dict[str, Any] = {
+        "keep_last": values.integer(kept, 96, low=0, high=1 << 20),
+        # Below 1 it has no effect there.
+        "relation_boost": max(1.0, values.number("instruction_relation_boost", 2.0)),
+    }
+    for kind in ("relation", "template"):
+        ids = values.get(f"instruction_{kind}_token_ids") or []
+        if not isinstance(ids, list) or not all(type(token) is int and 0 <= token < 1 << 31 for token in ids):
+            raise values.wrong(f"instruction_{kind}_token_ids", f"is {brief(ids)}, expected a list of token ids")
+        found[f"{kind}_tokens"] = ids
+    return found
 
 
 def _prior(layout: Layout, config: JsonObject, feature_dim: int, notes: list[str]) -> dict[str, Any] | None:

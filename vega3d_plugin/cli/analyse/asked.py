@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from ..output import err, out, yellow_warnings
@@ -60,7 +59,7 @@ def asked_priors(written: Sequence[str], change: Sequence[str] | None) -> list[t
     """
     from ...contracts.settings import PriorSettings
     from ...contracts.tables import PRIORS
-    from ...priors.load import resolve
+    from ...priors.resolving import resolve
     from ..prior.features import parse_changes
 
     asked = []
@@ -124,6 +123,8 @@ def safe_name(text: str) -> str:
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     """A bar on stderr, where that is a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("", total=None)

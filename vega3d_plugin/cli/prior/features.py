@@ -9,26 +9,22 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from ...contracts.clips import clip_key
 from ...contracts.errors import PriorError, SettingsError
-from ...contracts.priors import Prior
-from ...contracts.settings import PriorSettings
 from ...contracts.tables import PRIORS
-from ...features.parts import FolderParts
-from ...priors.frozen.devices import usable
-from ...priors.frozen.prior import FrozenPrior
-from ...priors.load import load_prior, resolve
-from ...recipes.yaml import parse_value
-from ...storage.record import library_version
+from ...storage.versions import library_version
 from ..output import err, out, print_pairs, yellow_warnings
 from ..targets import check_target, write, write_tensors
 
 if TYPE_CHECKING:
+    import torch
+
+    from ...contracts.priors import Prior
+    from ...contracts.settings import PriorSettings
+    from ...features.parts import FolderParts
     from ...scenes.images import Frames
 
 #: Seconds between two drawings of the picture while the work goes on.
@@ -68,6 +64,7 @@ def features(
       vega3d prior features views/ --prior wan2.1-t2v-1.3b --frames 16
                                    --set context=views --set tap=-1
     """
+    from ...priors.frozen.prior import FrozenPrior
     from ...scenes.images import read_frames
     from .frames import as_clip
 
@@ -123,6 +120,9 @@ def features(
 
 def _settings(prior: str, changes: Sequence[str], options: Mapping[str, str | None]) -> PriorSettings:
     """The prior's settings from --set and from options of the same name, with the device to run on."""
+    from ...contracts.settings import PriorSettings
+    from ...priors.resolving import resolve
+
     PRIORS.get(prior)
     values = parse_changes(changes)
     for option, value in options.items():
@@ -149,6 +149,8 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
         BadParameter: no ``=``, a setting given twice, or the prior's name.
         SettingsError: a value that is no YAML.
     """
+    from ...recipes.yaml import parse_value
+
     values: dict[str, Any] = {}
     for text in changes:
         path, equals, written = text.partition("=")
@@ -174,6 +176,8 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
 @contextmanager
 def progress_bar(prior: Prior) -> Iterator[None]:
     """A bar on stderr, where that is a terminal; a prior that does not report gets one that only moves."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(prior.settings.name if prior.settings else "prior", total=None)
@@ -192,6 +196,10 @@ def progress_bar(prior: Prior) -> Iterator[None]:
 
 
 def _usable(device: str | None) -> str:
+    import torch
+
+    from ...priors.frozen.devices import usable
+
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     usable(device)
@@ -214,6 +222,8 @@ def _load(settings: PriorSettings) -> tuple[Prior, float]:
     # A download shows its own progress, which a spinner would tear apart.
     downloads = settings.pretrained is not None and not Path(settings.pretrained).expanduser().is_dir()
     with yellow_warnings(), nullcontext() if downloads else err.status(f"Loading {settings.name} ..."):
+        from ...priors.load import load_prior
+
         return load_prior(settings), time.perf_counter() - started
 
 
@@ -234,6 +244,9 @@ def _parts(
     prior: Prior, clip: torch.Tensor, to: Path, told: Callable[[Mapping[range, torch.Tensor]], None]
 ) -> FolderParts | None:
     """What keeps the parts of a long extraction; None for a prior of others, which computes all at once."""
+    from ...features.parts import FolderParts
+    from ...priors.frozen.prior import FrozenPrior
+
     if not isinstance(prior, FrozenPrior):
         return None
     about = {
@@ -250,6 +263,8 @@ def _drawer(
     picture: Path | None, clip: torch.Tensor, prior: Prior, frames: Frames
 ) -> Callable[[Mapping[range, torch.Tensor]], None]:
     """Draws what is there, now and then; drawing takes time as well."""
+    import torch
+
     drawn = time.monotonic()
 
     def draw(parts: Mapping[range, torch.Tensor]) -> None:
@@ -294,6 +309,7 @@ def _draw(
 ) -> None:
     """Draw the maps of these rows of so many steps."""
     from ...analysis.pictures import feature_picture
+    from ...contracts.settings import PriorSettings
     from .frames import as_pixels, resized
 
     settings = prior.settings or PriorSettings()

@@ -7,20 +7,19 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
-from pydantic_core import to_jsonable_python
 from rich.table import Table
 from rich.text import Text
 
-from ...contracts.priors import PriorSpec
-from ...contracts.settings import PriorSettings, Settings
+from ...contracts.specs import PriorSpec
 from ...contracts.tables import PRIORS
-from ...priors.fast import Reduction
-from ...priors.frozen.prior import FrozenPrior
-from ...priors.load import resolve
 from ..output import GAP, out, print_json, print_pairs, stacked
+
+if TYPE_CHECKING:
+    from ...contracts.settings import Settings
+    from ...priors.fast import Reduction
 
 BYTES = 2  # of a parameter in bfloat16
 
@@ -117,8 +116,10 @@ def options_of(spec: PriorSpec) -> list[dict[str, Any]] | None:
 
 def reductions_of(spec: PriorSpec) -> Sequence[Reduction]:
     """What its fast path is made of; empty where that cannot be known before loading."""
-    kind = spec.kind
+    kind = spec.prior_class()
     if kind is None and PRIORS.plugin_of(spec.name) == "builtin_priors":
+        from ...priors.frozen.prior import FrozenPrior
+
         kind = FrozenPrior  # those that all built-in priors share
     return getattr(kind, "reductions", ())
 
@@ -158,6 +159,9 @@ def type_text(annotation: Any) -> str:
 
 def _resolved(spec: PriorSpec, preset: str | None = None) -> dict[str, Any]:
     """All settings; options that the user has to give are left out."""
+    from ...contracts.settings import PriorSettings
+    from ...priors.resolving import resolve
+
     options = _default_options(spec)
     if spec.options is None or len(options) == len(spec.options.model_fields) or preset not in (None, *spec.presets):
         return resolve(PriorSettings(name=spec.name, preset=preset)).to_dict()
@@ -170,6 +174,8 @@ def _resolved(spec: PriorSpec, preset: str | None = None) -> dict[str, Any]:
 
 def _default_options(spec: PriorSpec) -> dict[str, Any]:
     """The family's own settings that have a default, plain values."""
+    from pydantic_core import to_jsonable_python
+
     fields = {} if spec.options is None else spec.options.model_fields
     own: Mapping[str, Any] = spec.defaults.get("options", {})
     given = {name: f.get_default(call_default_factory=True) for name, f in fields.items() if not f.is_required()}
@@ -215,7 +221,7 @@ def _settings(spec: PriorSpec, found: dict[str, Any]) -> dict[str, str]:
     hidden = set(LEFT_OUT)
     if found["contexts"] == ["frame"]:
         hidden |= set(JOINT)
-    identity = getattr(spec.kind, "identity", None)
+    identity = getattr(spec.prior_class(), "identity", None)
     if identity is not None:
         hidden |= set(NOISE) - set(identity)
     return {

@@ -9,10 +9,8 @@ import typer
 from rich.text import Text
 
 from ...contracts.errors import PriorError
-from ...contracts.settings import PriorSettings
 from ...contracts.tables import PRIORS
-from ...priors.load import resolve
-from ...priors.prompts.one_vector import SAVED_NAME
+from ...priors.prompts import SAVED_NAME
 from ..output import out, print_pairs, yellow_warnings
 from ..targets import check_target, write_tensors
 
@@ -36,6 +34,9 @@ def export_prompt(
       vega3d prior export-prompt wan2.1-t2v-1.3b --pretrained weights/wan
                                    --out weights/wan/empty_prompt.safetensors
     """
+    from ...contracts.settings import PriorSettings
+    from ...priors.resolving import resolve
+
     priors = PRIORS
     spec = priors.get(name)
     if spec.prompt is None:

@@ -12,7 +12,8 @@ from ...checkpoints.trainer_folder import TrainerFolder, adapter_checksums
 from ...contracts.errors import SavedBranchError
 from ...hosts.installed import PACKAGES, package_versions
 from ...storage.checksums import checksum_of
-from ...storage.record import library_version, read_run
+from ...storage.record import read_run
+from ...storage.versions import library_version
 from ..harness_host import HostArguments
 
 

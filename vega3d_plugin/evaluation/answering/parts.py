@@ -13,13 +13,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ...contracts.errors import Vega3dError
 from ...contracts.printable import brief
 from ...storage.claims import FolderClaim, claim_folder
-from ...storage.reading import read_json
+from ...storage.reading import JsonObject, read_json
 from ...storage.writing import create_text, sweep, write_json, write_text
 
 FORMAT = 1
@@ -185,7 +186,7 @@ class Parts:
             )
 
 
-def read_run(out: Path) -> dict[str, Any] | None:
+def read_run(out: Path) -> JsonObject | None:
     """What a finished file of answers is, from the file beside it; None where there is none.
 
     Raises:
@@ -195,30 +196,47 @@ def read_run(out: Path) -> dict[str, Any] | None:
     return read_json(path, AnswersError) if path.is_file() else None
 
 
-def origin(out: Path) -> dict[str, Any] | None:
-    """What gave a finished file of answers, in short: ``control``, ``host``, ``branch`` and ``prior`` with their
-    fingerprints, ``adapter`` and ``run``; None where nothing beside the file says so.
+def described_run(out: Path) -> dict[str, Any] | None:
+    """What a score of these answers has to say of where they come from; None where no file beside them tells.
+
+    Returns:
+        ``control``, ``host``, ``branch`` (fingerprint, prior, fusion; None: without), ``adapter``, ``run`` (digest of
+        all settings), ``left_out`` (how many questions).
 
     Raises:
-        AnswersError: as :func:`read_run`.
+        AnswersError: the file beside the answers is damaged, or is of another run than a row.
     """
     run = read_run(out)
     if run is None:
         return None
-    settings = run.get("settings")
-    model = settings.get("model") if isinstance(settings, Mapping) else None
-    if not isinstance(settings, Mapping) or not isinstance(model, Mapping):
-        raise AnswersError(f"{run_file(out)} does not say which model gave the answers: it was not written by answer.")
-    parts = {key: model[key] if isinstance(model.get(key), Mapping) else {} for key in ("host", "branch", "adapter")}
+    others = {row.get("run") for row in _rows(out)} - {run.get("run")}
+    if others:
+        raise AnswersError(
+            f"{out} and {run_file(out).name} are not of one run: the latter is of {brief(run.get('run'))}, rows are of "
+            f"{', '.join(sorted(brief(other) for other in others))}. Bring both files of one run together, or remove "
+            f"{run_file(out).name} to score the rows without it."
+        )
+    settings = run.mapping("settings")
+    model = settings.mapping("model")
+    released = model.get("released")
     return {
-        "control": settings.get("control"),
-        "host": parts["host"].get("id"),
-        "branch": parts["branch"].get("fingerprint"),
-        "prior": parts["branch"].get("prior"),
-        "prior_fingerprint": parts["branch"].get("prior_fingerprint"),
-        "adapter": parts["adapter"].get("weights", parts["adapter"].get("id")),
-        "run": run.get("run"),
+        "control": settings["control"],
+        "host": model.mapping("host").get("id"),
+        "branch": model.get("branch") if released is None else {"released": released},
+        "adapter": model.get("adapter"),
+        "run": run["run"],
+        "left_out": len(run.mapping("about").get("left_out") or []),
     }
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows that are objects; what else is there is the reader's to tell."""
+    with path.open("rb") as file:
+        for text in file:
+            with suppress(ValueError, RecursionError):
+                row = json.loads(text)
+                if isinstance(row, dict):
+                    yield row
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

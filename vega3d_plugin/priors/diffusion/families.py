@@ -1,43 +1,30 @@
-"""Families of generators: what all models of a family share, and a row for each model with what differs.
-
-A row is data: where the weights come from, how wide and deep the model is, its tap, frame size and window. A family
-knows how weights of its layout become a prior.
-"""
+"""Families of generators: how weights of a family's layout become a prior. Its models are rows of ``catalogue``."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...contracts.priors import Prior, PriorSpec
-from ...contracts.settings import NoOptions, PriorSettings, Settings
+from ...contracts.priors import Prior
+from ...contracts.settings import PriorSettings
 from ...storage.reading import JsonObject
 from ...storage.weights import Tensors
 from ..frozen.components import load_component, locate, read_config, until
 from ..frozen.prior import resolved_tap
 from ..prompts.by_pipeline import pipeline_prompt
-from .prior import ALL_CONTEXTS
 from .video_transformer import VideoTransformerPrior, load_encoder, number_of
 
 
 class Family(ABC):
-    """What all models of a family share.
+    """How the weights of a family become a prior.
 
     Attributes:
         prior: the class of its priors.
-        options: settings of this family alone.
-        presets: settings by the name of a preset.
-        licence: of the weights, one line.
-        taps: what the numbers of the taps count.
     """
 
     prior: Callable[..., Prior]
-    options: type[Settings] = NoOptions
-    presets: Mapping[str, Mapping[str, Any]] = {}
-    licence: str = "Apache 2.0"
-    taps: str = "blocks of the transformer"
 
     @abstractmethod
     def load(self, settings: PriorSettings) -> Prior:
@@ -52,54 +39,6 @@ class Family(ABC):
     @abstractmethod
     def prompt(self, settings: PriorSettings) -> Tensors:
         """The tensors that stand for the empty prompt, by name, without loading anything else."""
-
-    def row(
-        self,
-        name: str,
-        summary: str,
-        *,
-        source: str,
-        width: int,
-        blocks: int,
-        tap: int,
-        size: tuple[int, int],
-        window: int,
-        parameters: float,
-        overlap: int = 4,
-        **more: Any,
-    ) -> PriorSpec:
-        """A model of this family.
-
-        Args:
-            name: what users write.
-            summary: one line for ``vega3d ls priors``.
-            source: hub id of the weights.
-            width: channels of a feature.
-            blocks: of the transformer.
-            tap: the default one; two thirds of the depth is the paper's place in Wan.
-            size: default height and width in pixels.
-            window: latent steps that the model was trained on at once.
-            parameters: of what is loaded with the default tap, in billions.
-            overlap: latent steps that neighbouring windows share.
-            **more: ``licence`` and ``taps`` where they differ; all else are defaults of settings.
-        """
-        licence, taps = more.pop("licence", self.licence), more.pop("taps", f"0 to {blocks - 1}: {self.taps}")
-        return PriorSpec(
-            name,
-            self.load,
-            summary,
-            source=source,
-            feature_dim=width,
-            contexts=ALL_CONTEXTS,
-            defaults={"tap": tap, "size": size, "window": window, "overlap": overlap, **more},
-            presets=self.presets,
-            options=self.options,
-            prompt=self.prompt,
-            licence=licence,
-            taps=taps,
-            parameters=parameters,
-            kind=self.prior if isinstance(self.prior, type) else None,
-        )
 
 
 class DiffusersFamily(Family):

@@ -22,8 +22,6 @@ from ..frozen.prior import FrozenPrior
 from ..frozen.windows import average, windows
 from .flow_matching import NoiseLevel, add_noise, draw_noise, noise_level
 
-ALL_CONTEXTS = ("frame", "views", "video")
-
 
 class DiffusionPrior(FrozenPrior):
     """Features of a denoiser at one noise level.

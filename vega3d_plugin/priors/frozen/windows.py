@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ...contracts.errors import PriorError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def windows(steps: int, size: int, overlap: int) -> list[range]:

@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ...contracts.errors import CheckpointError, PromptError
-from ...contracts.settings import Float, PriorSettings, Settings
+from ...contracts.settings import PriorSettings
 from ...storage.reading import JsonObject
 from ...storage.weights import Tensors, read_json
 from ..diffusion.families import DiffusersFamily
@@ -42,28 +41,6 @@ from ..prompts.by_pipeline import prompt_tensor
 
 EMBEDS = "prompt_embeds"
 TEXT_LENGTH = 512
-
-
-class Cosmos2Options(Settings):
-    """Settings of Cosmos-Predict2 alone.
-
-    Attributes:
-        fps: frames per second that the positions in time are made for (pipeline: 16); matters where steps see each
-            other.
-    """
-
-    fps: Float = Field(default=16.0, gt=0)
-
-
-class Cosmos1Options(Settings):
-    """Settings of Cosmos-Predict1 alone.
-
-    Attributes:
-        fps: frames per second that the positions in time are made for (pipeline: 30); matters where steps see each
-            other.
-    """
-
-    fps: Float = Field(default=30.0, gt=0)
 
 
 class CosmosPrior(VideoTransformerPrior):
@@ -210,7 +187,6 @@ def _per_step(values: Any, like: Tensor) -> Tensor:
 class _Cosmos(DiffusersFamily):
     """What both generations share."""
 
-    licence = "NVIDIA Open Model License"
     transformer = "CosmosTransformer3DModel"
     weights = ("transformer/*", "vae/*", "scheduler/*", "empty_prompt.safetensors")
     #: In the VAE's configuration: how many channels its latents have.
@@ -253,7 +229,6 @@ class CosmosPredict2(_Cosmos):
     """Cosmos-Predict2 in diffusers' layout."""
 
     prior = Cosmos2Prior
-    options = Cosmos2Options
     vae, channels, pipeline = "AutoencoderKLWan", "z_dim", "Cosmos2VideoToWorldPipeline"
 
 
@@ -261,7 +236,6 @@ class CosmosPredict1(_Cosmos):
     """Cosmos-Predict1 in diffusers' layout."""
 
     prior = Cosmos1Prior
-    options = Cosmos1Options
     vae, channels, pipeline = "AutoencoderKLCosmos", "latent_channels", "CosmosTextToWorldPipeline"
 
     def more(self, folder: Path) -> dict[str, Any]:
@@ -280,31 +254,4 @@ def _without_padding(embeds: Tensor) -> Tensor:
     return embeds[:, : int(filled.max()) + 1 if len(filled) else 1]
 
 
-SPECS = (
-    CosmosPredict2().row(
-        "cosmos-predict2-2b",
-        "Cosmos-Predict2 Video2World, 2B, 28 blocks, with Wan's VAE; without given frames",
-        source="nvidia/Cosmos-Predict2-2B-Video2World",
-        width=2048,
-        blocks=28,
-        tap=19,
-        size=(704, 1280),
-        # Trained on 93 frames, which are 24 latent steps. Its schedule has no shift.
-        window=24,
-        shift=1.0,
-        parameters=1.5,
-    ),
-    CosmosPredict1().row(
-        "cosmos-predict1-7b",
-        "Cosmos-Predict1 Text2World, 7B, 28 blocks, latent steps of 8 frames",
-        source="nvidia/Cosmos-1.0-Diffusion-7B-Text2World",
-        width=4096,
-        blocks=28,
-        tap=19,
-        size=(704, 1280),
-        # As above; trained on 121 frames, which are 16 latent steps.
-        window=16,
-        shift=1.0,
-        parameters=5.2,
-    ),
-)
+PREDICT1, PREDICT2 = CosmosPredict1(), CosmosPredict2()

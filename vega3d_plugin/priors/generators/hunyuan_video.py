@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ...contracts.errors import CheckpointError
-from ...contracts.settings import Float, PriorSettings, Settings
+from ...contracts.settings import PriorSettings
 from ...storage.reading import JsonObject
 from ...storage.weights import Tensors
 from ..diffusion.families import DiffusersFamily, diffusers_class
@@ -32,17 +31,6 @@ from ..prompts.by_pipeline import prompt_tensor
 
 EMBEDS, MASK, POOLED = "prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds"
 DUAL, SINGLE = "transformer_blocks", "single_transformer_blocks"
-
-
-class HunyuanVideoOptions(Settings):
-    """Settings of HunyuanVideo alone.
-
-    Attributes:
-        guidance: strength of the guidance that was distilled into the model (pipeline: 6); an input like the
-            timestep, no second forward.
-    """
-
-    guidance: Float = Field(default=6.0, ge=0)
 
 
 class HunyuanVideoPrior(VideoTransformerPrior):
@@ -116,8 +104,6 @@ class HunyuanVideo(DiffusersFamily):
     """HunyuanVideo in diffusers' layout."""
 
     prior = HunyuanVideoPrior
-    options = HunyuanVideoOptions
-    licence = "Tencent Hunyuan Community License (not for use in the EU, the UK and South Korea)"
     transformer, vae = "HunyuanVideoTransformer3DModel", "AutoencoderKLHunyuanVideo"
     pipeline = "HunyuanVideoPipeline"
     texts = ("text_encoder/*", "text_encoder_2/*", "tokenizer/*", "tokenizer_2/*", "model_index.json")
@@ -165,21 +151,4 @@ def _stacks(config: JsonObject) -> tuple[int, int]:
     return number_of(config, "num_layers", config.file), number_of(config, "num_single_layers", config.file)
 
 
-SPECS = (
-    HunyuanVideo().row(
-        "hunyuan-video",
-        "HunyuanVideo text-to-video, 13B, 20 dual-stream and 40 single-stream blocks",
-        source="hunyuanvideo-community/HunyuanVideo",
-        width=3072,
-        blocks=60,
-        # Also the middle of the single-stream blocks, where the video tokens have long seen each other and are not yet
-        # turned into a velocity.
-        tap=40,
-        # 540p is one of the sizes it was trained at; 129 frames are 33 latent steps.
-        size=(544, 960),
-        window=33,
-        shift=7.0,
-        parameters=10.0,
-        taps="0 to 19: dual-stream blocks, 20 to 59: single-stream blocks",
-    ),
-)
+FAMILY = HunyuanVideo()

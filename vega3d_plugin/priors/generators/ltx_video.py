@@ -8,16 +8,16 @@ Rectified flow: timestep ``t`` of the schedule is a share of ``t / 1000`` of noi
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ...contracts.errors import CheckpointError
-from ...contracts.settings import PriorSettings, Settings
+from ...contracts.settings import PriorSettings
 from ...storage.reading import JsonObject
 from ...storage.weights import Tensors
+from ..catalogue.ltx_video import LTXVideoOptions
 from ..diffusion.families import DiffusersFamily
 from ..diffusion.flow_matching import TRAIN_TIMESTEPS, NoiseLevel
 from ..diffusion.video_transformer import VideoTransformerPrior, per_channel, prompt_mask
@@ -25,17 +25,6 @@ from ..frozen.prior import Reload
 from ..prompts.by_pipeline import prompt_tensor
 
 PROMPT, MASK = "prompt_embeds", "prompt_attention_mask"
-
-
-class LTXVideoOptions(Settings):
-    """Settings of LTX-Video alone.
-
-    Attributes:
-        frame_rate: frames per second, > 0, by which the transformer counts time; matters in contexts ``views`` and
-            ``video`` (diffusers' pipeline: 25).
-    """
-
-    frame_rate: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 25.0
 
 
 class LTXVideoPrior(VideoTransformerPrior):
@@ -117,8 +106,6 @@ class LTXVideo(DiffusersFamily):
     """LTX-Video in diffusers' layout."""
 
     prior = LTXVideoPrior
-    options = LTXVideoOptions
-    licence = "LTX-Video Open Weights licence"
     transformer, vae, pipeline = "LTXVideoTransformer3DModel", "AutoencoderKLLTXVideo", "LTXPipeline"
 
     def check(self, config: JsonObject, folder: Path) -> None:
@@ -139,18 +126,4 @@ class LTXVideo(DiffusersFamily):
         return {PROMPT: embeds, MASK: prompt_mask(found, MASK, embeds.shape[1], needs_text=True)}
 
 
-SPECS = (
-    LTXVideo().row(
-        "ltx-video",
-        "LTX-Video text-to-video, 2B, 28 blocks: fast, with coarse maps (32 pixels a feature)",
-        source="Lightricks/LTX-Video",
-        width=2048,
-        blocks=28,
-        tap=18,
-        size=(512, 704),
-        # 161 frames, the pipeline's length, are 21 latent steps.
-        window=21,
-        timestep=300,
-        parameters=1.5,
-    ),
-)
+FAMILY = LTXVideo()

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...contracts.settings import PriorSettings, Settings
+from ...contracts.settings import PriorSettings
 from ...storage.reading import JsonObject
 from ...storage.weights import Tensors
 from ..diffusion.families import DiffusersFamily, diffusers_class
@@ -35,18 +35,6 @@ WEIGHT_PATTERNS = [
     for part in ("transformer", "vae")
     for name in ("config.json", "diffusion_pytorch_model.safetensors*", "diffusion_pytorch_model-*")
 ] + ["empty_prompt.safetensors"]
-
-
-class MochiOptions(Settings):
-    """Settings of Mochi alone.
-
-    Attributes:
-        prompt: ``zeros``: every text token masked, as Genmo's code does it without text; ``encoded``: T5's embedding of
-            the empty text, as diffusers' pipeline does it by default, from ``empty_prompt.safetensors`` beside the
-            weights or from the checkpoint's own text encoder.
-    """
-
-    prompt: Literal["zeros", "encoded"] = "zeros"
 
 
 class MochiPrior(VideoTransformerPrior):
@@ -131,7 +119,6 @@ class Mochi(DiffusersFamily):
     """Mochi in diffusers' layout."""
 
     prior = MochiPrior
-    options = MochiOptions
     transformer, vae, pipeline = "MochiTransformer3DModel", "AutoencoderKLMochi", "MochiPipeline"
     weights = WEIGHT_PATTERNS
 
@@ -173,18 +160,4 @@ def _no_text(width: int) -> Tensors:
     return {EMBEDS: torch.zeros(1, 1, width), MASK: torch.zeros(1, 1, dtype=torch.bool)}
 
 
-SPECS = (
-    Mochi().row(
-        "mochi-1",
-        "Mochi 1 text-to-video, 10B, 48 blocks, latent steps of 6 frames",
-        source="genmo/mochi-1-preview",
-        width=3072,
-        blocks=48,
-        tap=32,
-        size=(480, 848),
-        # Trained on up to 163 frames, which are 28 latent steps. Its schedule has no shift.
-        window=28,
-        shift=1.0,
-        parameters=7.0,
-    ),
-)
+FAMILY = Mochi()

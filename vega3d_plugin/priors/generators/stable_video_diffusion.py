@@ -12,50 +12,25 @@ import inspect
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from ...contracts.errors import CheckpointError, PriorError
-from ...contracts.priors import Prior, PriorSpec
-from ...contracts.settings import Float, Int, PriorSettings, Settings
+from ...contracts.priors import Prior
+from ...contracts.settings import PriorSettings
 from ...storage.weights import DIFFUSERS, TRANSFORMERS, read_json
+from ..catalogue.stable_video_diffusion import SvdOptions
 from ..diffusion.flow_matching import NoiseLevel, draw_noise
-from ..diffusion.unet import STAGES, Stage, UNetPrior, check_channels, load_unet, stage
+from ..diffusion.unet import Stage, UNetPrior, check_channels, load_unet, stage
 from ..encoders.image_vae import load_vae, vae_stride
 from ..frozen.components import expect, load_component, locate_parts, read_config
 from ..frozen.prior import Reload
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-class SvdOptions(Settings):
-    """Settings of Stable Video Diffusion alone; the defaults of the last three are those of diffusers' pipeline.
-
-    Attributes:
-        condition: whose clean latents lie beside a frame's noisy ones: ``each``: its own, as released; ``first``: those
-            of its chunk's first frame, as the model was trained.
-        schedule: how a timestep becomes a noise level: ``training``: as of the 1000 steps of the schedule that the
-            checkpoint names, as for SD 2.1 (250: sigma 0.70); ``released``: the nearest in the list of the sampler's
-            continuous timesteps. These are 0.25 log(sigma), 1.64 at most, so any timestep from 2 on means the highest
-            noise there is, sigma 700: only the condition still shows the frame.
-        scale_latents: multiply the latents by the VAE's ``scaling_factor`` before the noise is added, as in training;
-            the released code does not.
-        fps: frames per second that the model is told.
-        motion: how much motion it is told to expect (``motion_bucket_id``).
-        augmentation: noise on the frames' pixels before they are encoded, in [-1, 1], which the model is told too.
-    """
-
-    condition: Literal["each", "first"] = "each"
-    schedule: Literal["training", "released"] = "training"
-    scale_latents: Annotated[bool, Field(strict=True)] = True
-    fps: Annotated[Int, Field(ge=1)] = 7
-    motion: Annotated[Int, Field(ge=0)] = 127
-    augmentation: Annotated[Float, Field(ge=0)] = 0.02
 
 
 class StableVideoDiffusionPrior(UNetPrior):
@@ -309,29 +284,3 @@ def _statistics(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
     file = folder / "feature_extractor" / "preprocessor_config.json"
     config = read_json(file) if file.is_file() else {}
     return config.get("image_mean", CLIP_MEAN), config.get("image_std", CLIP_STD)
-
-
-SPECS = (
-    PriorSpec(
-        "svd",
-        load,
-        "Stable Video Diffusion, image to video, 14 frames: what enters the mid block of its UNet",
-        source="stabilityai/stable-video-diffusion-img2vid",
-        feature_dim=1280,
-        contexts=("views", "frame"),
-        defaults={
-            "size": (896, 896),
-            "resize": "stretch",
-            "timestep": 250,
-            "context": "views",
-            "window": 8,
-            "overlap": 0,
-        },
-        presets={"released": {"options": {"schedule": "released", "scale_latents": False}}},
-        options=SvdOptions,
-        licence="Stability AI Community License",
-        taps=STAGES,
-        parameters=1.2,
-        kind=StableVideoDiffusionPrior,
-    ),
-)

@@ -23,7 +23,8 @@ from ...contracts.settings import PriorSettings
 from ...storage import reading
 from ...storage.weights import TRANSFORMERS, listing, read_json, weight_files
 from ..frozen.components import download
-from .one_vector import SAVED_NAME, add_weights, cache_root, checkpoint_cache, load_safetensors, write_tensors
+from . import SAVED_NAME
+from .one_vector import add_weights, cache_root, checkpoint_cache, load_safetensors, write_tensors
 from .umt5 import brief
 
 log = logging.getLogger("vega3d")

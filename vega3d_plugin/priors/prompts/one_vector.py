@@ -19,12 +19,12 @@ from torch import Tensor
 
 from vega3d_plugin.contracts.documents import read_bytes
 from vega3d_plugin.contracts.errors import PromptError
+from vega3d_plugin.priors.prompts import SAVED_NAME
 from vega3d_plugin.priors.prompts.umt5 import TextEncoderFiles, brief, check_width, find_text_encoder, load_umt5
 from vega3d_plugin.storage.caches import cache_root as shared_caches
 from vega3d_plugin.storage.pickles import load_pickle
 from vega3d_plugin.storage.writing import sweep, write_atomically
 
-SAVED_NAME = "empty_prompt.safetensors"
 BESIDE = (SAVED_NAME, "wan_prompt_embedding.pt", "empty_prompt.pt")
 """The files that are read from beside the weights, the first one found wins."""
 

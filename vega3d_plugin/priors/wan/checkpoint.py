@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from ...contracts.errors import CheckpointError, PromptError
 from ...contracts.printable import brief
 from ...contracts.priors import Prior
-from ...contracts.settings import NoOptions, PriorSettings, Settings
+from ...contracts.settings import PriorSettings
 from ...storage.reading import JsonObject
 from ...storage.weights import Tensors, listing, read_json, read_tensors, weight_files
 from ..diffusion.families import Family
@@ -41,7 +40,6 @@ class Variant(Family):
         prior: the class of its priors.
         patched_vae: its VAE takes patches of pixels: that of Wan 2.2 5B, whose latents are of 16x16 pixels.
         meaning: for messages.
-        options, presets, licence, taps: as of every family.
     """
 
     transformer: str = "WanTransformer3DModel"
@@ -50,10 +48,6 @@ class Variant(Family):
     prior: type[WanPrior] = WanPrior
     patched_vae: bool = False
     meaning: str = "text-to-video weights"
-    options: type[Settings] = NoOptions
-    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    licence: str = Family.licence
-    taps: str = Family.taps
 
     def load(self, settings: PriorSettings) -> Prior:
         """As promised by :class:`~vega3d_plugin.priors.diffusion.families.Family`, from either layout."""
@@ -84,7 +78,7 @@ class Variant(Family):
         ]  # fmt: skip
 
 
-TEXT_TO_VIDEO = Variant(presets={"released": {"tap": -1}})
+TEXT_TO_VIDEO = Variant()
 #: Builds a Wan text-to-video prior from settings.
 load_wan = TEXT_TO_VIDEO.load
 

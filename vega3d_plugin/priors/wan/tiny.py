@@ -8,14 +8,12 @@ from typing import Any
 import torch
 
 from ...contracts.errors import Vega3dWarning
-from ...contracts.priors import Prior, PriorSpec
+from ...contracts.priors import Prior
 from ...contracts.seeded import seeded
-from ...contracts.settings import NoOptions, PriorSettings
-from ..diffusion.prior import ALL_CONTEXTS
+from ...contracts.settings import PriorSettings
+from ..catalogue.tiny import BLOCKS
 from ..frozen.prior import resolved_tap
 from .prior import WanPrior
-
-BLOCKS = 4
 
 
 class RandomWeightsWarning(Vega3dWarning):
@@ -59,19 +57,3 @@ def _calibrate(vae: Any) -> None:
     vae.register_to_config(
         latents_mean=latents.flatten(1).mean(dim=1).tolist(), latents_std=latents.flatten(1).std(dim=1).tolist()
     )
-
-
-SPECS = (
-    PriorSpec(
-        "tiny-wan",
-        load_tiny_wan,
-        "the same classes at toy size with RANDOM weights: knows nothing, for demos and tests",
-        feature_dim=96,
-        contexts=ALL_CONTEXTS,
-        defaults={"tap": 2, "size": (96, 160), "window": 21, "overlap": 4},
-        options=NoOptions,
-        licence="none: random weights",
-        taps=f"0 to {BLOCKS - 1}: blocks of the transformer",
-        kind=WanPrior,
-    ),
-)

@@ -23,40 +23,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...contracts.clips import check_frames, clip_key
 from ...contracts.errors import CheckpointError, PriorError
-from ...contracts.priors import Prior, PriorSpec
-from ...contracts.settings import Positive, PriorSettings, Settings
+from ...contracts.priors import Prior
+from ...contracts.settings import PriorSettings
 from ...storage.arrays import read_array
 from ...storage.folders import local_folder
 from ...storage.reading import open_safetensors
+from ..catalogue.external import ExternalOptions
 from ..frozen.fingerprint import fingerprint
 
 SUFFIXES = (".safetensors", ".npy")
 #: What a feature store adds to the key when the prior computed in half precision.
 DTYPES = ("", "-bfloat16", "-float16")
-
-
-class ExternalOptions(Settings):
-    """Settings of ``external`` alone.
-
-    Attributes:
-        key: how files are named; ``content``: by ``vega3d_plugin.contracts.clips.clip_key``.
-        layout: of the maps in the files: ``tchw`` is ``[T', C, h, w]``, ``thwc`` is ``[T', h, w, C]``.
-        feature_dim: channels of the maps; default: those of the first file.
-        made_by: names the model and the settings that made the features. It then stands for them in the fingerprint,
-            so that one may add files, or evaluate with another folder than one trained with.
-    """
-
-    key: Literal["content"] = "content"
-    layout: Literal["tchw", "thwc"] = "tchw"
-    feature_dim: Positive | None = None
-    made_by: str = ""
 
 
 class ExternalPrior(Prior):
@@ -199,18 +183,3 @@ def load_external(settings: PriorSettings) -> Prior:
     if folder is None:
         raise CheckpointError(f"{who}: {settings.pretrained!r} is no folder here. It is not fetched from the hub.")
     return ExternalPrior(folder, settings)
-
-
-SPECS = (
-    PriorSpec(
-        "external",
-        load_external,
-        "features computed elsewhere, one file per clip in a folder (`pretrained`)",
-        # Whoever computed them saw what he saw; here a clip is looked up as a whole.
-        contexts=("views",),
-        defaults={"context": "views"},
-        options=ExternalOptions,
-        licence="of the model that computed them",
-        kind=ExternalPrior,
-    ),
-)

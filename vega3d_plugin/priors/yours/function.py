@@ -17,82 +17,26 @@ cannot give it.
 from __future__ import annotations
 
 import importlib
-import inspect
-import sys
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from ...contracts.clips import check_frames
 from ...contracts.errors import PriorError, near_misses
-from ...contracts.priors import Prior, PriorSpec, turn
-from ...contracts.settings import Positive, PriorSettings, Settings
+from ...contracts.priors import Prior, turn
+from ...contracts.settings import PriorSettings
+from ..catalogue.function import CallableOptions, describe, import_string, is_trusted
 from ..frozen.fingerprint import fingerprint
 from ..frozen.resizing import resize_crop, resize_stretch
 
 #: ``[T, 3, H, W]`` in [0, 1] to ``[T', C, h, w]``.
 Function = Callable[[Tensor], Tensor]
 
-WRAP = "Wrap it: vega3d.patch(model, prior=vega3d.CallablePrior(function, feature_dim))"
 #: Frames that a function without a known feature dim is tried with.
 TRIAL = (224, 224)
-_trusted: set[str] = set()
-
-
-def trust(target: str) -> None:
-    """Give one's word that ``package.module:name`` may be imported and called, for this process."""
-    _trusted.add(target)
-
-
-class CallableOptions(Settings):
-    """Settings of ``callable`` alone.
-
-    Attributes:
-        function: in Python, the function itself in place of ``target``; it must be one that can be imported.
-        target: import string ``package.module:name`` of a function, of an ``nn.Module``, or of a class that is called
-            without arguments to make one of both.
-        feature_dim: channels of its maps; default: found by calling it with two grey frames of ``size``.
-        version: part of the fingerprint; change it when the code changes, which is not noticed by itself.
-        trust: the user's word that the target may be imported. Not kept: it is in no settings and no saved branch.
-    """
-
-    function: Any = Field(default=None, exclude=True)
-    target: str | None = None
-    feature_dim: Positive | None = None
-    version: str = ""
-    trust: bool = Field(default=False, strict=True, exclude=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _named(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("function") is None:
-            return values
-        values = dict(values)
-        function = values.pop("function")
-        if values.get("target") is not None:
-            raise ValueError("give either function or target, not both.")
-        target = import_string(function)
-        if target is None:
-            raise ValueError(f"{_describe(function)} cannot be imported by a name, so it cannot be a setting. {WRAP}.")
-        return {**values, "target": target, "trust": True}
-
-    @field_validator("target")
-    @classmethod
-    def _is_import_string(cls, target: str | None) -> str | None:
-        parts = [] if target is None else target.split(":")
-        if target is not None and (len(parts) != 2 or not all(p.isidentifier() for p in ".".join(parts).split("."))):
-            raise ValueError(f"expected 'package.module:name', found {target!r}")
-        return target
-
-    @model_validator(mode="after")
-    def _remember(self) -> CallableOptions:
-        if self.trust and self.target is not None:
-            trust(self.target)
-        return self
 
 
 class CallablePrior(Prior):
@@ -149,14 +93,14 @@ class CallablePrior(Prior):
 
     def _set_up(self, function: Function, settings: PriorSettings, given: str | None) -> None:
         if not callable(function):
-            raise PriorError(f"Prior 'callable' needs a function or a module, got {_describe(function)}.")
+            raise PriorError(f"Prior 'callable' needs a function or a module, got {describe(function)}.")
         self.function = function
         self.module = function if isinstance(function, nn.Module) else None
         self.settings: PriorSettings = settings
         self._given = given
         if given is None and self.module is None and settings.options.get("target") is None:
             raise PriorError(
-                f"{_describe(function)} cannot be imported by a name, so features of one could be taken for those of "
+                f"{describe(function)} cannot be imported by a name, so features of one could be taken for those of "
                 "another. Pass fingerprint= a text that names what they depend on, and change it when that changes."
             )
         if self.module is not None:
@@ -184,7 +128,7 @@ class CallablePrior(Prior):
             features = self._map(frames)
         if features.shape[1] != self.feature_dim:
             raise PriorError(
-                f"{_describe(self.function)} returned {list(features.shape)}, which has {features.shape[1]} channels; "
+                f"{describe(self.function)} returned {list(features.shape)}, which has {features.shape[1]} channels; "
                 f"its feature_dim is {self.feature_dim}: expected [T', {self.feature_dim}, h, w]."
             )
         return features
@@ -226,7 +170,7 @@ class CallablePrior(Prior):
             raise
         except Exception as error:
             raise PriorError(
-                f"{_describe(self.function)} could not be tried with two grey frames {list(grey.shape)} on {device} "
+                f"{describe(self.function)} could not be tried with two grey frames {list(grey.shape)} on {device} "
                 f"({type(error).__name__}: {error}). Say how many channels its maps have: feature_dim."
             ) from error
 
@@ -243,30 +187,16 @@ class CallablePrior(Prior):
                 self.module.to(device)
             features: Any = self.function(frames.to(self.dtype_on(device) or torch.float32))
             if not isinstance(features, Tensor):
-                raise PriorError(f"{_describe(self.function)} returned {_describe(features)}, expected [T', C, h, w].")
+                raise PriorError(f"{describe(self.function)} returned {describe(features)}, expected [T', C, h, w].")
             if features.ndim != 4 or min(features.shape) < 1 or not features.is_floating_point():
                 raise PriorError(
-                    f"{_describe(self.function)} returned {features.dtype} of shape {list(features.shape)}, expected "
+                    f"{describe(self.function)} returned {features.dtype} of shape {list(features.shape)}, expected "
                     "floating point of [T', C, h, w]."
                 )
             return features.clone() if features.is_inference() else features.detach()
 
     def __repr__(self) -> str:
-        return f"CallablePrior({_describe(self.function)}, feature_dim={self.feature_dim})"
-
-
-def import_string(function: Any) -> str | None:
-    """``module:qualified.name`` where that names this very object, else None."""
-    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
-    if not isinstance(module, str) or not isinstance(name, str) or inspect.ismethod(function):
-        return None
-    try:
-        found: Any = sys.modules[module]
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (KeyError, AttributeError):
-        return None
-    return f"{module}:{name}" if found is function else None
+        return f"CallablePrior({describe(self.function)}, feature_dim={self.feature_dim})"
 
 
 def load_callable(settings: PriorSettings) -> Prior:
@@ -281,7 +211,7 @@ def load_callable(settings: PriorSettings) -> Prior:
             "Prior 'callable' has no target. Pass function= or the option target='package.module:name'; a branch that "
             "was trained with a function or module that has no such name is loaded with prior=CallablePrior(...)."
         )
-    if target not in _trusted:
+    if not is_trusted(target):
         raise PriorError(
             f"Prior 'callable' names {target!r}, and importing it runs its code. If that code is yours, say so: pass "
             f"the function itself (prior=vega3d.load_prior('callable', function=...)), or the option trust: true. "
@@ -305,24 +235,3 @@ def _imported(target: str) -> Any:
             raise PriorError(f"Prior 'callable': {module!r} has no {name!r}.{near_misses(part, dir(found))}")
         found = getattr(found, part)
     return found
-
-
-def _describe(thing: Any) -> str:
-    if isinstance(thing, nn.Module) or not callable(thing):
-        return f"a {type(thing).__name__}"
-    return f"{getattr(thing, '__module__', '?')}:{getattr(thing, '__qualname__', type(thing).__name__)}"
-
-
-SPECS = (
-    PriorSpec(
-        "callable",
-        load_callable,
-        "your own function or module: frames [T, 3, H, W] in [0, 1] to features [T', C, h, w]",
-        # It is called with the whole clip.
-        contexts=("views",),
-        defaults={"context": "views"},
-        options=CallableOptions,
-        licence="yours",
-        kind=CallablePrior,
-    ),
-)

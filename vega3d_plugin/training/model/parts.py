@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ...branch.handle import CHILD
 from ...contracts.errors import TrainError
+from ...contracts.seams import CHILD
 from ...recipes.blocks import PartSettings
 
 #: Names of modules, as transformers and the hosts' own packages have them. What is none of these is the language model.

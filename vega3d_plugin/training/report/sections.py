@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from ...analysis.report.blocks import (
 from ...analysis.report.page import Section
 from ...contracts.printable import one_line
 from ...contracts.yaml_text import dump_yaml
+from ..next_commands import next_commands
 from ..validation import LOSS
 from .curves import KINDS, loss_lines, rate_lines, share_lines
 from .pictures import frame_pictures, share_rows
@@ -210,17 +212,11 @@ def versions(run: Run) -> Section | None:
 
 def next_steps(run: Run) -> Section:
     """Commands that continue from here."""
-    checkpoint = str((run.best.checkpoint if run.best else run.last) or run.folder / "checkpoint-STEP")
-    host = str(run.setting("host", "model") or "MODEL")
-    held_out = run.setting("data", "eval_files") or ["held_out.json"]
-    lines = [f"vega3d report {run.folder}", f"vega3d info {checkpoint}"]
+    checkpoint = (run.best.checkpoint if run.best else run.last) or run.folder / "checkpoint-STEP"
+    again = f"vega3d report {shlex.quote(str(run.folder))}"
+    lines = [again, *(line for line in next_commands(run.folder, checkpoint, run.settings) if line != again)]
     if run.logged.how in ("interrupted", ""):
         lines.insert(0, f"vega3d train {run.manifest.get('recipe', 'RECIPE')} train.output_dir={run.folder} --resume")
-    if run.setting("prior", "name") is not None and host != "tiny":
-        lines += [
-            f"vega3d look {checkpoint} --video mine.mp4 --question 'Which chair is nearer?'",
-            f"vega3d ablate {host} --branch {checkpoint} --data {held_out[0]} --out {run.folder}/ablation.json",
-        ]
     return Section("Next", [Commands(lines)])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...branch.branch import GenerativeBranch
-from ...branch.handle import CHILD
+from ...contracts.seams import CHILD
 
 #: What wrappers put before a parameter's name.
 WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "_fsdp_wrapped_module.")

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ...branch.handle import CHILD, get_handle
+from ...branch.handle import get_handle
 from ...checkpoints.reading import folder_with_branch
+from ...contracts.seams import CHILD
 from ...hosts.peft import copied_around, is_peft_model, save_with_adapter
 from . import ray_tasks
 from .optimizers import before_step, own_groups

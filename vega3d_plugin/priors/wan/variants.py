@@ -1,4 +1,4 @@
-"""The priors of the Wan family without VACE: what differs between them, and where their weights come from.
+"""The variants of Wan 2.2: what differs between their checkpoints and those of Wan 2.1.
 
 Wan 2.2 has the architecture of Wan 2.1: the 5B with a VAE of its own of 16x16 pixels, the A14B with two transformers,
 one for high and one for low noise. At the timesteps where features are taken (300; they change over at 875) it is the
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ...contracts.errors import PriorError
 from ...contracts.settings import PriorSettings
 from ..diffusion.flow_matching import NoiseLevel
-from .checkpoint import TEXT_TO_VIDEO, Variant
+from .checkpoint import Variant
 from .prior import WanPrior
 
 #: Timestep at which the A14B changes from one expert to the other (its ``boundary_ratio`` of 0.875).
@@ -51,53 +51,4 @@ LOW_NOISE = LowNoise(
     folders=("transformer_2", "low_noise_model"),
     prior=LowNoisePrior,
     meaning="the low-noise expert of Wan 2.2 A14B",
-)
-
-SPECS = (
-    TEXT_TO_VIDEO.row(
-        "wan2.1-t2v-1.3b",
-        "Wan 2.1 text-to-video, 1.3B, 30 blocks: the paper's generator",
-        source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-        width=1536,
-        blocks=30,
-        tap=20,
-        size=(480, 832),
-        # Trained on 81 frames, which are 21 latent steps.
-        window=21,
-        parameters=1.1,
-    ),
-    TEXT_TO_VIDEO.row(
-        "wan2.1-t2v-14b",
-        "Wan 2.1 text-to-video, 14B, 40 blocks; the tap keeps the 1.3B's relative depth",
-        source="Wan-AI/Wan2.1-T2V-14B-Diffusers",
-        width=5120,
-        blocks=40,
-        tap=27,
-        size=(480, 832),
-        window=21,
-        parameters=10,
-    ),
-    TI2V.row(
-        "wan2.2-ti2v-5b",
-        "Wan 2.2 text-and-image-to-video, 5B, 30 blocks, a latent for 16x16 pixels: fewer tokens per frame",
-        source="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
-        width=3072,
-        blocks=30,
-        tap=20,
-        size=(704, 1280),
-        # Trained on 121 frames, which are 31 latent steps.
-        window=31,
-        parameters=3.7,
-    ),
-    LOW_NOISE.row(
-        "wan2.2-a14b",
-        "Wan 2.2 text-to-video A14B, the low-noise expert of its two, 40 blocks",
-        source="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
-        width=5120,
-        blocks=40,
-        tap=27,
-        size=(480, 832),
-        window=21,
-        parameters=10,
-    ),
 )

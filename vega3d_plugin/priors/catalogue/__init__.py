@@ -1,0 +1,1 @@
+"""What is known of every prior before it is loaded: one file per family. Imports no torch."""
