@@ -76,7 +76,7 @@ def put_on(model: nn.Module, config: Any) -> set[str]:
         HostError, SavedBranchError, SettingsError: see :func:`vega3d.load_pretrained`; the model is as it was.
     """
     import vega3d
-    from vega3d_plugin.branch.handle import CHILD
+    from vega3d_plugin.contracts.seams import CHILD
     from vega3d_plugin.hosts.loading import load_processor
 
     from .adapter import VllmQwenAdapter
