@@ -139,7 +139,8 @@ def load_pretrained(
     base = base_model(model)
     adapter = find_host(base, host or _recorded_host(base, record))
     seam = adapter.seams(base, processor)[0]
-    _compare("host", record["host"].get("name"), adapter.name, saved)
+    trained_there = getattr(adapter, "takes_branches_of", adapter.name)
+    _compare("host", record["host"].get("name"), trained_there, saved)
     _compare("hidden size", record["host"].get("hidden_size"), seam.hidden_size, saved)
     chosen = _prior(record, prior, pretrained, allow_prior, prior_settings, saved)
     fresh = not is_patched(base)
