@@ -27,6 +27,7 @@ from vega3d_plugin.recipes.blocks import DataSettings, StoreSettings, TrainSetti
 from vega3d_plugin.recipes.schema import HostSettings, RecipeSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
+from first_evening_figures import figures
 from settings_effects import EFFECTS
 
 FOLDER = Path(__file__).parent
@@ -89,6 +90,7 @@ def settings_table(block: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "priors": priors_table,
+    "first_evening": figures,
     **{block: (lambda block=block: settings_table(block)) for block in BLOCKS},
 }
 
