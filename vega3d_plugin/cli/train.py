@@ -27,8 +27,8 @@ def train(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.learning_rate=1e-4.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; train and write nothing.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
-    resume_from: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on from this checkpoint.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the folder's last checkpoint.")] = False,
+    resume_from: Annotated[Path | None, typer.Option(metavar="DIR", help="Resume from this checkpoint.")] = None,
     skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out, count and list them.")] = False,
     store: Annotated[str | None, typer.Option(metavar="URL", help="Folder or URL: each clip is encoded once.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The plan or the result, machine-readable.")] = False,
@@ -36,7 +36,7 @@ def train(
     """Train a host of transformers as a recipe says: patched, with LoRA or in full.
 
     Rows: LLaVA-style JSON (`conversations`, with <image> and <video>) or chat
-    messages; videos, images, lists of views. Only answers are learned.
+    messages; videos, images, lists of views. The loss covers answers only.
 
     \b
       vega3d train qwen_vl/smoke --dry-run

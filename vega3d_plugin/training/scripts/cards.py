@@ -11,7 +11,7 @@ from ...branch.handle import get_handle
 from ...checkpoints.branch_files import CARD_FILE
 from ...checkpoints.checkpoint_card import CheckpointParts, adapter_card
 from ...hosts.peft import base_model, is_peft_model
-from ...storage.record import library_version
+from ...storage.versions import library_version
 from ...storage.writing import write_text
 
 #: PEFT's card is a form in which nothing is filled in.
