@@ -1,6 +1,6 @@
 # make demo   two small models with and without the branch, and the whole job once; offline, on two CPU cores
 # make test   lint, types and all tests, in both environments
-# make bench  the benchmarks
+# make bench  the benchmarks; make bench ARGS="--frames 1 --size 96x160": that of the prior alone, with these options
 # make faults   kills, races, threads, damaged files: one table of trials and failures, about five minutes
 # make test-ray  extraction with the real Ray on two cores, killed workers included, about three minutes
 # make analyse  does a prior know space: table, sweep, read-outs and report on rendered rooms, offline
@@ -10,7 +10,8 @@ MODERN := .venv
 CLASSIC := .venv-classic
 LIBERO := .venv-libero
 RAY := .venv-ray
-PYTEST := python -m pytest -q -n 2
+# Neighbours share fixtures, so each process takes a stretch of the tests and steals when it has none left.
+PYTEST := python -m pytest -q -n 2 --dist worksteal
 
 # Several test processes with several threads each are far slower than one thread each.
 export OMP_NUM_THREADS := 1
@@ -21,7 +22,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(MODERN)/.done
 	env -u OMP_NUM_THREADS $(MODERN)/bin/vega3d demo
 
-test: lint types test-modern test-classic
+# One core installs while the other checks types.
+test:
+	$(MAKE) -j 2 $(CLASSIC)/.done lint types
+	$(MAKE) test-modern test-classic
 
 lint: $(MODERN)/.done
 	$(MODERN)/bin/ruff check .
@@ -36,9 +40,12 @@ test-ray: $(RAY)/.done
 test-modern: $(MODERN)/.done
 	$(MODERN)/bin/$(PYTEST)
 
-# Read-outs are plain torch and take minutes: they are tested with the newest packages alone.
+# What calls neither transformers, diffusers nor peft is the same in both environments, and is tested with the newest
+# packages alone: these folders, and tests that are marked `once`. The demo's test runs through most of it here too.
+ONCE := tests/analysis tests/cli tests/evaluation/metrics tests/evidence tests/scenes tests/storage \
+  tests/test_docs.py tests/test_faults.py tests/test_packaging.py
 test-classic: $(CLASSIC)/.done
-	$(CLASSIC)/bin/$(PYTEST) --ignore=tests/analysis/readouts
+	$(CLASSIC)/bin/$(PYTEST) -m "not once" $(addprefix --ignore=,$(ONCE))
 
 test-libero: $(LIBERO)/.done
 	@test -d "$$VEGA3D_HOST_SOURCES/openvla-oft" && test -d "$$VEGA3D_HOST_SOURCES/dlimp_openvla" || { \
@@ -47,8 +54,8 @@ test-libero: $(LIBERO)/.done
 	VEGA3D_LIBERO=1 USE_TF=0 $(LIBERO)/bin/python -m pytest -q integration_tests/simulator
 
 bench: $(MODERN)/.done
-	env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/patch_overhead.py
-	env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/prior_throughput.py
+	$(if $(ARGS),,env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/patch_overhead.py)
+	env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/prior_throughput.py $(ARGS)
 
 faults: $(MODERN)/.done
 	$(MODERN)/bin/python benchmarks/faults

@@ -46,7 +46,7 @@ def main(
     # A deep copy touches every weight once, as any step of loading a model does: the yardstick for patch().
     copies = [clock(lambda: copy.deepcopy(host))[0] for _ in range(repeats)]
     patches = []
-    for _ in range(repeats):
+    for _ in tqdm(range(repeats), desc="patch()", leave=False):
         patches.append(clock(lambda: vega3d.patch(host, prior, projector={"name": "mlp"}))[0])
         vega3d.unpatch(host)
     made.add_row("patch() against a deep copy of the host", "", *row(median(copies), median(patches)))

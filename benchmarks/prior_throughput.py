@@ -13,12 +13,14 @@ blocks the tap keeps its place, 21 of 30. The ratio is to plain, in the last col
     python benchmarks/prior_throughput.py --context views --frames 8   # or video: attended jointly
     python benchmarks/prior_throughput.py --bfloat16                   # another side, with its error
     python benchmarks/prior_throughput.py --released VEGA-3D           # a checkout of its branch main
-    python benchmarks/prior_throughput.py --memory                     # peak of 8 frames in bfloat16, nothing else
+    python benchmarks/prior_throughput.py --memory --blocks 30         # peak of 8 frames in bfloat16, nothing else
+    python benchmarks/prior_throughput.py --frames 1 --size 96x160     # a quick look; as `make bench ARGS="..."`
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import platform
 import resource
 import subprocess
@@ -63,9 +65,11 @@ def main(
     repeats: Annotated[int, typer.Option(help="Runs of each side; the best counts.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     context: Annotated[str, typer.Option(help="frame, views or video.")] = "frame",
-    bfloat16: Annotated[bool, typer.Option(help="The fast path in bfloat16, too; on CUDA it is so anyway.")] = False,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="The fast path in bfloat16, too.")] = False,
     released: Annotated[Path | None, typer.Option(help="A checkout of VEGA-3D, branch main; context frame.")] = None,
-    memory: Annotated[bool, typer.Option(help="Only the peak memory of 8 frames at 480x832 in bfloat16.")] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Only the peak memory in bfloat16, of the largest clip asked for.")
+    ] = False,
 ) -> None:
     """Measure features, stage by stage."""
     if released is not None and context != "frame":
@@ -75,9 +79,13 @@ def main(
     out = Console(width=130)
     threads = torch.get_num_threads()
     out.print(f"{machine}, {threads} threads, torch {torch.__version__}, {blocks} blocks, tap at 70 %, {context}")
+    counts, sizes = frames or [2, 8], [_side(text) for text in size or ["240x416", "480x832"]]
     if memory:
-        peak = _bfloat16_peak(where)
-        out.print(f"peak of 8 frames, 480x832, bfloat16, {_tapped(30)} blocks: {peak / 2**30:.1f} GiB")
+        count, (height, width) = max(counts), max(sizes, key=math.prod)
+        peak = _bfloat16_peak(where, blocks, count, (height, width))
+        out.print(
+            f"peak of {count} frames, {height}x{width}, bfloat16, {_tapped(blocks)} blocks: {peak / 2**30:.1f} GiB"
+        )
         return
     rate = _matrix_rate(where)
     out.print(f"measured matrix rate: {rate / 1e9:.0f} GFLOP/s\n")
@@ -91,23 +99,15 @@ def main(
     if where.type == "cuda":
         sides["fast, compiled"] = _prior(_models(blocks, where), blocks, context=context, compile=True)
     table = Table(title="plain: diffusers' forward with a hook; fast: vega3d")
-    for column in (
-        "frames",
-        "size",
-        "stage",
-        "side",
-        "s",
-        "frames/s",
-        "ratio",
-        "error",
-        "peak GiB",
-        "of matrix rate",
-        "to released",
-    ):
+    columns = ["frames", "size", "stage", "side", "s", "frames/s", "ratio", "error", "peak GiB", "of matrix rate"]
+    for column in [*columns, "to released"]:
         table.add_column(column, justify="right" if column not in ("stage", "side") else "left")
-    for count in frames or [2, 8]:
-        for side in size or ["240x416", "480x832"]:
-            height, width = (int(part) for part in side.split("x"))
+    # To the terminal, so that the table alone goes into a file.
+    say = Console(stderr=True, style="dim")
+    for count in counts:
+        for height, width in sizes:
+            side = f"{height}x{width}"
+            say.print(f"{count} frames of {side}: plain ...")
             clip = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0)).to(where)
             plain = _best(lambda clip=clip: _plain(plain_models, clip, blocks, where, context), repeats)
             base = None
@@ -118,16 +118,26 @@ def main(
             work = _work(plain_models, sides["fast"], clip, blocks, context, where)
             _rows(table, count, side, "plain", plain, plain, rate, work["plain"], base)
             for name, prior in sides.items():
+                say.print(f"{count} frames of {side}: {name} ...")
                 prior.size = (height, width)
                 fast = _best(lambda prior=prior, clip=clip: _fast(prior, clip, where), repeats, warm="compiled" in name)
                 _rows(table, count, side, name, fast, plain, rate, work["fast"], base)
-            out.print(f"{count} frames of {side} done", style="dim")
     out.print()
     out.print(table)
     if where.type == "cpu":
-        command = [sys.executable, __file__, "--memory", "--device", device]
+        height, width = max(sizes, key=math.prod)
+        asked = ["--frames", str(max(counts)), "--size", f"{height}x{width}", "--blocks", str(blocks)]
+        command = [sys.executable, __file__, "--memory", "--device", device, *asked]
+        say.print(f"{max(counts)} frames of {height}x{width}: peak memory in bfloat16 ...")
         # In a process of its own: a process's peak never goes down.
         out.print(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def _side(text: str) -> tuple[int, int]:
+    height, times, width = text.partition("x")
+    if not (times and height.isdecimal() and width.isdecimal()) or int(height) % 16 or int(width) % 16:
+        raise typer.BadParameter(f"{text}: expected HEIGHTxWIDTH in multiples of 16, such as 480x832.")
+    return int(height), int(width)
 
 
 def _tapped(blocks: int) -> int:
@@ -336,11 +346,12 @@ def _matrix_rate(where: torch.device) -> float:
     return 2 * side**3 / min(seconds)
 
 
-def _bfloat16_peak(where: torch.device) -> float:
-    prior = _prior(_models(30, where), 30, dtype="bfloat16")
+def _bfloat16_peak(where: torch.device, blocks: int, frames: int, size: tuple[int, int]) -> float:
+    prior = _prior(_models(blocks, where), blocks, dtype="bfloat16")
+    prior.size = size
     for model in prior.models.values():
         model.to(torch.bfloat16)
-    clip = torch.rand(8, 3, 480, 832, device=where)
+    clip = torch.rand(frames, 3, *size, device=where)
     if where.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

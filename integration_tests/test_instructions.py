@@ -27,6 +27,7 @@ import vega3d
 from vega3d_llava_video import tiny_transformers
 from vega3d_plugin.contracts.errors import HostError
 from vega3d_plugin.hosts.hooks import MethodReplacement
+from vega3d_plugin.training.answers import answer_likelihood
 from vega3d_qwen_vl import tiny as tiny_qwen
 
 FUSION = {"fusion": "context_gated", "init": "released"}
@@ -331,3 +332,13 @@ def test_other_fusions_are_left_alone() -> None:
     model = hosts.patch(host.build())
     assert not any(isinstance(value, MethodReplacement) for value in model.__dict__.values())
     logits(model, without_ids(model, host.text_batch()))
+
+
+def test_the_likelihood_of_an_answer_is_not_that_of_an_instruction() -> None:
+    host = named("qwen2_5_vl")
+    model, batch = kept(host.name), host.batch()
+    labels = batch["input_ids"].clone()
+    labels[:, :-2] = IGNORED
+    with contexts(model) as found:
+        answer_likelihood(model, {**batch, "labels": labels})
+    torch.testing.assert_close(found[0], expected(model, text_of(model, batch["input_ids"][0][:-2])))

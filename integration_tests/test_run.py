@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -137,6 +138,13 @@ class TestLikeVgLlm:
         # The auto class takes the adapter's folder for the model's.
         script("evaluate.py", out, tmp_path / "auto.pt")
         assert torch.equal(torch.load(tmp_path / "auto.pt"), expected)
+        card = (out / "README.md").read_text()
+        assert "More Information Needed" not in card
+        found: dict[str, Any] = {}
+        exec(card.partition("```python\n")[2].partition("```")[0], found)
+        assert isinstance(found["model"], PeftModel)
+        assert torch.equal(logits(found["model"].eval()), expected)
+        assert "1. the branch" in card.partition("2. the adapter")[0]
         model = vega3d.load_pretrained(tiny_model(), out)
         assert torch.equal(logits(PeftModel.from_pretrained(model, out)), expected)
 

@@ -196,6 +196,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_before_the_model_is_loaded(
 # Saving
 
 
+@pytest.mark.once
 def test_ctrl_c_during_a_save_leaves_the_last_checkpoint_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = transformers.Trainer._save_rng_state
     saves = []
@@ -226,6 +227,7 @@ def test_ctrl_c_during_a_save_leaves_the_last_checkpoint_whole(monkeypatch: pyte
     same(whole, Path("out/checkpoint-4"))
 
 
+@pytest.mark.once
 def test_what_a_killed_save_left_behind_is_cleared_away() -> None:
     job("out", "train.max_steps=2").run()
     half = Path("out") / WRITING / "checkpoint-4"
@@ -443,7 +445,7 @@ LAUNCHERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.once)])
 def test_two_processes_train_as_one_does(launcher: str) -> None:
     """The launchers, unchanged: the batch of one step is divided, the result is the same."""
     # Adam would make a whole step of what is rounded differently where a gradient is almost zero.

@@ -74,6 +74,7 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 # One run a folder
 
 
+@pytest.mark.once
 def test_two_runs_never_share_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second is told before anything is loaded, whether it begins or goes on; and the first goes its way."""
     first = job("out")
@@ -135,6 +136,7 @@ def killed_while_it_holds(folder: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.once
 def test_a_killed_run_leaves_nothing_that_keeps_anyone_out(tmp_path: Path) -> None:
     process = multiprocessing.get_context("fork").Process(target=killed_while_it_holds, args=(tmp_path / "out",))
     process.start()
@@ -173,6 +175,7 @@ def test_a_run_whose_folder_was_taken_over_writes_no_more() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.once
 def test_the_command_twice_at_once() -> None:
     """The real thing: two processes, the same command, at the same moment."""
     command = [sys.executable, "-m", "vega3d_plugin.train", QWEN, "train.output_dir=out"]

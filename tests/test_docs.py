@@ -7,6 +7,7 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,13 +26,49 @@ def page() -> str:
     return (DOCS / "priors.md").read_text(encoding="utf-8")
 
 
-def test_the_table_of_priors_is_that_of_the_code(page: str) -> None:
+@pytest.fixture(scope="module")
+def refresh() -> Any:
     spec = importlib.util.spec_from_file_location("refresh", DOCS / "refresh.py")
     assert spec is not None
     assert spec.loader is not None
-    refresh = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(refresh)
-    assert refresh.refreshed(page) == page, "run python docs/refresh.py"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["priors.md", "settings.md"])
+def test_the_tables_of_a_page_are_those_of_the_code(refresh: Any, name: str) -> None:
+    assert DOCS / name in refresh.pages()
+    text = (DOCS / name).read_text(encoding="utf-8")
+    assert refresh.refreshed(text) == text, "run python docs/refresh.py"
+
+
+def test_every_setting_has_its_row(refresh: Any) -> None:
+    text = (DOCS / "settings.md").read_text(encoding="utf-8")
+    for block in refresh.BLOCKS:
+        table = text.partition(f"<!-- table {block}: ")[2].partition("<!-- end")[0]
+        rows = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+        assert rows == refresh.own_settings(block)
+        assert set(rows) == set(refresh.EFFECTS[block])
+    # Nothing that a recipe may say is left out: what is no row is a block.
+    everything = {*refresh.BLOCKS, *refresh.own_settings("branch"), *refresh.own_settings("recipe"), "lora"}
+    assert set(refresh.RecipeSettings.model_fields) <= everything
+
+
+@pytest.mark.parametrize("context", ["frame", "views"])
+def test_the_table_says_which_settings_change_features(refresh: Any, context: str) -> None:
+    """By the fingerprint, which a feature store asks."""
+    other = {
+        "timestep": 400, "shift": 3.0, "tap": 1, "size": [48, 80], "resize": "stretch", "seed": 1, "window": 5,
+        "overlap": 2, "chunk_frames": 1, "max_tokens": 4096, "fast": False, "offload": True, "dtype": "float16",
+        "context": "video",
+    }  # fmt: skip
+    base = vega3d.load_prior("tiny-wan", context=context).fingerprint
+    for name, value in other.items():
+        told = refresh.EFFECTS["prior"][name][0]
+        expected = told == "yes" or (told == "yes, unless `context: frame`" and context != "frame")
+        changed = vega3d.load_prior("tiny-wan", **{"context": context, name: value}).fingerprint != base
+        assert changed is expected, name
 
 
 def test_every_builtin_prior_is_in_it(page: str) -> None:

@@ -15,16 +15,14 @@ import vega3d_plugin
 HEAVY = ("transformers", "diffusers", "peft", "accelerate", "huggingface_hub", "av", "torchvision", "vega3d_qwen_vl")
 
 SCRIPT = """
-import json, sys, time
+import json, sys
 import torch
-start = time.process_time()
 import {name}
-seconds = time.process_time() - start
 heavy = [name for name in {heavy!r} if name in sys.modules]
 import vega3d
 names = [vega3d.list_hosts(), vega3d.list_priors(), vega3d.list_fusers(), vega3d.BranchSettings().prior.name]
 later = [name for name in {heavy!r} if name in sys.modules]
-print(json.dumps({{"seconds": seconds, "heavy": heavy, "names": names, "later": later}}))
+print(json.dumps({{"heavy": heavy, "names": names, "later": later}}))
 """
 
 
@@ -50,19 +48,8 @@ def test_nor_by_looking_at_what_is_there(first: dict) -> None:
     assert set(first["later"]) <= {"vega3d_qwen_vl"}
 
 
-def test_it_takes_less_than_a_third_of_a_second(first: dict) -> None:
-    # Processor time and the best of three, because the machine may be busy with something else.
-    seconds = first["seconds"]
-    for _ in range(2):
-        if seconds >= 0.3:
-            seconds = min(seconds, fresh_import()["seconds"])
-    assert seconds < 0.3
-
-
-def test_a_heavy_library_and_a_slow_import_would_be_noticed() -> None:
-    found = fresh_import("vega3d, huggingface_hub; sum(range(90_000_000))")
-    assert found["heavy"] == ["huggingface_hub"]
-    assert found["seconds"] > 0.3
+def test_a_heavy_library_would_be_noticed() -> None:
+    assert fresh_import("vega3d, huggingface_hub")["heavy"] == ["huggingface_hub"]
 
 
 def test_both_names_give_the_same_things() -> None:

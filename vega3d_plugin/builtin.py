@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .contracts.later import LazyFuser
 from .contracts.tables import HOSTS
@@ -35,8 +35,9 @@ FAMILIES = (
     "small_world",
     "tiny",
 )
+# Which tokens of a prompt make its instruction.
+_PROMPT: dict[str, Any] = {"relation_tokens": (), "template_tokens": (), "relation_boost": 2.0, "keep_last": 96}
 _FUSERS = f"{__package__}.branch.fusers."
-_INSTRUCTION = {"relation_tokens": (), "template_tokens": (), "relation_boost": 2.0, "keep_last": 96}
 #: Every method of both released branches; what stands here is what the classes say, and a test compares.
 FUSERS = (
     LazyFuser(
@@ -53,7 +54,7 @@ FUSERS = (
         "context_gated",
         "Token gate with an instruction term: logit = W [LN(sem); LN(gen)] + bias + scale * MLP(LN(context)).",
         False,
-        _INSTRUCTION,
+        _PROMPT,
     ),
     LazyFuser(
         _FUSERS + "cross_attention:CrossAttention",
@@ -68,7 +69,7 @@ FUSERS = (
         "instruction_token_gated",
         "Token gate with an instruction term: logit = W [LN(sem); LN(gen)] + bias + scale * MLP(LN(context)).",
         False,
-        _INSTRUCTION,
+        _PROMPT,
     ),
     LazyFuser(_FUSERS + "elementwise:Only", "only", "gen: the generative tokens replace the semantic ones.", False),
     LazyFuser(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from vega3d_plugin.checkpoints.branch_files import write_branch
 from vega3d_plugin.checkpoints.reading import read_saved
 from vega3d_plugin.cli import main, output
 from vega3d_plugin.cli.app import HELP, app
-from vega3d_plugin.contracts.errors import SavedBranchError
+from vega3d_plugin.contracts.errors import SavedBranchError, was_interrupted
 from vega3d_plugin.hosts import installed as environment
 from vega3d_plugin.priors.wan.tiny import RandomWeightsWarning
 from vega3d_plugin.recipes.library import list_recipes
@@ -435,3 +436,42 @@ def test_json_on_stdout_is_pure() -> None:
     assert done.returncode == 0
     assert list(json.loads(done.stdout)) == list(KINDS)
     assert done.stderr == ""
+
+
+class _Interrupting(ModuleType):
+    """A module that Ctrl-C hits while something is imported from it."""
+
+    def __getattr__(self, name: str) -> object:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_during_imports_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "vega3d_plugin.cli.app", _Interrupting("app"))
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert (caught.value.code, capsys.readouterr().err) == (130, "Interrupted.\n")
+
+
+def test_ctrl_c_may_hide_in_an_error_of_an_import() -> None:
+    # As transformers tells one that comes while a module of its own is imported.
+    error = ModuleNotFoundError("Could not import module")
+    error.__cause__ = KeyboardInterrupt()
+    assert was_interrupted(error)
+    assert not was_interrupted(ModuleNotFoundError("no such module"))
+
+
+@pytest.mark.parametrize("words", [("recipes", "ls"), ("ls", "recipes"), ("info", "nowhere")])
+def test_ctrl_c_in_a_verb_is_one_line(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for module, name in (("recipes", "list_recipes"), ("ls", "list_recipes"), ("info", "read_saved")):
+        monkeypatch.setattr(f"vega3d_plugin.cli.{module}.{name}", interrupted, raising=False)
+    monkeypatch.setattr("vega3d_plugin.recipes.library.list_recipes", interrupted)
+    monkeypatch.setattr("vega3d_plugin.checkpoints.reading.read_saved", interrupted)
+    monkeypatch.setattr(sys, "argv", ["vega3d", *words])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert (caught.value.code, capsys.readouterr().err) == (130, "Interrupted.\n")

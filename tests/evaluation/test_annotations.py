@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vega3d_plugin.cli.app import app
+from vega3d_plugin.contracts.errors import SceneError
 from vega3d_plugin.evaluation.annotations import READERS, AnnotationRows, Sources, annotation_rows, read_boxes
 from vega3d_plugin.evaluation.metrics.errors import ScoreError
 from vega3d_plugin.recipes.blocks import DataSettings
@@ -173,6 +175,62 @@ def test_every_annotation_left_out_is_told(tmp_path: Path) -> None:
     reasons = ("a str in place", "twice", "no object 7 of", "no scene scene1", "a text is expected")
     assert [reason for reason, text in zip(reasons, found.left_out, strict=True) if reason not in text] == []
     assert "annotations.json, row 2" in found.left_out[1]
+
+
+@pytest.mark.parametrize("benchmark", ["scanrefer", "scan2cap"])
+def test_a_bad_row_leaves_the_others_in(benchmark: str, tmp_path: Path) -> None:
+    labels = save(tmp_path / "labels.tsv", LABELS)
+    nameless = {key: value for key, value in REFERRED.items() if key != "object_name"} | {"ann_id": "1"}
+    renamed = {**REFERRED, "ann_id": "2", "object_name": "desk"}
+    found = made(tmp_path, benchmark, [REFERRED, nameless, renamed], "train", labels=labels)
+    assert [row["metadata"]["question_type"] for row in found.rows] == ["unique"]
+    assert found.read == 3
+    assert len(found.left_out) == 2
+    told = " ".join(found.left_out)
+    assert "row 2: no key 'object_name'" in told
+    assert f"row 3: object 1 of {SCENE} is called 'desk' here, but a thing of another class before" in told
+
+
+def test_a_row_without_its_type_leaves_the_others_in(tmp_path: Path) -> None:
+    found = made(tmp_path, "scanrefer", [{**REFERRED, "eval_type": "multiple"}, {**REFERRED, "ann_id": "1"}])
+    assert [row["metadata"]["question_type"] for row in found.rows] == ["multiple"]
+    assert "row 2: no key 'eval_type'" in found.left_out[0]
+
+
+def info_file(tmp_path: Path, **entry: Any) -> Path:
+    listed = [{"sample_idx": f"scannet/{SCENE}", "images": [{"img_path": "posed/00000.jpg"}], **entry}]
+    path = tmp_path / "infos.pkl"
+    path.write_bytes(pickle.dumps({"metainfo": {}, "data_list": listed}))
+    return path
+
+
+def test_scenes_of_an_info_file_are_looked_up_in_it(tmp_path: Path) -> None:
+    path = info_file(tmp_path)
+    given = {"scenes": f"{path}#scannet/{{scene}}"}
+    missing = made(tmp_path, "scanqa", [QA], **given).left_out
+    assert "its first picture posed/00000.jpg lies in none of the folders" in missing[0]
+    (tmp_path / "posed").mkdir()
+    (tmp_path / "posed" / "00000.jpg").touch()
+    other = {**QA, "scene_id": "scene9001_01", "question_id": "val-scene9001-4"}
+    found = made(tmp_path, "scanqa", [QA, other], **given)
+    assert [row["scene"] for row in found.rows] == [f"{path}#scannet/{SCENE}"]
+    assert len(found.left_out) == 1
+    assert f"has no scene 'scannet/scene9001_01'. Did you mean 'scannet/{SCENE}'" in found.left_out[0]
+    info_file(tmp_path, images=[])
+    assert "`images` must be a list" in made(tmp_path, "scanqa", [QA], **given).left_out[0]
+
+
+def test_an_info_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    for contents in (pickle.dumps([1]), b"no pickle"):
+        path = tmp_path / "infos.pkl"
+        path.write_bytes(contents)
+        with pytest.raises(SceneError, match=r"infos\.pkl"):
+            made(tmp_path, "scanqa", [QA], scenes=f"{path}#scannet/{{scene}}")
+
+
+def test_an_empty_folder_is_no_scene(tmp_path: Path) -> None:
+    (tmp_path / SCENE).mkdir()
+    assert "is empty" in made(tmp_path, "scanqa", [QA], scenes=str(tmp_path)).left_out[0]
 
 
 def test_what_is_needed_is_asked_for(tmp_path: Path) -> None:

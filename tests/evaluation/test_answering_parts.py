@@ -33,6 +33,7 @@ def ids(out: Path) -> list[str]:
     return [json.loads(line)["sample_id"] for line in out.read_text().splitlines()]
 
 
+@pytest.mark.once
 def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
     for moment in every_kill(lambda: answer(shutil_path(tmp_path) / "a.jsonl", total=2)):
         out = tmp_path / "run" / "a.jsonl"
@@ -89,7 +90,7 @@ def test_a_file_of_others_is_left_alone(tmp_path: Path) -> None:
 def test_one_process_a_part(tmp_path: Path) -> None:
     first, second = (Parts(tmp_path / "a.jsonl", SETTINGS, {}, 5) for _ in range(2))
     first.open(0, 1)
-    with pytest.raises(AnswersError, match="another process answers the same questions"):
+    with pytest.raises(AnswersError, match="another process writes answers of the same questions"):
         second.open(0, 1)
     first.close()
 

@@ -114,6 +114,7 @@ def test_each_clip_is_kept_once_and_bad_units_are_told(
     assert (about.loose, about.shards) == {0: (6, 0), 100: (0, 2), 1 << 20: (0, 1)}[shard_bytes]
 
 
+@pytest.mark.once
 def test_killed_anywhere_it_goes_on(tmp_path: Path, expected: dict[str, float]) -> None:
     """Before its first operation on a file, its eighth, ...: what is there is whole, and the next run does the rest."""
     killed = 0

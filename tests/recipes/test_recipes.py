@@ -411,3 +411,10 @@ def test_yaml_cannot_run_code(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read"):
         read_recipe(path)
     assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize(
+    "file", [*(r.path for r in list_recipes()), *(Path(__file__).parents[2] / "docs").glob("*.md")]
+)
+def test_commands_have_no_placeholder_for_a_script(file: Path) -> None:
+    assert "EVAL_SCRIPT" not in file.read_text(encoding="utf-8")

@@ -473,3 +473,14 @@ def test_rows_may_also_be_collated_as_they_are(media: Path) -> None:
 def test_wrong_data_settings(values: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         DataSettings.parse(values)
+
+
+@pytest.mark.parametrize("family", ["llava", "vipllava", "llava_next"])
+@pytest.mark.parametrize("image", [None, "v0.png"], ids=["a video", "an image and a video"])
+def test_a_processor_that_leaves_videos_out_is_told(family: str, image: str | None, media: Path) -> None:
+    row = llava_row("<image>" * (image is not None) + "<video>\nLeft?", video="a.mp4", image=image)
+    encoder = Encoder(llava.tiny_processor(family), SETTINGS)
+    with pytest.raises(RowError, match=r"takes no videos: it gave no pixels of a video of 4 frames 64x64\. Set"):
+        encoder(row, media)
+    shown = Encoder(llava.tiny_processor(family), DataSettings(files=("x",), frames=4, video_as="images"))
+    assert len(shown(row, media)["pixel_values"]) == 4 + (image is not None)

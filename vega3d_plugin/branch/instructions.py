@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..contracts.errors import HostError
 from ..contracts.prompts import PromptReading, Prompts
 from .blocks import block, open_blocks
 from .calls import BranchKey
-from .handle import get_handle
+from .handle import get_handle, is_patched
 from .shown import Shown
 
 
@@ -49,6 +49,18 @@ def instruction(
     shown = Shown(handle.host, host, prompts, {})
     with block(handle.branch.key, "told", value=shown):
         yield
+
+
+def answered(model: nn.Module, ids: Tensor, labels: Tensor) -> AbstractContextManager[None]:
+    """For calls whose ids hold the answer and which are given no labels: the answer is no instruction.
+
+    Args:
+        model: patched or not.
+        ids, labels: ``[B, L]``, labels other than -100 at the answers.
+    """
+    if not is_patched(model) or not get_handle(model).branch.uses_instruction:
+        return nullcontext()
+    return instruction(model, ids, labels=labels)
 
 
 def told(key: BranchKey) -> Shown | None:

@@ -14,6 +14,20 @@ from rich.table import Table
 from rich.text import Text
 
 from .compare import style
+from .options import (
+    Adapter,
+    Data,
+    Device,
+    Frames,
+    Limit,
+    MediaRoot,
+    Model,
+    Pretrained,
+    Processor,
+    SkipBadRows,
+    Store,
+    VideoAs,
+)
 from .output import err, out, print_json, print_table, table, yellow_warnings
 from .targets import check_target, write
 
@@ -30,35 +44,25 @@ MEASURES = {"exact": "exact match", "nll": "NLL of the answer"}
 
 
 def ablate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of the host.")],
-    data: Annotated[list[str], typer.Option(metavar="FILE", help="Rows, .json or .jsonl; may be given again.")],
+    model: Model,
+    data: Data,
     branch: Annotated[
         str | None, typer.Option(metavar="DIR", help="A saved branch or a checkpoint; default: MODEL.")
     ] = None,
-    adapter: Annotated[
-        str | None, typer.Option(metavar="DIR", help="A PEFT adapter; default: --branch, if it is one.")
-    ] = None,
-    pretrained: Annotated[str | None, typer.Option(help="Folder or hub id of the prior's weights.")] = None,
-    processor: Annotated[
-        str | None, typer.Option(help="Folder or hub id of a processor; default: the checkpoint's or MODEL's.")
-    ] = None,
-    media_root: Annotated[str | None, typer.Option(help="Folder that relative paths in the rows start from.")] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of a video; default: as in training, else 8.")
-    ] = None,
-    video_as: Annotated[
-        str | None, typer.Option(help="video, or images (each frame one); default: as in training, else video.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows at most, from the first.")] = None,
+    adapter: Adapter = None,
+    pretrained: Pretrained = None,
+    processor: Processor = None,
+    media_root: MediaRoot = None,
+    frames: Frames = None,
+    video_as: VideoAs = None,
+    limit: Limit = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of a generated answer.")] = 16,
     generate: Annotated[bool, typer.Option(help="Generate answers, for exact match; else likelihoods only.")] = True,
-    skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used, and list them.")
-    ] = False,
-    store: Annotated[str | None, typer.Option(metavar="DIR", help="A feature store.")] = None,
+    skip_bad_rows: SkipBadRows = False,
+    store: Store = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 10_000,
-    device: Annotated[str | None, typer.Option(help="Where to run; default: CUDA when there is any.")] = None,
+    device: Device = None,
     report: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write everything as .json.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:

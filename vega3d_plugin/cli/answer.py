@@ -12,6 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 from rich.text import Text
 
+from .options import (
+    Adapter,
+    BatchSize,
+    Data,
+    Device,
+    Frames,
+    HostDtype,
+    Limit,
+    MediaRoot,
+    Model,
+    Pretrained,
+    Processor,
+    SkipBadRows,
+    Store,
+    VideoAs,
+)
 from .output import err, out, yellow_warnings
 from .targets import check_target
 
@@ -20,43 +36,33 @@ if TYPE_CHECKING:
 
 
 def answer(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of the host.")],
-    data: Annotated[list[str], typer.Option(metavar="FILE", help="Rows, .json or .jsonl; may be given again.")],
+    model: Model,
+    data: Data,
     target: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file of answers, .jsonl.")],
     branch: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="A saved branch or a checkpoint; default: MODEL. none: the host alone."),
     ] = None,
-    adapter: Annotated[
-        str | None, typer.Option(metavar="DIR", help="A PEFT adapter; default: --branch, if it is one.")
-    ] = None,
+    adapter: Adapter = None,
     control: Annotated[str, typer.Option(help="on, off, zeroed, shuffled or twin.")] = "on",
-    pretrained: Annotated[str | None, typer.Option(help="Folder or hub id of the prior's weights.")] = None,
-    processor: Annotated[
-        str | None, typer.Option(help="Folder or hub id of a processor; default: the checkpoint's or MODEL's.")
-    ] = None,
-    media_root: Annotated[str | None, typer.Option(help="Folder that relative paths in the rows start from.")] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of a video; default: as in training, else 8.")
-    ] = None,
-    video_as: Annotated[
-        str | None, typer.Option(help="video, or images (each frame one); default: as in training, else video.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 1,
+    pretrained: Pretrained = None,
+    processor: Processor = None,
+    media_root: MediaRoot = None,
+    frames: Frames = None,
+    video_as: VideoAs = None,
+    batch_size: BatchSize = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 128,
     likelihood: Annotated[
         bool, typer.Option("--likelihood", help="Also how likely the expected answer is (nll, in nats).")
     ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows at most, from the first.")] = None,
-    skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used, and list them.")
-    ] = False,
+    limit: Limit = None,
+    skip_bad_rows: SkipBadRows = False,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="This process of N, from 1; default: as torchrun says.")
     ] = None,
-    store: Annotated[str | None, typer.Option(metavar="DIR", help="A feature store.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where to run; default: CUDA when there is any.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the host: auto (as saved), bfloat16, ...")] = "auto",
+    store: Store = None,
+    device: Device = None,
+    dtype: HostDtype = "auto",
 ) -> None:
     """Answer every question in rows of data, greedily.
 
@@ -91,11 +97,11 @@ def answer(
     check_target(target, ".jsonl")
     if control not in CONTROLS:
         raise UnknownNameError("control", control, CONTROLS)
-    place = _shard(shard)
+    place = process_of(shard)
     arguments = HostArguments.parse(
         {
             "pretrained": model, "branch": branch, "adapter": adapter, "prior_pretrained": pretrained,
-            "processor": processor, "store": store, "device": device or _device(), "dtype": dtype,
+            "processor": processor, "store": store, "device": device or own_device(), "dtype": dtype,
             "max_new_tokens": max_new_tokens,
         }
     )  # fmt: skip
@@ -127,7 +133,7 @@ def _tell(found: Answered, control: str) -> None:
     out.print(Text(f"Score them: vega3d score BENCHMARK {found.out}", style="dim"), soft_wrap=True)
 
 
-def _shard(given: str | None) -> tuple[int, int]:
+def process_of(given: str | None) -> tuple[int, int]:
     """The process, from 0, and how many there are: as given, else as a launcher says."""
     from ..training.manifest import rank, world_size
 
@@ -139,7 +145,7 @@ def _shard(given: str | None) -> tuple[int, int]:
     return int(one) - 1, int(all_of)
 
 
-def _device() -> str | None:
+def own_device() -> str | None:
     """The GPU of this process, where a launcher started several; else the default."""
     import torch
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from ..contracts.errors import was_interrupted
 from ..storage.versions import library_version
 from .ablate import ablate
 from .analyse import analyse
@@ -16,6 +18,7 @@ from .convert import convert
 from .data import data
 from .demo import demo
 from .doctor import doctor
+from .export import export
 from .extract import extract
 from .info import info
 from .look import look
@@ -64,6 +67,8 @@ there is, checks that it works on your host, and looks into what was trained.
   vega3d report outputs/mine             a run's losses, shares and answers
   vega3d look CHECKPOINT --video mine.mp4 --question "..."
                                          answers and shares on your own video
+  vega3d export embeddings MODEL --data mine.json --out fused
+                                         for vLLM and SGLang
   vega3d run --recipe R -- train.py ARGS  a host's own script, with the branch
   vega3d prior info wan2.1-t2v-1.3b      what a prior is, before loading it
   vega3d store info features             look after a store of features
@@ -72,7 +77,23 @@ there is, checks that it works on your host, and looks into what was trained.
                                          what it sees in a video, as a picture
 """
 
+
+class Verbs(TyperGroup):
+    """The verbs. Ctrl-C ends each with one line and exit code 130; some say themselves what they leave."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a verb."""
+        try:
+            return super().invoke(ctx)
+        except (Exception, KeyboardInterrupt) as error:
+            if not was_interrupted(error):
+                raise
+            err.print("Interrupted.")
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=Verbs,
     help=HELP,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -125,4 +146,5 @@ app.add_typer(analyse, name="analyse")
 app.add_typer(prior, name="prior")
 app.add_typer(scene, name="scene")
 app.add_typer(store, name="store")
+app.add_typer(export, name="export")
 app.add_typer(recipes, name="recipes")

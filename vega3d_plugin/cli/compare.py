@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from .answer import progress
+from .options import BatchSize, Device, Limit, MediaRoot, Pretrained, SkipBadRows, Store
 from .output import err, out, print_json, print_table, table, yellow_warnings
 from .targets import check_target, write
 
@@ -35,20 +36,18 @@ def compare(
     controls: Annotated[
         str, typer.Option(help="Of runs with a branch, separated by commas; none: none.")
     ] = "off,zeroed,shuffled,twin",
-    pretrained: Annotated[str | None, typer.Option(help="Folder or hub id of the prior's weights.")] = None,
-    media_root: Annotated[str | None, typer.Option(help="Folder that relative paths in the rows start from.")] = None,
+    pretrained: Pretrained = None,
+    media_root: MediaRoot = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video; default: as each was trained.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows at most, from the first.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 1,
+    limit: Limit = None,
+    batch_size: BatchSize = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 32,
     likelihood: Annotated[bool, typer.Option(help="Also how likely the expected answers are.")] = True,
-    skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used, and list them.")
-    ] = False,
+    skip_bad_rows: SkipBadRows = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 10_000,
-    store: Annotated[str | None, typer.Option(metavar="DIR", help="A feature store.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where to run; default: CUDA when there is any.")] = None,
+    store: Store = None,
+    device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """Compare runs question by question: which is better, by how much, how sure.

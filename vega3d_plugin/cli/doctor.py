@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from ..contracts.errors import Vega3dWarning
+from ..hosts.extras import Extra, extras
 from .ls import plugin_cell
 from .output import GAP, err, out, print_json, print_table, stacked, table
 
@@ -80,7 +82,7 @@ def _installation(as_json: bool) -> None:
     from ..hosts.installed import host_classes, package_versions, platform_versions, plugin_states
 
     platform, packages, plugins = platform_versions(), package_versions(), plugin_states()
-    problem = ""
+    problem, needed = "", extras()
     hosts: list[HostClasses] = []
     try:
         hosts = host_classes()
@@ -94,6 +96,7 @@ def _installation(as_json: bool) -> None:
                 "packages": [asdict(p) for p in packages],
                 "plugins": [asdict(p) for p in plugins],
                 "hosts": [asdict(h) for h in hosts],
+                "extras": [{**asdict(e), "install": e.install} for e in needed],
                 "problem": problem or None,
                 "ok": good,
             }
@@ -105,13 +108,28 @@ def _installation(as_json: bool) -> None:
             out.print(Text(problem, style="red"))
         else:
             print_table(_hosts(hosts, packages))
-        out.print(
-            "Everything is in place. [dim]`vega3d doctor MODEL` checks a host.[/]"
-            if good
-            else "[bold red]Something is broken, see above in red.[/]"
-        )
+        print_table(_extras(needed))
+        out.print(_conclusion(good, needed), soft_wrap=True)
     if not good:
         raise typer.Exit(1)
+
+
+def _extras(needed: list[Extra]) -> Table:
+    made = table("commands", "state", title="Commands that need more")
+    for extra in needed:
+        lacks = f"{' and '.join(extra.missing)} missing: {extra.install}"
+        made.add_row(extra.purpose, Text(lacks, style="yellow") if extra.missing else Text("ready", style="green"))
+    return made
+
+
+def _conclusion(good: bool, needed: list[Extra]) -> str:
+    if not good:
+        return "[bold red]Something is broken, see above in red.[/]"
+    # The others are for few, this one is for most.
+    first = next((extra for extra in needed if extra.name == "qwen" and extra.missing), None)
+    if first is not None:
+        return escape(f"The library is in place. For `vega3d demo`, `train` and hosts with videos: {first.install}")
+    return "Everything is in place. [dim]`vega3d doctor MODEL` checks a host.[/]"
 
 
 def _versions(platform: dict[str, str], packages: list[Package]) -> Table:

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from .options import Device, Pretrained
 from .output import err, out, print_json, print_table, table, yellow_warnings
 
 if TYPE_CHECKING:
@@ -27,11 +28,11 @@ def look(
     host: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Folder or hub id; default: the one it was trained on.")
     ] = None,
-    pretrained: Annotated[str | None, typer.Option(help="Folder or hub id of the prior's weights.")] = None,
+    pretrained: Pretrained = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Of the video; default: as in training, else 8.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 64,
     to: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for what is drawn.")] = Path("look_out"),
-    device: Annotated[str | None, typer.Option(help="Where to run; default: CUDA when there is any.")] = None,
+    device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """Ask a trained branch one question, with and without the branch, and see what the branch does.

@@ -151,6 +151,13 @@ def _not_loaded(broken: Mapping[str, str] | None) -> str:
     return f" Or it comes with a plugin that failed to load: {plugins}. `vega3d doctor` lists all plugins."
 
 
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is at the root of an error: others tell one during their imports as a missing module."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 # The one category of warnings, so that users can filter it or turn it into an error.
 class Vega3dWarning(UserWarning):
     """Something works, but not as the user is likely to expect."""

@@ -76,11 +76,10 @@ class ImageSamples(NamedTuple):
             grid: the host's own tensor in the call that encodes the images.
             images: their number.
         """
-        import torch
 
         if sum(self.counts) != images or self.grid.shape != grid.shape:
             return None
-        if self.grid is not grid and not torch.equal(self.grid.to(grid), grid):
+        if self.grid is not grid and not self.grid.to(grid).equal(grid):
             return None
         return [row for row, count in enumerate(self.counts) for _ in range(count)]
 

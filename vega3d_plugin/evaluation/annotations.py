@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..contracts.errors import near_misses
+from ..contracts.errors import SceneError, near_misses
+from ..scenes.readers.info_files import SUFFIXES as INFO_FILES
+from ..scenes.readers.info_files import check_scene, read_info
 from ..storage.reading import read_json
-from .metrics.benchmarks.scanrefer import read_label_ids, unique_or_multiple
+from .metrics.benchmarks.scanrefer import kinds_of_rows, read_label_ids
 from .metrics.boxes import bounds, box_iou
 from .metrics.captions.answers import question_type
 from .metrics.errors import RowProblem, ScoreError
@@ -75,7 +77,7 @@ class _Scenes:
 
     def __init__(self, given: str | None) -> None:
         self.given = given
-        self.there: dict[str, bool] = {}
+        self.problems: dict[str, str] = {}
 
     def of(self, row: Row) -> Made:
         """The key and value that name a row's scene."""
@@ -83,12 +85,32 @@ class _Scenes:
         if self.given is None:
             return {"video": f"scannet/{name}"}
         address = self.given.replace("{scene}", name) if "{scene}" in self.given else f"{self.given.rstrip('/')}/{name}"
-        path = address.partition("#")[0].partition("?")[0]
-        if path not in self.there:
-            self.there[path] = Path(path).expanduser().exists()
-        if not self.there[path]:
-            raise row.problem(f"there is no {path} for the scene {name}")
+        if address not in self.problems:
+            self.problems[address] = _scene_problem(address, name)
+        if self.problems[address]:
+            raise row.problem(self.problems[address])
         return {"scene": address}
+
+
+def _scene_problem(address: str, name: str) -> str:
+    """Why the scene at an address cannot be shown, as far as a look at it tells; nothing where it can.
+
+    Raises:
+        SceneError: a file of scenes that is none.
+    """
+    place, named, scene = address.partition("?")[0].partition("#")
+    path = Path(place).expanduser()
+    if not path.exists():
+        return f"there is no {place} for the scene {name}"
+    if path.is_dir():
+        return "" if any(path.iterdir()) else f"the folder {place} of the scene {name} is empty"
+    if path.suffix.lower() in INFO_FILES:
+        read_info(path)
+        try:
+            check_scene(path, scene if named else None)
+        except SceneError as error:
+            return str(error).rstrip(".")
+    return ""
 
 
 def annotation_rows(benchmark: str, files: Sequence[Path], sources: Sources) -> AnnotationRows:
@@ -358,16 +380,24 @@ def _box(row: Row, boxes: Mapping[str, Mapping[str, list[float]]], number: str) 
 
 def _kinds(given: Sequence[Row], sources: Sources) -> Callable[[Row], str]:
     """``unique`` or ``multiple`` of a row: its own ``eval_type``, else by ScanNet's table of labels."""
-    if all(row.first("eval_type") for row in given):
-        return lambda row: row.text(*row.need("eval_type"))
-    if sources.labels is None:
+    own = [row.first("eval_type") is not None for row in given]
+    if sources.labels is None and not any(own):
         raise ScoreError(
             "Whether an object is the only one of its class is not in these rows (no key 'eval_type'): name ScanNet's "
             "scannetv2-labels.combined.tsv, --labels FILE."
         )
-    found = unique_or_multiple(given, read_label_ids(sources.labels))
+    if sources.labels is None or all(own):
+        return lambda row: row.text(*row.need("eval_type"))
+    found = kinds_of_rows(given, read_label_ids(sources.labels))
     by_row = {id(row): kind for row, kind in zip(given, found, strict=True)}
-    return lambda row: by_row[id(row)]
+
+    def kind(row: Row) -> str:
+        found = by_row[id(row)]
+        if isinstance(found, RowProblem):
+            raise found
+        return found
+
+    return kind
 
 
 def _proposal(truth: list[float], proposals: Mapping[str, list[float]]) -> list[float] | None:

@@ -25,13 +25,13 @@ from ..contracts.errors import SavedBranchError
 from ..contracts.printable import one_line
 from ..contracts.shares import Shares
 from ..contracts.tables import HOSTS
-from ..hosts.loading import load_host, load_processor, read_source
+from ..hosts.loading import load_host, load_processor, read_source, small_host
 from ..recipes.blocks import DataSettings
 from ..recipes.schema import TINY
 from ..scenes.video import write_video
 from ..storage.record import read_run
 from ..storage.writing import write_json
-from ..training.answers import encode_question, generate
+from ..training.answers import encode_question, generate, takes_points
 from ..training.rows.conversation import Medium, Turn
 from ..training.rows.encoding import Encoder
 from ..training.samples import clip_pixels, recording
@@ -138,9 +138,9 @@ def _loaded(
     if trained.branch is None:
         raise SavedBranchError(f"{checkpoint} holds no branch.")
     processor: Any
-    if trained.host == TINY and known.get("adapter") in HOSTS:
-        adapter: Any = HOSTS.get(known["adapter"])
-        model, processor = adapter.tiny()
+    built = small_host(known["adapter"]) if trained.host == TINY and known.get("adapter") in HOSTS else None
+    if built is not None:
+        model, processor = built
         if trained.processor != TINY:
             processor = load_processor(trained.processor)
     else:
@@ -151,7 +151,8 @@ def _loaded(
     if frames is not None:
         shown |= {"frames": frames, "min_frames": min(frames, shown.get("min_frames", 1))}
     settings = DataSettings.parse({"files": ("-",), **shown})
-    return with_adapter(model, trained.adapter).eval(), Encoder(processor, settings)
+    model = with_adapter(model, trained.adapter).eval()
+    return model, Encoder(processor, settings, points=takes_points(model))
 
 
 def _variants(model: nn.Module) -> dict[str, AbstractContextManager[Any]]:

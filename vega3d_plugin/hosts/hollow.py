@@ -48,12 +48,14 @@ class _Catcher(nn.Module):
         super().__init__()
         self.settings, self.seam, self.host = settings, seam, host
         self.key = calls.BranchKey()
+        #: Nothing is fused here, so nothing is asked for.
+        self.uses_instruction = False
 
     def switches(self) -> frozenset[str]:
         """As of a branch; nothing is ever switched off here."""
         return frozenset()
 
-    def forward(self, tokens: Tensor | None, clips: list[Clip], **others: Any) -> Tensor:
+    def forward(self, tokens: Tensor | None, clips: list[Clip], **rest: Any) -> Tensor:
         """Stop with the clips of this call."""
         raise _Seen(list(clips))
 
@@ -101,12 +103,12 @@ class HollowHost:
                 f"Host {adapter.name!r} cannot show its clips without its weights: {error} Fill the store by training "
                 "or evaluating with store=..., which runs the host."
             ) from error
-        self.host, self.settings = adapter.name, settings
+        self.host, self.settings = adapter.name, settings.model_copy(update={"positions": "none"})
         self.model = model.eval().requires_grad_(False)
         if needs_no_tokens(self.seam.reader):
             home: Any = model.get_submodule(self.seam.path)
             home.forward = _nothing(self.seam.hidden_size)
-        attach(model, model, _Catcher(settings, self.seam, adapter.name))  # type: ignore[arg-type]
+        attach(model, model, _Catcher(self.settings, self.seam, adapter.name))  # type: ignore[arg-type]
 
     def clips(self, batch: Mapping[str, Any], device: torch.device | None = None) -> list[Clip]:
         """The clips of a batch as the branch would be given them; empty for text alone.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..contracts.seams import seen_with
 from ..contracts.tables import HOSTS
 from ..storage.folders import local_folder
 from ..storage.record import CONFIG_FILE
+from .extras import installed_first, needed_first
 from .finding import find_host
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -155,6 +156,8 @@ def load_processor(source: str | Path, **options: Any) -> Any:
     try:
         processor = transformers.AutoProcessor.from_pretrained(checked, **options)
     except Exception as error:
+        if isinstance(error, ImportError):
+            raise HostError(needed_first(f"The processor of {source}", error)) from error
         raise HostError(f"{source} has no processor that can be loaded: {_brief(error)}") from error
     # Where there is only a tokenizer, AutoProcessor gives that.
     if getattr(processor, "image_processor", None) is None:
@@ -162,6 +165,22 @@ def load_processor(source: str | Path, **options: Any) -> Any:
             f"{source} has no processor for images: AutoProcessor found a {type(processor).__name__}, which takes none."
         )
     return processor
+
+
+def small_host(name: str) -> tuple[nn.Module, Any] | None:
+    """An adapter's small random model and its processor; None where it has none.
+
+    Args:
+        name: of the host.
+
+    Raises:
+        HostError: a package that the processor needs is not installed.
+    """
+    tiny: Callable[[], tuple[nn.Module, Any]] | None = getattr(HOSTS.get(name), "tiny", None)
+    if tiny is None:
+        return None
+    with installed_first(f"The small host of {name!r}"):
+        return tiny()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from ..contracts.seams import ImageSamples, Seam, VideoReader
 
 def looks_at_prompts(branch: GenerativeBranch) -> bool:
     """True where images have to be told apart by prompts, or the instruction is used."""
-    return branch.settings.images == "scene" or branch.fuser.uses_context
+    return branch.settings.images == "scene" or branch.uses_instruction
 
 
 def shown_by(branch: GenerativeBranch, entry: nn.Module, arguments: Mapping[str, Any]) -> Shown | None:
@@ -36,10 +36,10 @@ def shown_by(branch: GenerativeBranch, entry: nn.Module, arguments: Mapping[str,
     if not isinstance(ids, Tensor):
         return None
     reader, images, videos = branch.seam.reader, None, None
-    if branch.settings.images == "scene" or len(ids) > 1:
+    if branch.settings.images == "scene" or (branch.uses_instruction and len(ids) > 1):
         images = reader.image_samples(entry, arguments)
         videos = reader.video_samples(entry, arguments) if isinstance(reader, VideoReader) else None
-    labelled = with_labels(arguments) if branch.fuser.uses_context else arguments
+    labelled = with_labels(arguments) if branch.uses_instruction else arguments
     prompts = Prompts(ids, labelled.get("labels"), arguments.get("attention_mask"))
     return Shown(branch.host, entry, prompts, arguments, images, videos)
 
@@ -56,7 +56,7 @@ def context_for(branch: GenerativeBranch, call: HostCall, clips: Sequence[Clip])
     Raises:
         HostError: the host was not shown its prompts, or they cannot be told apart.
     """
-    if not branch.fuser.uses_context or "disabled" in branch.switches():
+    if not branch.uses_instruction or "disabled" in branch.switches():
         return None
     by_user, by_method = told(branch.key), asked(branch.key)
     # What `generate` was given is whole; it may show its forward a part at a time.

@@ -129,7 +129,8 @@ class TrainSettings(Settings):
         learning_rate, schedule, warmup_ratio, weight_decay: of the optimiser; the ratio is of all steps.
         decay_steps, decay_factor: for ``schedule: step``: after that many steps the rate is multiplied by the factor.
         max_grad_norm: gradients are scaled down to this norm.
-        epochs: passes over the data; ``max_steps``, where given, is counted instead.
+        epochs: passes over the data.
+        max_steps: optimiser steps, in place of ``epochs``.
         batch_size: samples per optimiser step, over all processes and accumulation steps.
         per_device_batch_size: samples per forward on one device.
         max_length: of a sample, in tokens; longer ones are bad rows, since a cut could lose pictures or the answer.

@@ -10,13 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from ..contracts.errors import SceneError, near_misses
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # A list of 100,000 frames is 10 MB of text.
 LARGEST_TEXT = 64 * 2**20
@@ -95,7 +97,7 @@ def read_matrix(path: Path, shape: tuple[int, int] = (4, 4)) -> Tensor:
     found = numbers(read_text(path, 2**16), str(path))
     if len(found) != math.prod(shape):
         raise SceneError(f"{path}: expected {shape[0]}x{shape[1]} numbers, found {len(found)}.")
-    return torch.tensor(found, dtype=torch.float64).reshape(shape)
+    return _tensor(np.array(found, dtype=np.float64).reshape(shape))
 
 
 def as_matrix(value: Any, where: str, shapes: Sequence[tuple[int, int]] = ((4, 4),)) -> Tensor:
@@ -113,6 +115,13 @@ def as_matrix(value: Any, where: str, shapes: Sequence[tuple[int, int]] = ((4, 4
     except (TypeError, ValueError, OverflowError):
         wanted = " or ".join(f"{rows}x{columns}" for rows, columns in shapes)
         raise SceneError(f"{where}: expected {wanted} numbers, found {brief(value)}.") from None
+    return _tensor(matrix)
+
+
+def _tensor(matrix: NDArray[np.float64]) -> Tensor:
+    # Here, so that what reads names alone needs no torch.
+    import torch
+
     return torch.from_numpy(matrix)
 
 

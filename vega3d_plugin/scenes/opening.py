@@ -149,7 +149,7 @@ def expand(address: str | Path) -> list[str]:
         return [text]
     folder = Path(path).expanduser()
     if folder.is_file() and LAYOUTS["embodiedscan"].matches(folder):
-        from .readers.embodiedscan import scene_names
+        from .readers.info_files import scene_names
 
         return [f"{path}#{each}{query}" for each in scene_names(folder)]
     if folder.is_dir() and _recognised(folder) is None:

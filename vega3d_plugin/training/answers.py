@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..branch.handle import get_handle, is_patched
+from ..branch.instructions import answered
+from ..scenes.view_points import POINTS
 from .rows.conversation import Conversation, Turn
 from .rows.encoding import IGNORED, Encoded, Encoder, stack_media
 
@@ -36,8 +39,15 @@ def split_answer(encoded: Encoded) -> tuple[Encoded, int]:
     return prompt, ids.shape[1] - length
 
 
+def takes_points(model: nn.Module) -> bool:
+    """Whether the model's branch adds positions, so that its batches must have world points."""
+    return is_patched(model) and get_handle(model).settings.positions != "none"
+
+
 def on_model(model: nn.Module, batch: Encoded) -> Encoded:
-    """The batch on the model's device, and floating-point values in its dtype."""
+    """The batch on the model's device, floating-point values in its dtype; world points for a branch that uses them."""
+    if not takes_points(model):
+        batch = {key: value for key, value in batch.items() if key != POINTS}
     like = next(p for p in model.parameters() if p.is_floating_point())
     return {
         key: value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
@@ -142,5 +152,6 @@ def answer_likelihood(model: Any, encoded: Encoded) -> Tensor:
     """Negative log-likelihood in nats of each token of the last answer, its end included: float64, on the CPU."""
     _, count = split_answer(encoded)
     batch = on_model(model, {key: value for key, value in encoded.items() if key != "labels"})
-    logits = model(**batch).logits[0, -count - 1 : -1].float()
+    with answered(model, batch["input_ids"], encoded["labels"]):
+        logits = model(**batch).logits[0, -count - 1 : -1].float()
     return F.cross_entropy(logits, batch["input_ids"][0, -count:], reduction="none").double().cpu()

@@ -31,6 +31,7 @@ def heavy(module: str) -> str:
 def test_no_torch_is_imported() -> None:
     assert heavy("vega3d_plugin.evaluation.metrics") == "[]"
     assert heavy("vega3d_plugin.cli.score") == "[]"
+    assert heavy("vega3d_plugin.evaluation.annotations") == "[]"
 
 
 def test_torch_would_be_noticed() -> None:

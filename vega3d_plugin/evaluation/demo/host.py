@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...contracts.errors import HostError
 from ...contracts.tables import HOSTS
-from ...hosts.loading import load_host, load_processor, read_source
+from ...hosts.loading import load_host, load_processor, read_source, small_host
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,10 @@ class DemoHost:
 def tiny_host() -> DemoHost:
     """A random Qwen2.5-VL of the real classes with its real processor."""
     adapter: Any = HOSTS.get("qwen_vl")
-    _, processor = adapter.tiny()
-    return DemoHost(lambda: adapter.tiny()[0], processor, tiny=True)
+    built = small_host("qwen_vl")
+    if built is None:
+        raise HostError("The plugin 'qwen_vl' has no small host, which the demo trains. Give it a model: --host MODEL.")
+    return DemoHost(lambda: adapter.tiny()[0], built[1], tiny=True)
 
 
 def real_host(source: str) -> DemoHost:
@@ -42,6 +45,8 @@ def real_host(source: str) -> DemoHost:
         HostError: it cannot be loaded.
     """
     found = read_source(source)
+    # Before the weights: what it needs may not be installed.
+    processor = load_processor(source)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def build() -> nn.Module:
@@ -49,4 +54,4 @@ def real_host(source: str) -> DemoHost:
         # Where bfloat16 is slow and the demo compares bits.
         return model if device == "cuda" else model.float()
 
-    return DemoHost(build, load_processor(source), tiny=False)
+    return DemoHost(build, processor, tiny=False)

@@ -8,16 +8,16 @@ Keys as ``llava/video_utils.py`` and EmbodiedScan read them: ``data_list`` of ``
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ...contracts.errors import SceneError, near_misses
+from ...contracts.errors import SceneError
 from ..files import as_matrix, as_number, below, brief, is_there, missing
-from ..restricted_pickle import StoredArray, read_pickle
+from ..restricted_pickle import StoredArray
 from ..scene import Scene, SceneObject, View
+from .info_files import SUFFIXES, find_scene, images_of, pictures_root, read_info
 from .posing import MILLIMETRES, check_depth_of_all, check_units, file_view
 
 # Matterport3D's depth has a quarter of a millimetre for a unit (EmbodiedScan's `depth_shift`).
@@ -27,12 +27,7 @@ _MATRICES = ((4, 4), (3, 3), (3, 4))
 
 def matches(path: Path) -> bool:
     """Whether it is a pickle."""
-    return path.suffix.lower() in (".pkl", ".pickle") and path.is_file()
-
-
-def scene_names(path: Path) -> list[str]:
-    """Names of the scenes in an info file, such as ``scannet/scene0000_00``, in its order."""
-    return list(_scenes(path)[0])
+    return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def read(
@@ -49,13 +44,11 @@ def read(
     Raises:
         SceneError: no such scene, missing pictures, or a file that names anything but containers and arrays.
     """
-    scenes, categories = _scenes(path)
-    name = _name(path, scenes, scene)
+    scenes, categories = read_info(path)
+    name = find_scene(path, scenes, scene)
     entry, where = scenes[name], f"{path}, {name}"
-    images = entry.get("images")
-    if not isinstance(images, list) or not images:
-        raise SceneError(f"{where}: `images` must be a list, found {brief(images)}.")
-    folder = _root(path, images[0], where) if root is None else Path(root).expanduser()
+    images = images_of(entry, where)
+    folder = pictures_root(path, images[0], where) if root is None else Path(root).expanduser()
     units = check_units(depth_units, UNITS.get(name.partition("/")[0], MILLIMETRES))
     views = tuple(_view(folder, entry, image, f"{where}, image {number}", units) for number, image in enumerate(images))
     check_depth_of_all(views, where)
@@ -66,61 +59,6 @@ def read(
         views,
         None if alignment is None else _matrix(alignment, f"{where}, axis_align_matrix"),
         _objects(entry, categories, where),
-    )
-
-
-@lru_cache(maxsize=1)
-def _read(path: Path, changed: int, size: int) -> tuple[dict[str, Any], dict[int, str]]:
-    payload = read_pickle(path)
-    listed = payload.get("data_list") if isinstance(payload, dict) else None
-    if not isinstance(listed, list):
-        raise SceneError(f"{path} is no info file of EmbodiedScan: it has no list `data_list`.")
-    scenes = {}
-    for number, entry in enumerate(listed):
-        name = entry.get("sample_idx") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or name in scenes:
-            raise SceneError(
-                f"{path}, data_list[{number}]: `sample_idx` is {brief(name)}, a name of its own is expected."
-            )
-        scenes[name] = entry
-    info = payload.get("metainfo")
-    categories = info.get("categories") if isinstance(info, dict) else None
-    named = categories.items() if isinstance(categories, dict) else []
-    return scenes, {value: str(name) for name, value in named if isinstance(value, int)}
-
-
-def _scenes(path: Path) -> tuple[dict[str, Any], dict[int, str]]:
-    try:
-        state = path.stat()
-    except OSError:
-        raise SceneError(missing(path)) from None
-    return _read(path, state.st_mtime_ns, state.st_size)
-
-
-def _name(path: Path, scenes: Mapping[str, Any], wanted: str | None) -> str:
-    some = f"It has {len(scenes)}: {', '.join(list(scenes)[:3])}{', ...' if len(scenes) > 3 else ''}."
-    if wanted is None:
-        if len(scenes) == 1:
-            return next(iter(scenes))
-        raise SceneError(f"{path} holds many scenes. Name one: {path.name}#NAME. {some}")
-    for name in (wanted, f"scannet/{wanted}"):
-        if name in scenes:
-            return name
-    raise SceneError(f"{path} has no scene {wanted!r}.{near_misses(wanted, scenes)} {some}")
-
-
-def _root(path: Path, image: Any, where: str) -> Path:
-    """The first folder above the info file that holds the first picture."""
-    name = image.get("img_path") if isinstance(image, dict) else None
-    if not isinstance(name, str):
-        raise SceneError(f"{where}, image 0: `img_path` is {brief(name)}, the name of a file is expected.")
-    above = path.resolve().parents
-    for folder in (*above[:3], *(each / "data" for each in above[:3])):
-        if is_there(folder / name):
-            return folder
-    raise SceneError(
-        f"{where}: its first picture {name} lies in none of the folders above {path.name}. "
-        "Say with `root` which folder it starts from."
     )
 
 

@@ -13,7 +13,7 @@ from ...branch.handle import get_handle, is_patched
 from ...contracts.errors import TrainError
 from ...contracts.tables import HOSTS
 from ...features.store import FeatureStore
-from ...hosts.loading import load_host, load_processor, read_source
+from ...hosts.loading import load_host, load_processor, read_source, small_host
 from ...hosts.lora_targets import check_lora_targets
 from ...patching import patch
 from ...recipes.blocks import PartSettings, TrainSettings, TuneSettings
@@ -84,13 +84,16 @@ def load(host: HostSettings) -> tuple[nn.Module, Any]:
         model, processor = tiny()
         model = model.to(getattr(torch, host.dtype))
     else:
-        loaded = load_host(read_source(host.model), device="cpu", dtype=host.dtype)
+        found = read_source(host.model)
+        # Before the weights, which take longer: what the processor needs may not be installed.
+        processor = load_processor(host.model)
+        loaded = load_host(found, device="cpu", dtype=host.dtype)
         if loaded.missing:
             raise TrainError(
                 f"{host.model} lacks {len(loaded.missing)} weights of its own model, the first is "
                 f"{loaded.missing[0]!r}; they would be random. Name a whole checkpoint in host.model."
             )
-        model, processor = loaded.model, load_processor(host.model)
+        model = loaded.model
     limit_pixels(processor, host)
     return model, processor
 
@@ -154,8 +157,15 @@ def _with_lora(model: Any, lora: Mapping[str, Any], parts: Mapping[str, PartSett
 
 def tiny_host(adapter: str) -> Callable[[], tuple[nn.Module, Any]] | None:
     """What builds the adapter's small model, where it has one."""
-    tiny: Callable[[], tuple[nn.Module, Any]] | None = getattr(HOSTS.get(adapter), "tiny", None)
-    return tiny
+    if getattr(HOSTS.get(adapter), "tiny", None) is None:
+        return None
+
+    def build() -> tuple[nn.Module, Any]:
+        built = small_host(adapter)
+        assert built is not None
+        return built
+
+    return build
 
 
 def limit_pixels(processor: Any, host: HostSettings) -> None:

@@ -32,6 +32,7 @@ from ...patching import patch
 from ...plugins import plugin_manager
 from ...storage.record import CONFIG_FILE
 from ..model.restoring import reload_renamed
+from .cards import write_adapter_card
 from .initialisers import own_initialisers
 from .recording import EpisodeVideos
 from .state_dicts import is_branchs, is_state_of
@@ -350,6 +351,7 @@ class Session:
         sharded = _is_sharded(branch)
         if not sharded:
             save_pretrained(model, folder, card=False)
+            write_adapter_card(model, Path(folder))
         if str(folder) not in self.written:
             self.tell(f"the branch is in {folder}, {'among the weights' if sharded else 'too'}")
         self.written[str(folder)] = None

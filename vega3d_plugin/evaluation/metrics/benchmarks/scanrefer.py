@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..benchmark import Benchmark, Evaluation, Item, Protocol, Quantity, Question, everything
 from ..boxes import bounds, box_iou
-from ..errors import ScoreError
+from ..errors import RowProblem, ScoreError
 from ..estimators import Mean
 from ..rows import Row
 
@@ -119,26 +120,59 @@ def unique_or_multiple(
     Raises:
         ScoreError: a row without those keys, or an object whose names are of different classes.
     """
-    checked = [row if isinstance(row, Row) else Row(row, f"row {place}") for place, row in enumerate(rows, 1)]
-    keys = [(row.id_of("scene_id"), row.id_of("object_id"), row.text(*row.need("object_name"))) for row in checked]
-    labels = [label_ids.get(name.replace("_", " "), OTHERS) for _, _, name in keys]
-    labels = [label if label in classes else OTHERS for label in labels]
-    # An object counts once, under the name of its first description.
-    objects: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
-    seen: set[tuple[str, str]] = set()
-    for (scene, number, _), label in zip(keys, labels, strict=True):
-        if (scene, number) not in seen:
-            seen.add((scene, number))
-            objects[scene, label].add(number)
     found = []
-    for row, (scene, number, name), label in zip(checked, keys, labels, strict=True):
-        alike = objects.get((scene, label))
-        if alike is None:
-            raise row.problem(
-                f"object {number} of {scene} is called {name!r} here, but a thing of another class before"
-            )
-        found.append("unique" if len(alike) == 1 else "multiple")
+    for kind in kinds_of_rows(rows, label_ids, classes):
+        if isinstance(kind, RowProblem):
+            raise kind
+        found.append(kind)
     return found
+
+
+def kinds_of_rows(
+    rows: Sequence[Mapping[str, Any] | Row], label_ids: Mapping[str, int], classes: Collection[int] = KEPT_CLASSES
+) -> list[str | RowProblem]:
+    """As :func:`unique_or_multiple`, with what is wrong with a row in its place; such a row counts for no other."""
+    checked = [row if isinstance(row, Row) else Row(row, f"row {place}") for place, row in enumerate(rows, 1)]
+    named = [_named(row, label_ids, classes) for row in checked]
+    # An object counts once, under the name of its first description.
+    first: dict[tuple[str, str], int] = {}
+    for object_ in named:
+        if not isinstance(object_, RowProblem):
+            first.setdefault((object_.scene, object_.number), object_.label)
+    alike = Counter((scene, label) for (scene, _), label in first.items())
+    found: list[str | RowProblem] = []
+    for row, object_ in zip(checked, named, strict=True):
+        if isinstance(object_, RowProblem):
+            found.append(object_)
+        elif (count := alike[object_.scene, object_.label]) == 0:
+            found.append(
+                row.problem(
+                    f"object {object_.number} of {object_.scene} is called {object_.name!r} here, but a thing of "
+                    "another class before"
+                )
+            )
+        else:
+            found.append("unique" if count == 1 else "multiple")
+    return found
+
+
+@dataclass(frozen=True)
+class _Named:
+    """The object of a description, and the class that its name says."""
+
+    scene: str
+    number: str
+    name: str
+    label: int
+
+
+def _named(row: Row, label_ids: Mapping[str, int], classes: Collection[int]) -> _Named | RowProblem:
+    try:
+        scene, number, name = row.id_of("scene_id"), row.id_of("object_id"), row.text(*row.need("object_name"))
+    except RowProblem as problem:
+        return problem
+    label = label_ids.get(name.replace("_", " "), OTHERS)
+    return _Named(scene, number, name, label if label in classes else OTHERS)
 
 
 def _iou(first: Sequence[float], second: Sequence[float]) -> float:
