@@ -65,7 +65,7 @@ def main(
     repeats: Annotated[int, typer.Option(help="Runs of each side; the best counts.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     context: Annotated[str, typer.Option(help="frame, views or video.")] = "frame",
-    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="The fast path in bfloat16, too.")] = False,
+    bfloat16: Annotated[bool, typer.Option(help="The fast path in bfloat16, too; on CUDA it is so anyway.")] = False,
     released: Annotated[Path | None, typer.Option(help="A checkout of VEGA-3D, branch main; context frame.")] = None,
     memory: Annotated[
         bool, typer.Option("--memory", help="Only the peak memory in bfloat16, of the largest clip asked for.")
@@ -77,9 +77,9 @@ def main(
     where = torch.device(device)
     machine = torch.cuda.get_device_name() if where.type == "cuda" else _cpu()
     out = Console(width=130)
+    counts, sizes = frames or [2, 8], [_side(text) for text in size or ["240x416", "480x832"]]
     threads = torch.get_num_threads()
     out.print(f"{machine}, {threads} threads, torch {torch.__version__}, {blocks} blocks, tap at 70 %, {context}")
-    counts, sizes = frames or [2, 8], [_side(text) for text in size or ["240x416", "480x832"]]
     if memory:
         count, (height, width) = max(counts), max(sizes, key=math.prod)
         peak = _bfloat16_peak(where, blocks, count, (height, width))
@@ -99,8 +99,19 @@ def main(
     if where.type == "cuda":
         sides["fast, compiled"] = _prior(_models(blocks, where), blocks, context=context, compile=True)
     table = Table(title="plain: diffusers' forward with a hook; fast: vega3d")
-    columns = ["frames", "size", "stage", "side", "s", "frames/s", "ratio", "error", "peak GiB", "of matrix rate"]
-    for column in [*columns, "to released"]:
+    for column in (
+        "frames",
+        "size",
+        "stage",
+        "side",
+        "s",
+        "frames/s",
+        "ratio",
+        "error",
+        "peak GiB",
+        "of matrix rate",
+        "to released",
+    ):
         table.add_column(column, justify="right" if column not in ("stage", "side") else "left")
     # To the terminal, so that the table alone goes into a file.
     say = Console(stderr=True, style="dim")

@@ -2,6 +2,7 @@
 
 python benchmarks/evidence/language_experiment.py run FOLDER      a quarter of an hour of CPU for three seeds; resumes
 python benchmarks/evidence/language_experiment.py judge FOLDER    tables with intervals, figures/language_HOST.json
+python benchmarks/evidence/language_experiment.py cost FOLDER     what each arm costs beside its gain; a minute
 python benchmarks/evidence/language_experiment.py motion          a linear read-out of the camera's motion; minutes
 
 Hosts: ``toy`` (default), the demo's small Qwen2.5-VL, trained from nothing; ``smollm2``, SmolLM2-135M in LLaVA's class,
@@ -18,12 +19,15 @@ import numpy as np
 import torch
 import typer
 from language.arms import ARMS, FIRST, REST, Experiment
+from language.cost import costs
+from language.curves import write
 from language.host import Host
 from language.judging import Answers, tables
 from language.motion import read_out
 from language.smol_llava import SmolLlava
 from language.toy_qwen import ToyQwen
 
+FIGURES = Path(__file__).parent / "figures"
 Folder = Annotated[Path, typer.Argument(help="Of the experiment: features and results.")]
 
 
@@ -58,9 +62,19 @@ def run(folder: Folder, seeds: int = 3, host: Chosen = Which.toy) -> None:
 
 @app.command()
 def judge(folder: Folder, seeds: int = 3, host: Chosen = Which.toy) -> None:
-    """Print the tables."""
-    for line in tables(Answers(Experiment(folder, _host(host)), range(seeds))):
+    """Print the tables; write what they are made of and the learning curves to ``figures``."""
+    answers = Answers(Experiment(folder, _host(host)), range(seeds))
+    write(answers, FIGURES, host.value)
+    for line in tables(answers):
         print(line)
+
+
+@app.command()
+def cost(folder: Folder, host: Chosen = Which.toy) -> None:
+    """Print what each arm costs, measured now in one run, beside its gain in the folder's results."""
+    torch.set_num_threads(1)
+    for line in costs(Experiment(folder, _host(host))):
+        print(line, flush=True)
 
 
 @app.command()

@@ -28,7 +28,7 @@ def demo(
     pretrained: Annotated[str | None, typer.Option(help="Folder or hub id of the prior's weights.")] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Steps of each training. Default: 200; with --host of one question each."),
+        typer.Option(min=1, help="Steps of each training. Default: 120; with --host 200, of one question each."),
     ] = None,
     questions: Annotated[int, typer.Option(min=2, help="Questions about a room to train LoRA on.")] = 12,
     rooms: Annotated[

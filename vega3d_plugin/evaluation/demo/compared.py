@@ -29,7 +29,7 @@ from .small_host import EncodedClips, small_host
 Tick = Callable[[int, int], None]
 #: In verdicts.
 WHO = "the branch"
-STEPS = 200
+STEPS = 120
 SHOWN = 5  # questions, with what both said
 #: Branch of a small host: a projector less wide than the default of 4096.
 SMALL_BRANCH: dict[str, Any] = {
