@@ -4,7 +4,7 @@
 # make faults   kills, races, threads, damaged files: one table of trials and failures, about five minutes
 # make test-ray  extraction with the real Ray on two cores, killed workers included, about three minutes
 # make analyse  does a prior know space: table, sweep, read-outs and report on rendered rooms, offline
-# make test-libero  OpenVLA-OFT in LIBERO's real simulator, in an environment of its own (8 GB): a quarter of an hour or more
+# make test-libero  OpenVLA-OFT in LIBERO's real simulator, in an environment of its own (10 GB): a quarter of an hour or more
 PYTHON ?= python3
 MODERN := .venv
 CLASSIC := .venv-classic

@@ -47,7 +47,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for name, (_, variable) in HARNESSES.items():
         if interpreter(name) is None:
             terminalreporter.write_line(
-                f"NOT RUN: tests against the real {name}. Install it in an environment of its own (docs/evaluation.md) "
+                f"NOT RUN: tests against the real {name}. Install it in an environment of its own (docs/evaluation.md, "
+                "docs/serving.md) "
                 f"and set {variable} to its interpreter; a double of what it calls was run.",
                 yellow=True,
             )

@@ -1,4 +1,7 @@
-"""Write the tables of the pages here that come from the code. `tests/test_docs.py` fails when they are out of date.
+"""Write the tables of the pages here that come from the code.
+
+`tests/test_docs.py` fails when those of priors.md and settings.md are out of date. No test makes that of
+first_evening.md anew, which takes minutes on a busy machine: run this when the plan or the recipe changes.
 
 python docs/refresh.py
 """
@@ -27,6 +30,7 @@ from vega3d_plugin.recipes.blocks import DataSettings, StoreSettings, TrainSetti
 from vega3d_plugin.recipes.schema import HostSettings, RecipeSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
+from first_evening_figures import figures
 from settings_effects import EFFECTS
 
 FOLDER = Path(__file__).parent
@@ -89,6 +93,7 @@ def settings_table(block: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "priors": priors_table,
+    "first_evening": figures,
     **{block: (lambda block=block: settings_table(block)) for block in BLOCKS},
 }
 

@@ -145,11 +145,11 @@ def test_generate_sees_what_the_forward_sees(host: Host) -> None:
 # Promises of the library, with this fusion.
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "promise",
     [
         promises.test_unpatch_restores_everything,
-        promises.test_ordinary_use_raises_no_such_warning,
         promises.test_gradient_checkpointing,
         promises.test_a_batch_without_images_touches_every_parameter,
     ],
@@ -158,7 +158,10 @@ def test_promises(host: Host, promise: Any) -> None:
     promise(host)
 
 
-def test_saved_and_loaded(host: Host, tmp_path: Any) -> None:
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_double"])
+def test_saved_and_loaded(name: str, tmp_path: Any) -> None:
+    host = named(name)
     model, batch = patched(host), host.batch()
     hosts.freeze_host(model)
     hosts.train(model, batch, steps=1)
@@ -168,6 +171,7 @@ def test_saved_and_loaded(host: Host, tmp_path: Any) -> None:
     assert torch.equal(logits(fresh, batch), logits(model, batch))
 
 
+@pytest.mark.once
 def test_copies_embed_with_their_own_table(host: Host) -> None:
     if promises.test_pickle_and_torch_save.__name__ in host.limits:
         # OpenVLA's own code cannot be pickled; copied, its towers run the original's weights.
@@ -225,6 +229,7 @@ def test_each_picture_meets_its_own_prompt(name: str, side: str) -> None:
         assert again.count(0) * len(met) == met.count(0) * len(again)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_each_entry_of_the_llava_package_meets_its_own_prompt(side: str) -> None:
     model = kept("llava_double")
@@ -256,6 +261,7 @@ def test_each_observation_of_openvla_meets_its_own_prompt() -> None:
         torch.testing.assert_close(vector, expected(model, words))
 
 
+@pytest.mark.once
 def test_threads_do_not_see_each_others_prompts() -> None:
     host = named("qwen2_5_vl")
     model, batch = kept(host.name), host.batch()

@@ -366,7 +366,7 @@ class TestCommand:
         ("words", "message"),
         [
             ([], r"There is nothing to run. Give the script after `--`"),
-            (["--", "torchrun", "x.py"], r"torchrun does not exist here .* Launchers such as torchrun go before"),
+            (["--", "torchrun", "x.py"], r"torchrun does not exist here .* Put launchers such as torchrun in front"),
             (["--", "python3", "x.py"], r"python3 does not exist here .* leave out `python`"),
             (["--", "none.py"], r"The script none.py does not exist here \(.*\)\.$"),
             (["--", "{tmp}"], r"is a folder without a `__main__.py`"),

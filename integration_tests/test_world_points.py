@@ -78,6 +78,7 @@ def test_rows_that_name_a_scene_bring_their_points(tmp_path: Path, video_as: str
     assert float(same) > 0.9
 
 
+@pytest.mark.once
 def test_a_batch_of_scenes_is_what_each_is_alone(tmp_path: Path) -> None:
     rows = [row_of(), row_of(ROOM.replace("room:0", "room:3"))]
     model = patched(positions="sin3d")
@@ -127,6 +128,7 @@ def test_pictures_and_views_of_different_number(tmp_path: Path) -> None:
         logits(patched(positions="sin3d"), {**batch, POINTS: batch[POINTS][[0, 1, 1]]})
 
 
+@pytest.mark.once
 def test_training_moves_the_branch_and_checkpoints_layers(tmp_path: Path) -> None:
     model = hosts.patch(QWEN.build(), positions="sin3d", init="released")
     freeze_host(model)
@@ -143,6 +145,7 @@ def test_training_moves_the_branch_and_checkpoints_layers(tmp_path: Path) -> Non
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.once
 def test_saved_compared_and_refused(tmp_path: Path) -> None:
     model = patched(positions="sin3d")
     vega3d.save_pretrained(model, tmp_path)

@@ -74,6 +74,9 @@ class QwenReader:
 
     def note(self, call: SeamCall) -> Packed | None:
         """The pixels of one call of :data:`IMAGES` or :data:`VIDEOS`, or of a forward that encodes both itself."""
+        if isinstance(call.notes, Packed) and call.method:
+            # One method calls the other (Qwen3-VL), which would take a video for images.
+            return call.notes
         signature = None if call.method else inspect.signature(type(call.module).forward)
         arguments = arguments_of(call, signature)
         pixels = arguments.get("pixel_values"), arguments.get("pixel_values_videos")

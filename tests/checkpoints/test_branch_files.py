@@ -182,7 +182,7 @@ def test_files_of_two_branches(tmp_path: Path) -> None:
     with pytest.raises(SavedBranchError, match="are not of one save: the weights carry no record of these settings"):
         read_branch(tmp_path / "b")
     (tmp_path / "b" / WEIGHTS_FILE).unlink()
-    with pytest.raises(SavedBranchError, match=f"half there: {CONFIG_FILE} without {WEIGHTS_FILE}"):
+    with pytest.raises(SavedBranchError, match=f"incomplete: {CONFIG_FILE} without {WEIGHTS_FILE}"):
         read_branch(tmp_path / "b")
 
 
@@ -299,7 +299,7 @@ def test_shards_of_an_earlier_save_are_not_read(tmp_path: Path) -> None:
     save_file(as_trainer(300), tmp_path / "model-00003-of-00003.safetensors")
     assert read_saved(tmp_path).record["settings"]["prior"]["timestep"] == 700
     (tmp_path / files[1]).unlink()
-    with pytest.raises(SavedBranchError, match=rf"index\.json names {files[1]}, missing"):
+    with pytest.raises(SavedBranchError, match=rf"index\.json names {files[1]}, which is missing"):
         read_saved(tmp_path)
     outside = dict.fromkeys(index, "../elsewhere.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": outside}))

@@ -81,7 +81,7 @@ def test_shards_with_an_index(golden, name: str) -> None:
     assert goldens.error(logits(vector, model), vector.outputs["logits"]) < TOLERANCE
     gone = next(folder.glob("*-00002-of-*"))
     gone.unlink()
-    with pytest.raises(SavedBranchError, match=rf"half there.*{gone.name}"):
+    with pytest.raises(SavedBranchError, match=rf"incomplete.*{gone.name}"):
         read_released(folder)
 
 

@@ -122,7 +122,7 @@ def _damaged_config(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(_no_weights, "half there"), (_damaged_weights, "damaged"), (_damaged_config, "no valid JSON")],
+    [(_no_weights, "incomplete"), (_damaged_weights, "damaged"), (_damaged_config, "no valid JSON")],
 )
 def test_a_damaged_folder(folder: Path, tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
     copied = copy_of(folder, tmp_path / "copy")

@@ -215,7 +215,7 @@ def test_half_a_checkpoint_names_what_is_missing(
     for index, file in enumerate(sorted(files)):
         copied = copy_of(folder, tmp_path / str(index))
         (copied / file).unlink()
-        with pytest.raises(CheckpointError, match=r"half there|has no|missing|expected"):
+        with pytest.raises(CheckpointError, match=r"incomplete|has no|missing|expected"):
             toy.load(copied)
 
 

@@ -10,6 +10,7 @@ import sys
 HARNESSES = {
     "lmms-eval": ("lmms_eval", "VEGA3D_LMMS_EVAL_PYTHON"),
     "ms-swift": ("swift", "VEGA3D_SWIFT_PYTHON"),
+    "vllm": ("vllm", "VEGA3D_VLLM_PYTHON"),
 }
 
 

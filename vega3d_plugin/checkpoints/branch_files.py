@@ -114,7 +114,7 @@ def read_branch(folder: Path) -> SavedBranch:
     """
     config, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     if not weights.is_file():
-        raise SavedBranchError(f"{folder} is half there: {CONFIG_FILE} without {WEIGHTS_FILE}.")
+        raise SavedBranchError(f"{folder} is incomplete: {CONFIG_FILE} without {WEIGHTS_FILE}.")
     until = time.monotonic() + _PATIENCE
     while True:
         try:

@@ -146,7 +146,9 @@ class _FileSet:
             named = set(_shards(index).values())
             lost = sorted(name for name in named if not (folder / name).is_file())
             if lost and not partly:
-                raise SavedBranchError(f"{folder} is half there: {index.name} names {lost[0]}, missing. Fetch again.")
+                raise SavedBranchError(
+                    f"{folder} is incomplete: {index.name} names {lost[0]}, which is missing. Download it again."
+                )
             others = [folder / name for name in sorted(named.difference(lost))]
         if others:
             yield others

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..branch.branch import GenerativeBranch
 from ..branch.handle import get_handle, is_patched
+from ..branch.records import tell_without_instruction
 from ..contracts.errors import SavedBranchError
 from ..contracts.priors import Prior
 from ..contracts.settings import BranchSettings, PriorSettings
@@ -134,10 +135,12 @@ def load_pretrained(
     """
     saved = read_saved(source, revision=revision, token=token)
     record = saved.record
+    tell_without_instruction(record, saved.where)
     base = base_model(model)
     adapter = find_host(base, host or _recorded_host(base, record))
     seam = adapter.seams(base, processor)[0]
-    _compare("host", record["host"].get("name"), adapter.name, saved)
+    trained_there = getattr(adapter, "takes_branches_of", adapter.name)
+    _compare("host", record["host"].get("name"), trained_there, saved)
     _compare("hidden size", record["host"].get("hidden_size"), seam.hidden_size, saved)
     chosen = _prior(record, prior, pretrained, allow_prior, prior_settings, saved)
     fresh = not is_patched(base)

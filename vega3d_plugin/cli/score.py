@@ -192,8 +192,8 @@ def _print_comparison(first: Path, second: Path, other: Score, comparison: Compa
     out.print()
     # Long names of tasks need the width, and have one measure each.
     several = len({found.type for found in comparison.differences}) < len(comparison.differences)
-    columns = ["type", *(["measure"] if several else []), "difference", "95% interval", "which says"]
-    made = table(*columns, whole=["type", "difference", "95% interval", "which says"])
+    columns = ["type", *(["measure"] if several else []), "difference", "95% interval", "verdict"]
+    made = table(*columns, whole=["type", "difference", "95% interval", "verdict"])
     before = None
     for found in comparison.differences:
         # What follows the colon stands below the table.

@@ -1,4 +1,4 @@
-"""The files that a verb writes: refused before the work where they cannot be written, and never half there."""
+"""The files that a verb writes: refused before the work where they cannot be written, and never incomplete."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ def train(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.learning_rate=1e-4.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; train and write nothing.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
-    resume_from: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on from this checkpoint.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the folder's last checkpoint.")] = False,
+    resume_from: Annotated[Path | None, typer.Option(metavar="DIR", help="Resume from this checkpoint.")] = None,
     skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out, count and list them.")] = False,
     store: Annotated[str | None, typer.Option(metavar="URL", help="Folder or URL: each clip is encoded once.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The plan or the result, machine-readable.")] = False,
@@ -36,7 +36,7 @@ def train(
     """Train a host of transformers as a recipe says: patched, with LoRA or in full.
 
     Rows: LLaVA-style JSON (`conversations`, with <image> and <video>) or chat
-    messages; videos, images, lists of views. Only answers are learned.
+    messages; videos, images, lists of views. The loss covers answers only.
 
     \b
       vega3d train qwen_vl/smoke --dry-run
@@ -168,12 +168,12 @@ def _plan(job: Job, as_json: bool) -> None:
 
 
 def _parts(plan: Plan) -> None:
-    made = table("part", "mode", "parameters", "trains", "in", "learning rate", whole=("part", "mode"))
+    made = table("part", "mode", "parameters", "trainable", "in", "learning rate", whole=("part", "mode"))
     for part in plan.parts:
         rate = "" if part.learning_rate is None else f"{part.learning_rate:g}"
         made.add_row(part.name, part.mode, f"{part.total:,}", f"{part.trains:,}", listed(part.dtypes), rate)
     total, trains = sum(p.total for p in plan.parts), sum(p.trains for p in plan.parts)
-    made.add_row(Text("together", style="bold"), "", f"{total:,}", f"{trains:,}", "", "")
+    made.add_row(Text("total", style="bold"), "", f"{total:,}", f"{trains:,}", "", "")
     print_table(made)
 
 
@@ -181,7 +181,7 @@ def _memory(plan: Plan) -> None:
     made = table("memory on one device", "", whole=("memory on one device",))
     for name, size in plan.memory.items():
         made.add_row(name, _bytes(size))
-    made.add_row(Text("together", style="bold"), _bytes(sum(plan.memory.values())))
+    made.add_row(Text("total", style="bold"), _bytes(sum(plan.memory.values())))
     print_table(made)
 
 
@@ -193,7 +193,7 @@ def _batch(plan: Plan) -> None:
     print_pairs(
         {
             "tokens": ", ".join(map(str, plan.lengths)),
-            "learned": ", ".join(map(str, plan.learned)),
+            "tokens in the loss": ", ".join(map(str, plan.learned)),
             "first answer": plan.answer,
         }
     )

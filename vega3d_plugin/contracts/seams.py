@@ -224,6 +224,7 @@ class HostAdapter(Protocol):
     ``probe_video(processor, model, frames) -> Mapping | None``: the same for a video ``[T, H, W, 3]``; None when this
     host takes none. ``tiny() -> tuple[nn.Module, processor]``: a small model of the family's real classes with random
     weights, equal on every call, and its processor: for the demo and for recipes with ``host.model: tiny``.
+    ``takes_branches_of: str``: the adapter whose branches fit, where this host is the same model in other code.
     """
 
     name: str

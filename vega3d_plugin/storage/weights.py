@@ -98,7 +98,8 @@ def _pickle_files(folder: Path, stem: str) -> list[Path]:
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
         raise SavedBranchError(
-            f"{folder} is half there: {index.name} names {_some(missing)}, missing. Fetch again. {listing(folder)}"
+            f"{folder} is incomplete: {index.name} names {_some(missing)}, which is missing. "
+            f"Download it again. {listing(folder)}"
         )
     return files
 
@@ -137,11 +138,13 @@ def weight_files(folder: Path, stem: str = DIFFUSERS) -> list[Path]:
         files = named_files(index, CheckpointError)
         missing = [file.name for file in files if not file.is_file()]
         if missing or not files:
-            raise CheckpointError(f"{folder} is half there: {index.name} names {_some(missing)}, missing. Fetch again.")
+            raise CheckpointError(
+                f"{folder} is incomplete: {index.name} names {_some(missing)}, which is missing. Download it again."
+            )
         return files
     files = sorted(folder.glob(f"{stem}*.safetensors"))
     if not files:
-        raise CheckpointError(f"{folder} is half there: it has no {stem}*.safetensors. {listing(folder)}")
+        raise CheckpointError(f"{folder} is incomplete: it has no {stem}*.safetensors. {listing(folder)}")
     variants = [_SHARD.sub("", file.name) for file in files]
     best = min(variants, key=lambda name: (name != stem, name != f"{stem}.fp16", name))
     return [file for file, variant in zip(files, variants, strict=True) if variant == best]
@@ -161,7 +164,7 @@ def read_pickle(file: Path, error: type[Vega3dError] = CheckpointError) -> dict[
 
 def read_json(file: Path) -> JsonObject:
     """An object from a JSON file of a checkpoint. Raises :class:`CheckpointError`."""
-    missing = f"{file.parent} is half there: {file.name} is missing. {listing(file.parent)}"
+    missing = f"{file.parent} is incomplete: {file.name} is missing. {listing(file.parent)}"
     found = reading.read_json(file, CheckpointError, missing=missing)
     # An index has numbers of bytes, all other files of a checkpoint such as models are built of.
     return found if file.name.endswith(".index.json") else found.check_sizes()

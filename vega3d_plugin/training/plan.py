@@ -111,7 +111,7 @@ def make_plan(job: Planned) -> Plan:
     ]
     return Plan(
         parts,
-        _memory(job, batch),
+        memory_of(job, batch),
         {key: (tuple(value.shape), str(value.dtype).removeprefix("torch.")) for key, value in batch.items()},
         batch["attention_mask"].sum(dim=1).tolist(),
         learned.sum(dim=1).tolist(),
@@ -145,7 +145,13 @@ def _facts(job: Planned) -> dict[str, str]:
     }
 
 
-def _memory(job: Planned, batch: Mapping[str, Tensor]) -> dict[str, int]:
+def memory_of(job: Planned, batch: Mapping[str, Tensor]) -> dict[str, int]:
+    """Bytes on one device by what they are for, see :class:`Plan`.
+
+    Args:
+        job: of which the recipe, the settings of the trainer and the model are looked at.
+        batch: the first, of which the tokens are counted.
+    """
     model = job.prepared.model
     trains = [p for p in model.parameters() if p.requires_grad]
     stage, world = zero_stage(job.arguments, job.train), world_size()

@@ -369,7 +369,7 @@ class RunMixin:
         return super()._get_output_dir(trial) if redirect is None else str(redirect)  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint elsewhere and rename it when it is whole, so that none is ever half there."""
+        """Write a checkpoint elsewhere and rename it when it is whole, so that none is ever incomplete."""
         folder = Path(self.args.output_dir)
         alone = bool(self.args.should_save)
         self._check_claim()

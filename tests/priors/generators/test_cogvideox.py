@@ -272,7 +272,7 @@ def test_another_architecture_and_a_missing_part(folder: Path, part: str, file: 
     with pytest.raises(CheckpointError, match=rf"{part}.*another architecture: _class_name is 'Other'"):
         load(TOY[FIRST], folder)
     (folder / part / file).unlink()
-    with pytest.raises(CheckpointError, match=rf"{part} is half there: {file} is missing"):
+    with pytest.raises(CheckpointError, match=rf"{part} is incomplete: {file} is missing"):
         load(TOY[FIRST], folder)
 
 

@@ -194,7 +194,7 @@ def test_another_architecture_and_a_missing_part(folder: Path, part: str) -> Non
     with pytest.raises(CheckpointError, match=rf"{part}.*another architecture: _class_name is 'Other'"):
         load(folder)
     (folder / part / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=rf"{part} is half there"):
+    with pytest.raises(CheckpointError, match=rf"{part} is incomplete"):
         load(folder)
 
 

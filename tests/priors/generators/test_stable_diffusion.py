@@ -315,7 +315,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit(f / "unet" / "config.json", in_channels=9),
         "takes 9 channels, this prior gives it 4",
     ),
-    "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), r"scheduler is half there: scheduler_config\.json"),
+    "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), r"scheduler is incomplete: scheduler_config\.json"),
     "a flow scheduler": (
         lambda f: edit(f / "scheduler" / "scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler"),
         "another architecture: _class_name is 'FlowMatchEulerDiscreteScheduler'",
@@ -378,7 +378,7 @@ def test_shards_of_several_precisions(tmp_path: Path) -> None:
     for file in full:
         file.unlink()
     half[1].unlink()
-    with pytest.raises(CheckpointError, match=r"half there: .*index\.fp16\.json names .*fp16-00002-of-00002"):
+    with pytest.raises(CheckpointError, match=r"incomplete: .*index\.fp16\.json names .*fp16-00002-of-00002"):
         weight_files(tmp_path)
 
 

@@ -297,9 +297,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no index": (lambda f: (f / "model_index.json").unlink(), r"model_index\.json cannot be read: .*is missing"),
     "no weights": (
         lambda f: (f / "text_encoder" / "model.safetensors").unlink(),
-        r"text_encoder is half there: it has no model\*\.safetensors",
+        r"text_encoder is incomplete: it has no model\*\.safetensors",
     ),
-    "no config": (lambda f: (f / "text_encoder" / "config.json").unlink(), r"text_encoder is half there: config\.json"),
+    "no config": (lambda f: (f / "text_encoder" / "config.json").unlink(), r"text_encoder is incomplete: config\.json"),
     "cut weights": (lambda f: cut(f / "text_encoder" / "model.safetensors"), "cannot be loaded as T5EncoderModel"),
     "a missing weight": (
         lambda f: drop(f, "encoder.final_layer_norm.weight"),

@@ -125,7 +125,7 @@ def test_shards_with_an_index(layout: str, request: pytest.FixtureRequest, tmp_p
     close(wan(folder)(frames(1)), wan(source)(frames(1)))
     assert wan(folder).fingerprint == wan(source).fingerprint
     (part / shards[1]).unlink()
-    with pytest.raises(CheckpointError, match=rf"half there: .*index\.json names {shards[1]}, missing"):
+    with pytest.raises(CheckpointError, match=rf"incomplete: .*index\.json names {shards[1]}, which is missing"):
         wan(folder)
 
 
@@ -155,19 +155,19 @@ DIFFUSERS_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: shutil.rmtree(f / "transformer"),
         r"is no Wan checkpoint.*Found: empty_prompt.*vae/",
     ),
-    "no vae": (lambda f: shutil.rmtree(f / "vae"), r"copy is half there: it has no vae/\. Found: empty_prompt"),
+    "no vae": (lambda f: shutil.rmtree(f / "vae"), r"copy is incomplete: it has no vae/\. Found: empty_prompt"),
     "no transformer config": (
         lambda f: (f / "transformer" / "config.json").unlink(),
-        r"transformer is half there: config\.json is missing\. Found: diffusion_pytorch_model\.safetensors",
+        r"transformer is incomplete: config\.json is missing\. Found: diffusion_pytorch_model\.safetensors",
     ),
-    "no vae config": (lambda f: (f / "vae" / "config.json").unlink(), r"vae is half there: config\.json is missing"),
+    "no vae config": (lambda f: (f / "vae" / "config.json").unlink(), r"vae is incomplete: config\.json is missing"),
     "no weights": (
         lambda f: (f / "transformer" / "diffusion_pytorch_model.safetensors").unlink(),
-        r"transformer is half there: it has no diffusion_pytorch_model\*\.safetensors\. Found: config\.json",
+        r"transformer is incomplete: it has no diffusion_pytorch_model\*\.safetensors\. Found: config\.json",
     ),
     "no vae weights": (
         lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(),
-        r"vae is half there: it has no diffusion_pytorch_model",
+        r"vae is incomplete: it has no diffusion_pytorch_model",
     ),
     "broken config": (lambda f: (f / "vae" / "config.json").write_text("{"), r"vae.config\.json is no valid JSON"),
     "binary config": (lambda f: (f / "vae" / "config.json").write_bytes(b"\xff"), r"vae.config\.json is no valid JSON"),

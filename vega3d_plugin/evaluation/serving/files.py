@@ -146,6 +146,8 @@ def vllm_inputs(folder: str | Path, line: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if f"{kind}_grid_thw" in tensors:
             data[kind] = {f"{kind}_embeds": embeds, f"{kind}_grid_thw": tensors[f"{kind}_grid_thw"]}
+            if kind == "video" and "second_per_grid_ts" in tensors:
+                data[kind]["second_per_grid_ts"] = tensors["second_per_grid_ts"]
             if kind == "video" and line.get("timestamps"):
                 data[kind]["timestamps"] = line["timestamps"]
         elif kind == "image":

@@ -121,7 +121,7 @@ def load(settings: PriorSettings) -> Prior:
     """Build the prior from ``settings.pretrained``: a Stable Diffusion checkpoint, or a folder that holds a VAE alone.
 
     Raises:
-        CheckpointError: the folder is missing, half there, or holds another architecture.
+        CheckpointError: the folder is missing, incomplete, or holds another architecture.
         PriorError: a tap.
     """
     folder = locate_parts(settings, {"vae": DIFFUSERS}, ["config.json", f"{DIFFUSERS}.safetensors"])[0]

@@ -66,7 +66,7 @@ def read_config(folder: Path, classes: str | set[str], key: str = "_class_name")
         CheckpointError: no such folder or file, or of another architecture; the message has both names.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder.parent} is half there: it has no {folder.name}/. {listing(folder.parent)}")
+        raise CheckpointError(f"{folder.parent} is incomplete: it has no {folder.name}/. {listing(folder.parent)}")
     config = read_json(folder / "config.json")
     expect(config.get(key), {classes} if isinstance(classes, str) else classes, folder / "config.json", key)
     return config

@@ -126,7 +126,7 @@ def load(settings: PriorSettings) -> Prior:
     """Build the prior from ``settings.pretrained``, a folder in diffusers' layout or a hub id.
 
     Raises:
-        CheckpointError: the folder is missing, half there, or holds another architecture.
+        CheckpointError: the folder is missing, incomplete, or holds another architecture.
         PromptError: no embedding of the empty prompt, and no text encoder to compute it.
         PriorError: a tap out of range, or a size that does not fit.
     """

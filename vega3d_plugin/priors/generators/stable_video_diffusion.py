@@ -221,7 +221,7 @@ def load(settings: PriorSettings) -> Prior:
     """Build the prior from ``settings.pretrained``, a folder in diffusers' layout or a hub id.
 
     Raises:
-        CheckpointError: the folder is missing, half there, or holds another architecture.
+        CheckpointError: the folder is missing, incomplete, or holds another architecture.
         PriorError: a tap out of range, or a size that does not fit.
     """
     parts = {"unet": DIFFUSERS, "vae": DIFFUSERS, "image_encoder": TRANSFORMERS}

@@ -240,7 +240,7 @@ def _to_cache(context: Tensor, path: Path | None) -> str | None:
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a file that nobody ever finds half there, and clear away what others left beside it when they were killed.
+    """Write a file that nobody ever finds incomplete, and clear away what others left beside it when they were killed.
 
     Raises:
         OSError: it cannot be written.

@@ -67,7 +67,7 @@ def _hint(word: str) -> str:
         return " The script runs in this process: leave out `python`."
     if Path(word).suffix or "/" in word:
         return ""
-    return " Launchers such as torchrun go before: torchrun ... -m vega3d_plugin.run --recipe R -- SCRIPT ARGS."
+    return " Put launchers such as torchrun in front: torchrun ... -m vega3d_plugin.run --recipe R -- SCRIPT ARGS."
 
 
 def run_command(command: Command) -> None:

@@ -34,7 +34,7 @@ def load_small_world(settings: PriorSettings) -> Prior:
     """Build the prior from the package's weights, or from ``settings.pretrained``: a folder or a hub id.
 
     Raises:
-        CheckpointError: the folder is missing, half there, or holds another architecture.
+        CheckpointError: the folder is missing, incomplete, or holds another architecture.
     """
     folder = locate_parts(settings, {PART: "diffusion_pytorch_model"})[0] if settings.pretrained else HERE
     config = read_config(folder / PART, CLASS)
