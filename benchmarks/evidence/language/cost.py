@@ -15,7 +15,7 @@ from vega3d_plugin.priors.frozen.prior import FrozenPrior
 from .arms import ARMS, Experiment, KeptInHalf
 from .judging import Answers
 
-TIMES = 7
+TIMES = 3
 SEEDS = 20  # more than were ever run
 #: Arms that differ in what runs. A shuffled or a blind one costs what its like costs.
 MEASURED = ("host", "twin", "trained")

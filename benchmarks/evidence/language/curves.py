@@ -9,7 +9,7 @@ import numpy as np
 
 from vega3d_plugin.analysis.charts import Series, line_chart, save
 from vega3d_plugin.analysis.intervals import Interval
-from vega3d_plugin.storage.record import package_version
+from vega3d_plugin.storage.versions import package_version
 from vega3d_plugin.storage.writing import write_json
 
 from .arms import ARMS

@@ -45,7 +45,12 @@ def write(folder: Path, out: Path) -> Iterator[str]:
 
 def twins(found: Found, figure: str) -> list[float]:
     """Of each unit, the mean of the untrained twins."""
-    return np.nanmean(np.array([twin[figure] for twin in found["twins"]], dtype=np.float64), axis=0).tolist()
+    each = np.array([twin[figure] for twin in found["twins"]], dtype=np.float64)
+    # Where a unit has no pair, no twin has a figure, and neither has the prior.
+    known = ~np.isnan(each).any(axis=0)
+    means = np.full(each.shape[1], np.nan)
+    means[known] = each[:, known].mean(axis=0)
+    return means.tolist()  # type: ignore[no-any-return]
 
 
 def verdict(found: Interval, higher: bool = True) -> str:
@@ -60,8 +65,8 @@ def verdict(found: Interval, higher: bool = True) -> str:
 def _correspondence(seen: Results) -> Iterator[str]:
     for name in _sets(seen):
         any_one = next(found for (each, _), found in seen.items() if each == name)
-        yield f"**{name}**, {any_one['what']}: {any_one['tokens']} tokens that both views see, intervals over "
-        yield f"{len(next(iter(any_one['twins']))[HEADLINE])} {any_one['units']}."
+        over = f"{len(any_one['twins'][0][HEADLINE])} {any_one['units']}"
+        yield f"**{name}**, {any_one['what']}: {any_one['tokens']} tokens seen in two views, intervals over {over}"
         yield ""
         yield from _head("recall")
         for candidate in CANDIDATES:
