@@ -4,7 +4,7 @@
     python benchmarks/extraction.py extract         # clips a second against bare calls of the prior
     python benchmarks/extraction.py read            # entries a second against raw safetensors
     python benchmarks/extraction.py step            # a training step with everything stored against the bare host
-    python benchmarks/extraction.py rounding        # what bf16 and int8 change
+    python benchmarks/extraction.py rounding        # what bf16 and int8 change, kept and computed
 
 Both sides of a ratio are measured in turn in one run, so that a busy machine disturbs both.
 """
@@ -194,49 +194,51 @@ def step(
 
 @app.command("rounding")
 def rounding(scenes: Annotated[int, typer.Option(help="Rendered rooms, for correspondence.")] = 4) -> None:
-    """What rounding features does to a trained host's logits, and to correspondence of the trained small generator."""
-    logits = _logits_by_form()
-    found = _correspondence_by_form(scenes)
+    """What rounding does to a host's logits, and to correspondence of the trained small generator."""
+    logits = _logits_by_way()
+    found = _correspondence_by_way(scenes)
     made = table(
-        "rounding of features: native float32 is the reference",
+        "rounding: native, computed in float32, is the reference",
         "form", "features, error", "logits, error", "largest answer changes", "correspondence",
     )  # fmt: skip
-    for form in FORMS:
-        features, change, flips = logits[str(form)]
-        score = "" if form.aligned else f"{found[form.numbers]:.4f}"
-        made.add_row(str(form), f"{features:.1e}", f"{change:.1e}", f"{flips:.2%}", score)
+    for way, (features, change, flips) in logits.items():
+        score = f"{found[way]:.4f}" if way in found else ""
+        made.add_row(way, f"{features:.1e}", f"{change:.1e}", f"{flips:.2%}", score)
     out.print(made)
 
 
-def _logits_by_form() -> dict[str, tuple[float, float, float]]:
+#: Not kept in fewer bits, but computed in them.
+HALF = "native, computed in bfloat16"
+
+
+def _logits_by_way() -> dict[str, tuple[float, float, float]]:
     """Errors relative to the largest value, and the share of tokens whose likeliest successor changes."""
     batch = video_batch(8)
-    prior = vega3d.load_prior("small-world")
-    logits: dict[str, torch.Tensor] = {}
-    errors = {}
-    for form in FORMS:
+    ways = [(str(form), form, "float32") for form in FORMS] + [(HALF, Form(), "bfloat16")]
+    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for way, form, dtype in ways:
         torch.manual_seed(0)
-        store = FeatureStore(form=form)
+        prior, store = vega3d.load_prior("small-world", dtype=dtype), FeatureStore(form=form)
         model = vega3d.patch(tiny_model(hidden_size=256), prior, init="released", store=store).eval()
         with torch.no_grad():
-            logits[str(form)] = model(**batch).logits.float()
+            logits = model(**batch).logits.float()
         (kept,) = store._recent.values()
-        plain = FeatureStore(form=Form(form.aligned))
-        vega3d.get_handle(model).branch.store = plain
-        with torch.no_grad():
-            model(**batch)
-        (whole,) = plain._recent.values()
-        errors[str(form)] = float((kept.float() - whole).abs().max() / whole.abs().max())
-    base = logits["native"]
-    off = base - _bare_logits(batch)
+        found[way] = kept.float(), logits
+    base = found["native"][1]
+    off = (base - _bare_logits(batch)).abs().max()
+    whole = {aligned: found[str(Form(aligned))][0] for aligned in (False, True)}
     return {
-        name: (
-            errors[name],
-            float((value - base).abs().max() / off.abs().max()),
-            float((value.argmax(-1) != base.argmax(-1)).float().mean()),
+        way: (
+            _error(found[way][0], whole[form.aligned]),
+            float((found[way][1] - base).abs().max() / off),
+            float((found[way][1].argmax(-1) != base.argmax(-1)).float().mean()),
         )
-        for name, value in logits.items()
+        for way, form, _ in ways
     }
+
+
+def _error(value: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((value - reference).abs().max() / reference.abs().max())
 
 
 def _bare_logits(batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -244,7 +246,7 @@ def _bare_logits(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return tiny_model(hidden_size=256).eval()(**batch).logits.float()  # type: ignore[no-any-return]
 
 
-def _correspondence_by_form(scenes: int) -> dict[str, float]:
+def _correspondence_by_way(scenes: int) -> dict[str, float]:
     """The mean score of ``vega3d analyse correspondence`` for the prior and for the prior with rounded features."""
     from vega3d_plugin.analysis import correspondence
     from vega3d_plugin.analysis.records import ITSELF
@@ -253,11 +255,11 @@ def _correspondence_by_form(scenes: int) -> dict[str, float]:
 
     opened = open_scenes([f"room:0..{scenes - 1}?views=6&size=96x128"])
     found = {}
-    for numbers in NUMBERS:
-        prior = vega3d.load_prior("small-world")
+    for way, numbers, dtype in [(str(Form(False, n)), n, "float32") for n in NUMBERS] + [(HALF, "", "bfloat16")]:
+        prior = vega3d.load_prior("small-world", dtype=dtype)
         extract = prior.extract
         prior.extract = lambda *a, e=extract, n=numbers: decode(encode(e(*a), n)).float()
-        found[numbers] = _score(correspondence, prior, opened, ITSELF)
+        found[way] = _score(correspondence, prior, opened, ITSELF)
     return found
 
 
