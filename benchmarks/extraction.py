@@ -12,7 +12,6 @@ Both sides of a ratio are measured in turn in one run, so that a busy machine di
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import os
 import random
@@ -22,7 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -31,8 +30,8 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from figures import clock, free_prior, table, video_batch
 from rich.console import Console
-from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 
@@ -41,7 +40,7 @@ from vega3d_plugin.features.extraction.shard import Worker
 from vega3d_plugin.features.forms import FORMS, Form, entry_bytes
 from vega3d_plugin.features.store import FeatureStore
 from vega3d_plugin.training.extraction import RecipeUnits, make_request
-from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
+from vega3d_qwen_vl.tiny import tiny_model
 
 app = typer.Typer(add_completion=False)
 out = Console(width=116)
@@ -60,7 +59,7 @@ def main(context: typer.Context) -> None:
 @app.command("sizes")
 def sizes() -> None:
     """Bytes of 32 frames of Wan 1.3B for LLaVA-Video, from shapes."""
-    table = _table("32 frames of Wan 1.3B for LLaVA-Video (14x14 tokens a frame)", "form", "a clip", "100,000 clips")
+    made = table("32 frames of Wan 1.3B for LLaVA-Video (14x14 tokens a frame)", "form", "a clip", "100,000 clips")
     for form in FORMS:
         shape = (32, 1536, 14, 14) if form.aligned else (32, 1536, 45, 80)
         for item, name in ((4, "float32"), (2, "bfloat16")):
@@ -68,8 +67,8 @@ def sizes() -> None:
                 continue
             count = entry_bytes(shape, form, item)
             label = f"{form}" + ("" if form.numbers else f", computed in {name}")
-            table.add_row(label, f"{count / 1e6:.1f} MB", f"{count * 1e5 / 1e12:.2f} TB")
-    out.print(table)
+            made.add_row(label, f"{count / 1e6:.1f} MB", f"{count * 1e5 / 1e12:.2f} TB")
+    out.print(made)
 
 
 @app.command("extract")
@@ -78,11 +77,13 @@ def extract(
     repeats: Annotated[int, typer.Option(help="Runs of each side.")] = 3,
     side: Annotated[str, typer.Option(help="Size of the prior's frames.")] = "[192, 320]",
     lengths: Annotated[str, typer.Option(help="Frames of the clips.")] = "8,32",
+    launchers: Annotated[str, typer.Option(help="Of two processes: torchrun, ray.")] = "torchrun,ray",
 ) -> None:
     """Clips a second of one and two processes against bare calls of the prior, on the same frames."""
-    table = _table(
+    chosen = {name: LAUNCHERS[name] for name in launchers.split(",") if name}
+    made = table(
         f"extraction, {RECIPE}, frames for the prior {side}",
-        "frames", "bare calls", "one process", "ratio", "CPU seconds, ratio", "two ranks",
+        "frames", "bare calls", "one process", "ratio", "CPU seconds, ratio", *(f"2 by {name}" for name in chosen),
     )  # fmt: skip
     for frames in map(int, lengths.split(",")):
         folder = Path(tempfile.mkdtemp())
@@ -90,25 +91,25 @@ def extract(
         settings = ["projector.hidden_dim=16", f"prior.size={side}", f"data.frames={frames}", "host.max_pixels=50176"]
         bare: list[tuple[float, float]] = []
         ours: list[tuple[float, float]] = []
-        ranks: list[float] = []
+        rates: dict[str, list[float]] = {name: [] for name in chosen}
         for number in range(repeats):
             units = _units(folder / f"{number}", settings, rows)
             worker = Worker(units)
             found = [clip for unit in range(len(units)) for clip in worker.opened.clips(unit)]
             prior = worker.opened.prior  # type: ignore[attr-defined]  # OpenedRows
             prior(found[0].frames)
-            bare.append(_timed(lambda found=found, prior=prior: [prior(clip.frames) for clip in found]))
-            ours.append(_timed(lambda worker=worker, units=units: (list(worker.run(range(len(units)))), worker.pack())))
-            ranks.append(_two_ranks(folder / f"ranks{number}", settings, rows))
+            bare.append(clock(lambda found=found, prior=prior: [prior(clip.frames) for clip in found]))
+            ours.append(clock(lambda worker=worker, units=units: (list(worker.run(range(len(units)))), worker.pack())))
+            for name, launch in chosen.items():
+                rates[name].append(launch(folder / f"{name}{number}", settings, rows))
         base, own = (median(each[0] for each in side) for side in (bare, ours))
-        ratio = median(b[0] / o[0] for b, o in zip(bare, ours, strict=True))
-        processor = median(b[1] / o[1] for b, o in zip(bare, ours, strict=True))
-        table.add_row(
-            str(frames), f"{clips / base:.3f}/s", f"{clips / own:.3f}/s", f"{ratio:.1%}", f"{processor:.1%}",
-            f"{clips / median(ranks):.3f}/s",
+        ratio, of_cpu = (median(b[i] / o[i] for b, o in zip(bare, ours, strict=True)) for i in (0, 1))
+        made.add_row(
+            str(frames), f"{clips / base:.3f}/s", f"{clips / own:.3f}/s", f"{ratio:.1%}", f"{of_cpu:.1%}",
+            *(f"{median(found):.3f}/s" for found in rates.values()),
         )  # fmt: skip
         shutil.rmtree(folder)
-    out.print(table)
+    out.print(made)
 
 
 @app.command("read")
@@ -131,7 +132,7 @@ def read(
     total = entries * entry_bytes(shape, Form(numbers="bf16")) / 1e6
     ways = {"raw safetensors": Raw(folder / "raw", keys)}
     ways |= {f"store, {name}": Stored(folder / name, keys) for name in ("loose", "shards")}
-    table = _table(
+    made = table(
         f"reading {entries} maps {list(shape)} bfloat16 in random order", "way", "workers", "disk", "entries/s", "MB/s"
     )
     times: dict[tuple[str, int, str], list[float]] = {}
@@ -144,8 +145,8 @@ def read(
                     times.setdefault((name, workers, disk), []).append(_pass(way, workers))
     for (name, workers, disk), seconds in times.items():
         best = median(seconds)
-        table.add_row(name, str(workers), disk, f"{entries / best:.0f}", f"{total / best:.0f}")
-    out.print(table)
+        made.add_row(name, str(workers), disk, f"{entries / best:.0f}", f"{total / best:.0f}")
+    out.print(made)
     shutil.rmtree(folder)
 
 
@@ -158,39 +159,37 @@ def step(
     repeats: Annotated[int, typer.Option(help="Steps of each side.")] = 5,
 ) -> None:
     """A training step with all features stored against the bare host; projector's and fuser's own share apart."""
-    table = _table(
-        f"training step, random Qwen2.5-VL, hidden {hidden_size}, {layers} layers, features in files",
-        "frames", "form", "bare host", "with the branch", "projector and fuser", "all else", "all else, of the host",
+    made = table(
+        f"training step, CPU time, random Qwen2.5-VL, hidden {hidden_size}, {layers} layers",
+        "frames", "form", "in", "bare host", "with the branch", "projector and fuser", "all else", "of the host",
     )  # fmt: skip
     for frames in map(int, lengths.split(",")):
-        batch = _batch(frames)
-        for form in ("native", "aligned-bf16"):
+        batch = video_batch(frames, labels=True)
+        for form, place in (("native", "files"), ("aligned-bf16", "files"), ("aligned-bf16", "memory")):
             folder = Path(tempfile.mkdtemp())
             bare = tiny_model(hidden_size=hidden_size, layers=layers).train()
             store = FeatureStore(folder, memory_bytes=0, form=form)
-            model = vega3d.patch(copy.deepcopy(bare), Given(feature_dim), projector={"name": "mlp"}, store=store)
+            model = vega3d.patch(copy.deepcopy(bare), free_prior(feature_dim), projector={"name": "mlp"}, store=store)
             branch = vega3d.get_handle(model).branch
-            own: list[float] = []
-            sides: dict[str, list[float]] = {"bare": [], "patched": []}
-            _step(model, batch)
+            sides: dict[str, list[float]] = {"bare": [], "patched": [], "own": []}
+            with _inputs_of(branch.projector, branch.fuser) as inputs:
+                _step(model, batch)
             _step(bare, batch)
-            store._recent.clear()
             for _ in range(repeats):
-                sides["bare"].append(_timed(partial(_step, bare, batch))[0])
-                # As of a clip that another one has pushed out of memory.
-                store._recent.clear()
-                with _sharing(branch) as seconds:
-                    whole = _timed(partial(_step, model, batch))[0]
-                sides["patched"].append(whole)
-                own.append(seconds[0])
-            base, whole, share = (median(each) for each in (sides["bare"], sides["patched"], own))
-            rest = median(p - o - b for p, o, b in zip(sides["patched"], own, sides["bare"], strict=True))
-            table.add_row(
-                str(frames), form, f"{base * 1e3:.0f} ms", f"{whole * 1e3:.0f} ms", f"{share * 1e3:.0f} ms",
+                sides["bare"].append(clock(partial(_step, bare, batch))[1])
+                if place == "files":
+                    # As of a clip that another one has pushed out of memory.
+                    store._recent.clear()
+                sides["patched"].append(clock(partial(_step, model, batch))[1])
+                sides["own"].append(clock(partial(_alone, inputs))[1])
+            base, whole, share = (median(sides[name]) for name in ("bare", "patched", "own"))
+            rest = median(p - o - b for p, o, b in zip(sides["patched"], sides["own"], sides["bare"], strict=True))
+            made.add_row(
+                str(frames), form, place, f"{base * 1e3:.0f} ms", f"{whole * 1e3:.0f} ms", f"{share * 1e3:.0f} ms",
                 f"{rest * 1e3:.0f} ms", f"{rest / base:.1%}",
             )  # fmt: skip
             shutil.rmtree(folder)
-    out.print(table)
+    out.print(made)
 
 
 @app.command("rounding")
@@ -198,21 +197,20 @@ def rounding(scenes: Annotated[int, typer.Option(help="Rendered rooms, for corre
     """What rounding features does to a trained host's logits, and to correspondence of the trained small generator."""
     logits = _logits_by_form()
     found = _correspondence_by_form(scenes)
-    table = _table(
+    made = table(
         "rounding of features: native float32 is the reference",
         "form", "features, error", "logits, error", "largest answer changes", "correspondence",
     )  # fmt: skip
     for form in FORMS:
         features, change, flips = logits[str(form)]
         score = "" if form.aligned else f"{found[form.numbers]:.4f}"
-        table.add_row(str(form), f"{features:.1e}", f"{change:.1e}", f"{flips:.2%}", score)
-    out.print(table)
+        made.add_row(str(form), f"{features:.1e}", f"{change:.1e}", f"{flips:.2%}", score)
+    out.print(made)
 
 
 def _logits_by_form() -> dict[str, tuple[float, float, float]]:
     """Errors relative to the largest value, and the share of tokens whose likeliest successor changes."""
-    batch = _batch(8)
-    del batch["labels"]
+    batch = video_batch(8)
     prior = vega3d.load_prior("small-world")
     logits: dict[str, torch.Tensor] = {}
     errors = {}
@@ -269,19 +267,6 @@ def _score(correspondence: Any, prior: Any, scenes: Any, itself: str) -> float:
     return float(scores.figure(result.headline, itself).value)
 
 
-class Given(vega3d.Prior):
-    """Features of the right shape that cost nothing."""
-
-    fingerprint = "given"
-
-    def __init__(self, feature_dim: int) -> None:
-        self.feature_dim = feature_dim
-
-    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(frames.shape[0], self.feature_dim, 30, 52, generator=generator)
-
-
 class Raw(Dataset[torch.Tensor]):
     """The least that reading can cost: a file, a copy."""
 
@@ -329,44 +314,35 @@ def _forget(folder: Path) -> None:
 
 
 @contextmanager
-def _sharing(branch: Any) -> Iterator[list[float]]:
-    """Seconds of projector and fuser, forward and backward."""
-    total = [0.0]
-    begun: dict[str, float] = {}
-    hooks = []
-    for module in (branch.projector, branch.fuser):
-        hooks += [
-            module.register_forward_pre_hook(lambda m, a: begun.__setitem__("f", time.perf_counter())),
-            module.register_forward_hook(lambda m, a, o: _add(total, begun["f"])),
-            module.register_full_backward_pre_hook(lambda m, g: begun.__setitem__("b", time.perf_counter())),
-            module.register_full_backward_hook(lambda m, gi, go: _add(total, begun["b"])),
-        ]
+def _inputs_of(*modules: torch.nn.Module) -> Iterator[list[tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]]]:
+    """The arguments of modules, while a step is made."""
+    found: list[tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda m, args, kwargs: found.append((m, args, kwargs)), with_kwargs=True)
+        for module in modules
+    ]
     try:
-        yield total
+        yield found
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _add(total: list[float], begun: float) -> None:
-    total[0] += time.perf_counter() - begun
+def _alone(inputs: list[tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]]) -> None:
+    """Projector and fuser forward and backward, without the host: hooks see no gradients of weights being made."""
+
+    def fresh(value: Any) -> Any:
+        return value.detach().requires_grad_(value.requires_grad) if isinstance(value, torch.Tensor) else value
+
+    for module, args, kwargs in inputs:
+        made = module(*map(fresh, args), **{name: fresh(value) for name, value in kwargs.items()})
+        made.backward(torch.ones_like(made))
+        module.zero_grad(set_to_none=True)
 
 
 def _step(model: Any, batch: dict[str, torch.Tensor]) -> None:
     model(**batch).loss.backward()
     model.zero_grad(set_to_none=True)
-
-
-def _batch(frames: int) -> dict[str, Any]:
-    """One video in one prompt."""
-    processor = tiny_processor(max_pixels=224 * 224)
-    generator = torch.Generator().manual_seed(0)
-    video = torch.randint(0, 256, (frames, 3, 224, 224), dtype=torch.uint8, generator=generator)
-    options = {"do_sample_frames": False} if hasattr(processor, "video_processor") else {}
-    text = "<|vision_start|><|video_pad|><|vision_end|>Left or right?"
-    batch = dict(processor(text=[text], videos=[video], return_tensors="pt", **options))
-    batch = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in batch.items()}
-    return {**batch, "labels": batch["input_ids"].clone()}
 
 
 def _videos(folder: Path, count: int, frames: int) -> Path:
@@ -394,46 +370,46 @@ def _units(store: Path, settings: list[str], rows: Path) -> RecipeUnits:
     return RecipeUnits(make_request(RECIPE, settings, store=str(store), files=[str(rows)]))
 
 
-def _two_ranks(store: Path, settings: list[str], rows: Path) -> float:
-    """Seconds from the first clip to the last of two processes, without the start of Python."""
-    command = [sys.executable, "-W", "ignore", __file__, "rank", str(store), str(rows), *settings]
-    started = [
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "RANK": rank, "WORLD_SIZE": "2"}
-        )
-        for rank in ("0", "1")
-    ]
-    times = [json.loads(process.communicate()[0].splitlines()[-1]) for process in started]
-    return max(end for _, end in times) - min(begin for begin, _ in times)
+def _by_torchrun(store: Path, settings: list[str], rows: Path) -> float:
+    """Clips a second of two ranks, from the first clip to the last, without the start of Python."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, __file__, "rank", str(store), str(rows), *settings]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    times = [json.loads(path.read_text()) for path in store.parent.glob(f"{store.name}.rank*")]
+    return sum(done for _, _, done in times) / (max(end for _, end, _ in times) - min(begun for begun, _, _ in times))
 
 
 @app.command("rank", hidden=True)
 def rank(store: Path, rows: Path, settings: list[str]) -> None:
     """One of two ranks."""
+    own, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     units = _units(store, settings, rows)
     worker = Worker(units)
-    worker.opened.keep(worker.opened.clips(0)[0])
-    shutil.rmtree(store / "x", ignore_errors=True)
-    begun = time.time()
-    mine = range(int(os.environ["RANK"]), len(units), 2)
+    worker.opened.prior(worker.opened.clips(0)[0].frames)  # type: ignore[attr-defined]
+    # They begin together, so that the time of neither is counted while the other is still loading.
+    store.with_name(f"{store.name}.ready{own}").touch()
+    while not all(store.with_name(f"{store.name}.ready{other}").exists() for other in range(world)):
+        time.sleep(0.05)
+    begun, mine = time.time(), range(own, len(units), world)
     list(worker.run(mine))
     worker.pack()
-    print(json.dumps([begun, time.time()]))
+    store.with_name(f"{store.name}.rank{own}").write_text(json.dumps([begun, time.time(), len(mine)]))
 
 
-def _timed(action: Callable[[], object]) -> tuple[float, float]:
-    """Seconds on the clock, and of this process's processor time."""
-    gc.collect()
-    begun, used = time.perf_counter(), time.process_time()
-    action()
-    return time.perf_counter() - begun, time.process_time() - used
+def _by_ray(store: Path, settings: list[str], rows: Path) -> float:
+    """Clips a second of two actors, behind the first units of each, so that their start does not count."""
+    from vega3d_plugin.features.extraction.with_ray import TOGETHER, extract_with_ray
+
+    units, done = _units(store, settings, rows), []
+    first = 2 * TOGETHER
+    if len(units) <= first:
+        raise typer.BadParameter(f"Ray hands {TOGETHER} clips at once to an actor: more than {first} clips are needed.")
+    extract_with_ray(units, actors=2, told=lambda unit: done.append(time.perf_counter()))
+    return (len(done) - first) / (done[-1] - done[first - 1])
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=f"{title}; torch {torch.__version__}", title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    return table
+LAUNCHERS = {"torchrun": _by_torchrun, "ray": _by_ray}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from rich.table import Table
 def clock(action: Callable[[], object], *, children: bool = False) -> tuple[float, float]:
     """Seconds on the clock, and of processor time: of this process, or of the children that end meanwhile."""
     gc.collect()
+    _synchronize()
     begun, used = time.perf_counter(), _used(children)
     action()
     _synchronize()

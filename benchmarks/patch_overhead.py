@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import copy
 import platform
-import time
 import warnings
-from collections.abc import Callable
 from functools import partial
 from statistics import median
 from typing import Annotated
 
 import torch
 import typer
+from figures import clock, free_prior, table, video_batch
 from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 import vega3d
-from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
+from vega3d_qwen_vl.tiny import tiny_model
 
 
 def main(
@@ -39,23 +37,23 @@ def main(
     """Measure patch() and the patched forward against the unpatched host."""
     warnings.simplefilter("ignore")
     host = tiny_model(hidden_size=hidden_size, layers=layers).to(device)
-    prior = Given(feature_dim)
+    prior = free_prior(feature_dim)
     machine = platform.processor() or platform.machine()
-    table = Table(title=f"{machine}, {device}, torch {torch.__version__}, hidden {hidden_size}, {layers} layers")
-    for column in ("what", "frames", "unpatched", "patched", "ratio"):
-        table.add_column(column, justify="left" if column == "what" else "right")
+    made = table(
+        f"{machine}, {device}, hidden {hidden_size}, {layers} layers", "what", "frames", "unpatched", "patched", "ratio"
+    )
 
     # A deep copy touches every weight once, as any step of loading a model does: the yardstick for patch().
-    copies = [timed(lambda: copy.deepcopy(host), device) for _ in range(repeats)]
+    copies = [clock(lambda: copy.deepcopy(host))[0] for _ in range(repeats)]
     patches = []
     for _ in tqdm(range(repeats), desc="patch()", leave=False):
-        patches.append(timed(lambda: vega3d.patch(host, prior, projector={"name": "mlp"}), device))
+        patches.append(clock(lambda: vega3d.patch(host, prior, projector={"name": "mlp"}))[0])
         vega3d.unpatch(host)
-    table.add_row("patch() against a deep copy of the host", "", *row(median(copies), median(patches)))
+    made.add_row("patch() against a deep copy of the host", "", *row(median(copies), median(patches)))
 
     patched = vega3d.patch(copy.deepcopy(host), prior, projector={"name": "mlp"}, store=vega3d.FeatureStore())
     for count in frames or [8, 32]:
-        batch = {k: v.to(device) for k, v in inputs(count, size).items()}
+        batch = {k: v.to(device) for k, v in video_batch(count, size).items()}
         sides: dict[str, list[float]] = {"unpatched": [], "patched": []}
         run = {"unpatched": partial(host, **batch), "patched": partial(patched, **batch)}
         with torch.no_grad():
@@ -64,43 +62,9 @@ def main(
                 forward()
             for _ in tqdm(range(repeats), desc=f"{count} frames", leave=False):
                 for name, forward in run.items():
-                    sides[name].append(timed(forward, device))
-        table.add_row("forward, features given", str(count), *row(*(median(sides[k]) for k in sides)))
-    Console(width=110).print(table)
-
-
-class Given(vega3d.Prior):
-    """Features of the right shape that cost nothing."""
-
-    fingerprint = "given"
-
-    def __init__(self, feature_dim: int) -> None:
-        self.feature_dim = feature_dim
-
-    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(frames.shape[0], self.feature_dim, 30, 52, generator=generator)
-
-
-def inputs(frames: int, size: int) -> dict[str, torch.Tensor]:
-    """One video in one prompt."""
-    processor = tiny_processor(max_pixels=size * size)
-    video = torch.randint(0, 256, (frames, 3, size, size), dtype=torch.uint8)
-    text = "<|vision_start|><|video_pad|><|vision_end|>Left or right?"
-    options = {"do_sample_frames": False} if hasattr(processor, "video_processor") else {}
-    batch = dict(processor(text=[text], videos=[video], return_tensors="pt", **options))
-    return {k: torch.tensor(v) if isinstance(v, list) else v for k, v in batch.items()}
-
-
-def timed(action: Callable[[], object], device: str) -> float:
-    """Seconds of one call."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    action()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+                    sides[name].append(clock(forward)[0])
+        made.add_row("forward, features given", str(count), *row(*(median(sides[k]) for k in sides)))
+    Console(width=110).print(made)
 
 
 def row(base: float, ours: float) -> tuple[str, str, str]:

@@ -121,7 +121,7 @@ def _shown(value: Any) -> str:
 def _row(spec: PriorSpec) -> str:
     defaults = {**PriorSettings().to_dict(), **spec.defaults}
     size = "x".join(str(side) for side in defaults["size"]) if defaults.get("size") else "-"
-    uses_noise = "timestep" in getattr(spec.kind, "identity", ())
+    uses_noise = "timestep" in getattr(spec.prior_class(), "identity", ())
     cells = [
         f"`{spec.name}`",
         f"`{spec.source}`" if spec.source else "-",

@@ -13,6 +13,7 @@ REPOSITORIES = {
     "VG-LLM": "github.com/LaVi-Lab/VG-LLM",
     "Video-3D-LLM": "github.com/LaVi-Lab/Video-3D-LLM",
     "VEGA-3D": "github.com/H-EmbodVis/VEGA-3D, branch spatial-reasoning",
+    "VEGA-3D-main": "github.com/H-EmbodVis/VEGA-3D, branch main",
 }
 
 

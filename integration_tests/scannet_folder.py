@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +20,10 @@ VIEWS = 3
 HELD_OUT, TRAINED = "scene9002_00", ("scene9000_00", "scene9001_00")
 
 
-@dataclass(frozen=True)
-class Annotations:
-    """Public files of one split, by benchmark."""
-
-    scanrefer: Path
-    multi3drefer: Path
-    scanqa: Path
+#: Of ScanQA, one a thing: CIDEr counts no word that every answer has.
+ANSWERS = ("by the door", "under a window", "left of two shelves", "on my desk")
+#: The benchmarks' own files of one split, by benchmark.
+Annotations = dict[str, tuple[Path, ...]]
 
 
 def write_scannet(root: Path) -> Path:
@@ -57,7 +53,7 @@ def write_scannet(root: Path) -> Path:
 def write_annotations(root: Path, data: Path) -> dict[str, Annotations]:
     """The benchmarks' own files for both splits."""
     boxes = {**_read(data / "metadata/scannet_train_gt_box.json"), **_read(data / "metadata/scannet_val_gt_box.json")}
-    made = {}
+    made: dict[str, Annotations] = {}
     for split, names in {"train": TRAINED, "val": (HELD_OUT,)}.items():
         things = [(name, index) for name in names for index in range(min(4, len(boxes[f"scannet/{name}"])))]
         refer = [
@@ -78,20 +74,38 @@ def write_annotations(root: Path, data: Path) -> dict[str, Annotations]:
         questions = [
             {
                 "question_id": f"{split}-{name[:9]}-{index}", "scene_id": name, "question": "Where is the chair?",
-                "answers": ["by the door", "next to door"], "object_ids": [index], "object_names": ["chair"],
+                "answers": [ANSWERS[index], "next to it"], "object_ids": [index], "object_names": ["chair"],
             }
             for name, index in things
         ]  # fmt: skip
-        files = Annotations(
-            root / f"ScanRefer_filtered_{split}.json",
-            root / f"multi3drefer_{split}.json",
-            root / f"ScanQA_v1.0_{split}.json",
-        )
-        for path, rows in zip(
-            (files.scanrefer, files.multi3drefer, files.scanqa), (refer, multi, questions), strict=True
-        ):
-            path.write_text(json.dumps(rows))
-        made[split] = files
+        situations = [
+            {
+                "question_id": 220000000000 + index, "scene_id": name, "situation": f"I stand at thing {index}.",
+                "alternative_situation": [f"I face thing {index}."], "question": "What is on my left?",
+            }
+            for name, index in things
+        ]  # fmt: skip
+        answers = [
+            {
+                "question_id": row["question_id"], "scene_id": row["scene_id"], "answers": [{"answer": "the chair"}],
+                "position": {}, "rotation": {},
+            }
+            for row in situations
+        ]  # fmt: skip
+        contents = {
+            "scanrefer": {f"ScanRefer_filtered_{split}.json": refer},
+            "multi3drefer": {f"multi3drefer_{split}.json": multi},
+            "scan2cap": {f"ScanRefer_filtered_{split}.json": refer},
+            "scanqa": {f"ScanQA_v1.0_{split}.json": questions},
+            "sqa3d": {
+                f"v1_balanced_questions_{split}_scannetv2.json": {"questions": situations},
+                f"v1_balanced_sqa_annotations_{split}_scannetv2.json": {"annotations": answers},
+            },
+        }
+        for files in contents.values():
+            for name, rows in files.items():
+                (root / name).write_text(json.dumps(rows))
+        made[split] = {benchmark: tuple(root / name for name in files) for benchmark, files in contents.items()}
     return made
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from vega3d_plugin.evaluation.demo import job
 from vega3d_plugin.evaluation.demo.job import run
 from vega3d_plugin.evaluation.demo.outcome import Job
 from vega3d_plugin.evaluation.demo.page import answer_in_words
+from vega3d_plugin.evaluation.verdicts import gain, share
 from vega3d_plugin.scenes.rendered import render_room
 from vega3d_plugin.scenes.video import write_video
 from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
@@ -47,10 +50,20 @@ def test_the_embedded_default(tmp_path: Path) -> None:
         assert written["compared"]["arms"][arm.name]["right"]["all"]["value"] == round(float(arm.right.mean()), 4)
     page = (tmp_path / "report.html").read_text()
     assert answer_in_words(compared).split("(")[0] in page
-    # Three rooms are held out, too few for an interval.
-    assert "(no interval)" in answer_in_words(compared)
-    assert "not other seeds" in answer_in_words(compared)
     assert all(compared.test.questions[number].text in page for number in compared.shown())
+
+
+def test_a_verdict_says_that_one_seed_was_trained() -> None:
+    rooms = np.repeat(np.arange(20), 5)
+    right = np.ones((1, 100))
+    difference = gain(right, np.zeros_like(right), rooms)
+    compared: Any = SimpleNamespace(
+        difference=difference, alone=None, branch=None, prior="some-prior", test=SimpleNamespace(room=rooms)
+    )
+    compared.share = lambda arm: share(right, rooms)
+    said = answer_in_words(compared)
+    assert "On 20 rooms" in said
+    assert "The branch is better: the interval does not contain 0. Intervals are over rooms alone: one seed" in said
 
 
 def test_a_broken_promise_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

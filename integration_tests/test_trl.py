@@ -15,6 +15,7 @@ import vega3d_recipes
 from transformers import AutoProcessor
 
 import vega3d
+from vega3d_plugin.contracts.errors import Vega3dWarning
 from vega3d_plugin.training.data import read_data
 from vega3d_qwen_vl import tiny
 
@@ -28,18 +29,40 @@ def test_the_script_is_short() -> None:
     assert len(lines) < 30
 
 
-@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
-def test_the_script_trains_and_its_folder_gives_the_model_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    # transformers 4.50 writes the script's precision here; put back, so that later runs do not have it.
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    base = tmp_path / "base"
+NEEDS_TRL = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
+
+
+def for_the_test(folder: Path) -> tuple[str, Path, Path]:
+    """The page's script with a tiny model and rows of its own, the model's folder, and the rows."""
+    base = folder / "base"
     tiny.tiny_model().to(torch.bfloat16).save_pretrained(base)
     tiny.tiny_processor().save_pretrained(base)
     rows = Path(vega3d_recipes.__file__).parent / "smoke_data" / "rows.json"
     values = f"MODEL, PRIOR = {str(base)!r}, 'tiny-wan'\nROWS, FOLDER = {str(rows)!r}, 'out'"
     script, count = re.subn(r"^MODEL, PRIOR = .*\nROWS, FOLDER = .*$", values, BLOCKS[0], flags=re.MULTILINE)
     assert count == 1
+    return script, base, rows
+
+
+@NEEDS_TRL
+def test_without_the_cast_it_is_told_that_steps_are_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    cast = re.compile(r"^for parameter in trainer\.model\.parameters.*?(?=^trainer\.train)", re.MULTILINE | re.DOTALL)
+    script, count = cast.subn("", for_the_test(tmp_path)[0])
+    assert count == 1
+    short = script.replace("learning_rate=1e-4", "learning_rate=1e-5, max_steps=1").partition("trainer.save_model")[0]
+    warnings.simplefilter("ignore", FutureWarning)
+    with pytest.warns(Vega3dWarning, match="trains in bfloat16 without float32 copies"):
+        exec(compile(short, str(PAGE), "exec"), {})
+
+
+@NEEDS_TRL
+def test_the_script_trains_and_its_folder_gives_the_model_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # transformers 4.50 writes the script's precision here; put back, so that later runs do not have it.
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    script, base, rows = for_the_test(tmp_path)
     names: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

@@ -30,6 +30,7 @@ if typing.TYPE_CHECKING:
     from .plugins import plugin_manager
     from .priors import Prior, PriorSpec, list_priors, load_prior
     from .priors.yours.function import CallablePrior
+    from .scenes.view_points import view_points
 
 # Modules that others open by name are thin files in a folder of their own.
 __path__.append(os.path.join(os.path.dirname(__file__), "doors"))
@@ -83,6 +84,7 @@ _PLACES = {
     "list_priors": ".priors",
     "load_prior": ".priors",
     "CallablePrior": ".priors.yours.function",
+    "view_points": ".scenes.view_points",
 }
 
 
@@ -164,5 +166,6 @@ __all__ = [
     "record_shares",
     "save_pretrained",
     "unpatch",
+    "view_points",
     "zeroed",
 ]

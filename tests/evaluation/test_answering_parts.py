@@ -90,7 +90,7 @@ def test_a_file_of_others_is_left_alone(tmp_path: Path) -> None:
 def test_one_process_a_part(tmp_path: Path) -> None:
     first, second = (Parts(tmp_path / "a.jsonl", SETTINGS, {}, 5) for _ in range(2))
     first.open(0, 1)
-    with pytest.raises(AnswersError, match="another process answers the same questions"):
+    with pytest.raises(AnswersError, match="another process writes answers of the same questions"):
         second.open(0, 1)
     first.close()
 

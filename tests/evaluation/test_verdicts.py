@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vega3d_plugin.evaluation.comparison.measures import group_of, values_of
-from vega3d_plugin.evaluation.verdicts import MEASURES, Effect, compared, estimate, verdict
+from vega3d_plugin.evaluation.verdicts import MEASURES, Effect, compared, gain, share, verdict
 
 
 @pytest.mark.parametrize(
@@ -106,21 +106,25 @@ def test_questions_about_one_picture_are_one_group() -> None:
     assert group_of({"sample_id": "a#1"}) == group_of({"sample_id": "a#2"}) != group_of({"sample_id": "b"})
 
 
-def test_an_estimate_shows_a_difference_only_with_an_interval_without_zero() -> None:
-    rooms = np.repeat(np.arange(20), 5)
+def test_shares_and_gains_have_intervals_over_groups() -> None:
     rng = np.random.default_rng(0)
-    even = estimate(rng.choice([-1.0, 0.0, 1.0], 100), rooms)
+    groups = np.repeat(np.arange(20), 5)
+    first, second = rng.integers(0, 2, (2, 1, 100)).astype(float)
+    even = gain(first, second, groups)
     assert even.low is not None
-    assert even.high is not None
     assert even.low < 0 < even.high
-    assert even.shown == 0
-    assert even.verdict("the branch").startswith("no difference shown")
-    better, worse = estimate(np.ones(100), rooms), estimate(-np.ones(100), rooms)
-    assert (better.shown, worse.shown) == (1, -1)
-    assert better.verdict("the branch") == "the branch is better: the interval does not contain 0"
-    assert (better.percent, worse.points) == ("100% (100 to 100)", "-100.0 points (-100.0 to -100.0)")
-    # Rows of a few rooms tell nothing about other rooms.
-    few = estimate(np.ones(10), np.repeat([0, 1], 5))
-    assert few.shown == 0
-    assert few.percent == "100% (no interval)"
-    assert few.verdict("the branch").startswith("no verdict")
+    assert even.better is None
+    assert even.verdict("A").startswith("no difference shown")
+    everything, nothing = np.ones((1, 100)), np.zeros((1, 100))
+    assert gain(everything, nothing, groups).better is True
+    assert gain(nothing, everything, groups).better is False
+    half = share(first, groups)
+    assert half.low < half.value == first.mean() < half.high
+    # Neighbours in a group are alike, so whole groups are drawn.
+    blocks = np.repeat(rng.integers(0, 2, 20), 5).astype(float)[None]
+    over_rows, over_groups = share(blocks, np.arange(100)), share(blocks, groups)
+    assert over_groups.high - over_groups.low > 1.7 * (over_rows.high - over_rows.low)
+    # Five groups have no interval, and so no verdict.
+    few = gain(everything[:, :25], nothing[:, :25], groups[:25])
+    assert (few.low, few.better) == (None, None)
+    assert few.points == "+100.0 points"

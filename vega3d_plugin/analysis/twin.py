@@ -29,10 +29,11 @@ def untrained_twin(prior: Prior, seed: int = 0) -> Prior:
 
     Every parameter is drawn as its kind of layer is begun with: matrices and kernels uniformly in plus or minus the
     root of 1 over their inputs (and their biases too), the multipliers of norms 1 and their summands 0, embeddings and
-    free parameters (tables, tokens) normally, these divided by the root of their width. Draws depend on the seed and
-    on a parameter's name and shape alone. Latents of the untrained VAE are brought to mean 0 and variance 1 for each
-    channel of a clip, as those of a trained one are; else the noise would drown the picture, and the twin would be
-    blamed for a wrong scale.
+    free parameters (tables, tokens) normally, these divided by the root of their width. Running means and variances
+    of batch norms are those of a new one: trained ones would spoil the twin, and so flatter the prior. Draws depend on
+    the seed and on a parameter's name and shape alone. Latents of the untrained VAE are brought to mean 0 and variance
+    1 for each channel of a clip, as those of a trained one are; else the noise would drown the picture, and the twin
+    would be blamed for a wrong scale.
 
     Args:
         prior: built in, or a ``CallablePrior`` of an ``nn.Module``.
@@ -68,9 +69,12 @@ def name_of(prior: Prior) -> str:
 
 
 def redraw(models: dict[str, nn.Module], seed: int) -> None:
-    """Draw all parameters of modules anew, in place; see :func:`untrained_twin`."""
+    """Draw all parameters of modules anew and forget running statistics, in place; see :func:`untrained_twin`."""
     for key, model in models.items():
         for path, module in model.named_modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                # Learned too: means and variances of the trained weights' activations, which no others have.
+                module.reset_running_stats()
             for name, parameter in module.named_parameters(recurse=False):
                 generator = torch.Generator().manual_seed(_seed(f"{key}.{path}.{name}", seed))
                 # In place: what shares a parameter goes on sharing it.

@@ -19,7 +19,7 @@ from ..contracts.clips import Clip
 from ..contracts.shares import Shares
 from .calls import BranchKey
 
-Kind = Literal["disabled", "zeroed", "shares", "told", "asked"]
+Kind = Literal["disabled", "zeroed", "shares", "told", "asked", "points"]
 SWITCHES = ("disabled", "zeroed")
 #: Receives clips and, for each, the shares of its tokens, in maps ``[t, h, w]``.
 Recorder = Callable[[Sequence[Clip], Sequence[Shares]], None]

@@ -25,6 +25,7 @@ from .copies import running
 from .first_step import watch_first_steps
 from .fusers.build import build_fuser
 from .history import History
+from .positions import SinusoidEmbedding, discretised
 from .projectors import build_projector, parameter_dtype, project
 from .records import check_loaded
 
@@ -99,7 +100,13 @@ class GenerativeBranch(nn.Module):
         return switches(self.key) | {name for name, on in everywhere.items() if on}
 
     def forward(
-        self, tokens: Tensor | None, clips: Sequence[Clip] = (), *, acting: bool = True, context: Tensor | None = None
+        self,
+        tokens: Tensor | None,
+        clips: Sequence[Clip] = (),
+        *,
+        acting: bool = True,
+        context: Tensor | None = None,
+        points: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Fuse the prior's features into a host's visual tokens.
 
@@ -110,6 +117,7 @@ class GenerativeBranch(nn.Module):
             clips: the clips of these tokens.
             acting: False for rows that are no step of an episode, so that no history is kept.
             context: ``[len(clips), D]``, the instruction of each clip, for a fuser that uses it.
+            points: of each clip the world points of its tokens ``[t, h, w, 3]`` in metres, for ``positions="sin3d"``.
 
         Returns:
             ``[L, D]`` in the dtype of ``tokens``.
@@ -146,7 +154,12 @@ class GenerativeBranch(nn.Module):
             out = tokens + (out - tokens.to(dtype)).to(tokens.dtype)
         if idle and torch.is_grad_enabled():
             out = out + self._touch(idle).to(out.dtype)
-        return out.to(tokens.dtype)
+        out = out.to(tokens.dtype)
+        if points is None:
+            return out
+        places = torch.cat([each.reshape(-1, 3) for each in points]).to(out.device)
+        embedded: Tensor = SinusoidEmbedding(self.seam.hidden_size)(discretised(places))
+        return out + embedded.to(out.dtype)
 
     def generative_tokens(self, clips: Sequence[Clip], device: torch.device, dtype: torch.dtype) -> Tensor:
         """Projected features of clips that share one frame size: ``[sum of t, h, w, D]``."""

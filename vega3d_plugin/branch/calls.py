@@ -92,7 +92,7 @@ def begin(key: BranchKey, *, encodes: bool) -> HostCall:
     elif early is not None:
         # A host may encode in `generate` and hand on embeddings alone.
         call.left_out = early.left_out
-    call.frame = _module_frame()
+    call.frame = module_frame()
     _OPEN.set((*_still_open(), call))
     return call
 
@@ -182,14 +182,20 @@ def _still_open() -> tuple[HostCall, ...]:
     calls = _OPEN.get()
     if not calls:
         return calls
+    running = running_frames()
+    return tuple(c for c in calls if not c.is_over and (c.frame is None or c.frame in running))
+
+
+def running_frames() -> set[FrameType]:
+    """The frames of this thread's stack."""
     running, frame = set(), sys._getframe(1)
     while frame is not None:
         running.add(frame)
         frame = frame.f_back  # type: ignore[assignment]
-    return tuple(c for c in calls if not c.is_over and (c.frame is None or c.frame in running))
+    return running
 
 
-def _module_frame() -> FrameType | None:
+def module_frame() -> FrameType | None:
     """The frame of torch that called the hook; what runs in this forward has it below itself on the stack."""
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_globals.get("__name__") != "torch.nn.modules.module":

@@ -1,7 +1,7 @@
 """Where a token lies in the world, and an embedding of it, for hosts that add it to their visual tokens.
 
-Sources: ``llava/model/llava_arch.py`` and ``llava/model/position_encoding.py`` of VEGA-3D (as in Video-3D LLM). Nothing
-here is attached to a host: a training script calls it, as the released one does, after the fusion.
+Sources: ``llava/model/llava_arch.py`` and ``llava/model/position_encoding.py`` of VEGA-3D (as in Video-3D LLM). A
+branch with ``positions="sin3d"`` adds it after the fusion; a training script may call it, as the released one does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..contracts.clips import Clip
 from ..contracts.errors import AlignmentError, SettingsError
+from ..scenes.coordinates import PointMap
 
 #: Bounds of the world that is discretised, in metres, and the side of a voxel.
 LOWER, UPPER, VOXEL = (-15.0, -15.0, -5.0), (15.0, 15.0, 5.0), 0.1
@@ -63,6 +65,39 @@ def patch_points(points: Tensor, patch: int = 27, how: Reduction = "avg") -> Ten
     if how == "sample1":
         return nine[..., 4, :]
     return nine if how == "sample9" else nine[..., ::2, :]
+
+
+def token_places(points: PointMap, clip: Clip) -> Tensor:
+    """The world point of each token of a clip, ``[t, h, w, 3]``: the mean of what its pixels show.
+
+    The map is brought to the clip's size by nearest neighbour and cut into cells from the top left, as released: with
+    384x384 pixels and a grid of 14x14, cells of 27x27. Pixels without depth are left out, where the released code has
+    them at their camera's centre; a token without any depth lies there.
+
+    Args:
+        points: of each of the clip's frames, ``[T, H, W]``.
+        clip: with ``T`` frames, of which ``T / t`` share a row of tokens.
+
+    Raises:
+        AlignmentError: the frames do not come out even, or are smaller than the grid.
+    """
+    grid, (frames, _, height, width) = clip.grid, clip.frames.shape
+    side, rest = (height // grid.h, width // grid.w), frames % grid.t
+    if rest or min(side) < 1 or len(points.valid) != frames:
+        raise AlignmentError(
+            f"{len(points.valid)} views of a clip of {frames} frames {height}x{width} have no places on a token grid "
+            f"({grid.t}, {grid.h}, {grid.w})."
+        )
+    seen = points.resized((height, width))
+
+    def means(values: Tensor) -> Tensor:
+        cells: Tensor = nn.functional.avg_pool2d(values.permute(0, 3, 1, 2), side, side)[..., : grid.h, : grid.w]
+        return cells.permute(0, 2, 3, 1).reshape(grid.t, -1, grid.h, grid.w, values.shape[-1]).mean(dim=1)
+
+    share = means(seen.valid[..., None].float())
+    measured = means(seen.points * seen.valid[..., None]) / share.clamp(min=1e-12)
+    places: Tensor = torch.where(share > 0, measured, means(seen.points))
+    return places
 
 
 def discretised(

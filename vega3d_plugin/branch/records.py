@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from ..contracts.errors import SavedBranchError
+from ..contracts.errors import SavedBranchError, Vega3dWarning
 from ..contracts.printable import brief
 from ..storage.record import decode_record
 
@@ -16,6 +17,9 @@ HARMLESS = (
     "pretrained", "revision", "tower", "preset", "chunk_frames", "max_tokens", "fast", "compile", "offload", "dtype",
     "device",
 )  # fmt: skip
+
+# Fusers that use the instruction.
+_INSTRUCTED = ("context_gated", "instruction_token_gated")
 
 
 def check_loaded(
@@ -36,6 +40,7 @@ def check_loaded(
     if not isinstance(data, Tensor) or data.is_meta or not bool(data.any()):
         return
     saved = decode_record(data, where)
+    tell_without_instruction(saved, where)
     if accepts is not None and _identity(saved) == _identity(accepts):
         return
     own = ours()
@@ -50,6 +55,23 @@ def check_loaded(
             f"{where} was trained with another prior or other settings than this model is patched with:\n  {lines}\n"
             "Build the model again, and patch it as the branch was saved: vega3d.load_pretrained(model, FOLDER) reads "
             "the settings from the checkpoint. It also takes allow_prior=NAME, if another prior is meant."
+        )
+
+
+def tell_without_instruction(record: Mapping[str, Any], where: str) -> None:
+    """Warn of a branch that was trained when its fuser got no instruction yet, and gets one now.
+
+    Records of that time have no setting ``positions``. Branches converted from released checkpoints then were meant to
+    get it, and cannot be told from those that were trained.
+    """
+    settings = record["settings"]
+    if settings["fusion"].get("name") in _INSTRUCTED and "positions" not in settings:
+        warnings.warn(
+            f"{where} was written by a version that handed its fuser {settings['fusion']['name']!r} no instruction; "
+            "this version does. A branch that was trained with that version fuses otherwise now: train it again. One "
+            "that was converted from a released checkpoint is right; convert it again, and this warning ends.",
+            Vega3dWarning,
+            stacklevel=3,
         )
 
 
@@ -86,4 +108,4 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-__all__ = ["check_loaded"]
+__all__ = ["check_loaded", "tell_without_instruction"]

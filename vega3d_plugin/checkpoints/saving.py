@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..branch.branch import GenerativeBranch
 from ..branch.handle import get_handle, is_patched
+from ..branch.records import tell_without_instruction
 from ..contracts.errors import SavedBranchError
 from ..contracts.priors import Prior
 from ..contracts.settings import BranchSettings, PriorSettings
@@ -134,6 +135,7 @@ def load_pretrained(
     """
     saved = read_saved(source, revision=revision, token=token)
     record = saved.record
+    tell_without_instruction(record, saved.where)
     base = base_model(model)
     adapter = find_host(base, host or _recorded_host(base, record))
     seam = adapter.seams(base, processor)[0]

@@ -13,9 +13,9 @@ from ..contracts.errors import SavedBranchError, Vega3dWarning
 from ..contracts.paths import given_path
 from ..contracts.printable import brief, first_line
 from ..hosts.loading import PROCESSOR_FILES
-from ..storage.checksums import checksum_of
+from ..storage.checksums import checksum_of, file_checksum
 from ..storage.reading import read_json
-from ..storage.record import read_run
+from ..storage.record import MERGED_FILE, read_run
 from ..storage.weights import listing, stored_entries
 from .reading import FULL_MODEL, holds_branch, read_saved, saved_folder
 
@@ -57,12 +57,13 @@ def find_trained(
         host: what the branch was trained on, or a checkpoint of a whole trained host.
         branch: a saved branch or a trainer's checkpoint, whose host is taken where it holds one; default: ``host``;
             ``none``: no branch.
-        adapter: a PEFT adapter; default: ``branch``, when it holds one; ``none``: without it.
+        adapter: a PEFT adapter; default: ``branch``, when it holds one that is not in the host's weights already;
+            ``none``: without it.
         processor: default: that of the checkpoint, which has the limits of training, else the host's.
 
     Raises:
-        SavedBranchError: no such folder or hub id; no branch is given, and ``host`` holds none; or branch and adapter
-            are of different runs.
+        SavedBranchError: no such folder or hub id; no branch is given, and ``host`` holds none; branch and adapter
+            are of different runs; or the adapter is in the host's weights already.
     """
     if branch is None:
         problem = _lacks_branch(host)
@@ -73,9 +74,18 @@ def find_trained(
             )
         branch = host
     folder = None if str(branch) == NONE else saved_folder(branch)
+    chosen = adapter is not None
     if adapter is None and folder is not None and (folder / "adapter_config.json").is_file():
         adapter = folder
     wanted = None if adapter is None or str(adapter) == NONE else str(adapter)
+    if wanted is not None and _is_merged(Path(host).expanduser(), wanted):
+        if not chosen:
+            wanted = None
+        else:
+            raise SavedBranchError(
+                f"The weights of {host} have the adapter {adapter} in them already, as {MERGED_FILE} says: loaded once "
+                "more it would count twice. Leave the adapter out, or take the host that it was trained on."
+            )
     if folder is not None and wanted is not None:
         _check_one_run(folder, Path(wanted).expanduser())
     on_hub = folder is not None and not Path(branch).expanduser().is_dir()
@@ -96,6 +106,20 @@ def find_trained(
         processor=str(processor),
         data=data,
     )
+
+
+def adapter_checksums(adapter: str | Path) -> list[str]:
+    """Of the weights of an adapter in a folder here; empty for one on the hub."""
+    folder = Path(adapter).expanduser()
+    return [file_checksum(folder / name) for name in ADAPTERS if (folder / name).is_file()]
+
+
+def _is_merged(host: Path, adapter: str) -> bool:
+    """Whether ``vega3d export host`` has put this adapter into the host's weights."""
+    if not (host / MERGED_FILE).is_file():
+        return False
+    merged, own = read_json(host / MERGED_FILE, SavedBranchError), adapter_checksums(adapter)
+    return bool(own) and merged.get("merged") == own
 
 
 def _check_one_run(branch: Path, adapter: Path) -> None:

@@ -97,11 +97,11 @@ def answer(
     check_target(target, ".jsonl")
     if control not in CONTROLS:
         raise UnknownNameError("control", control, CONTROLS)
-    place = _shard(shard)
+    place = process_of(shard)
     arguments = HostArguments.parse(
         {
             "pretrained": model, "branch": branch, "adapter": adapter, "prior_pretrained": pretrained,
-            "processor": processor, "store": store, "device": device or _device(), "dtype": dtype,
+            "processor": processor, "store": store, "device": device or own_device(), "dtype": dtype,
             "max_new_tokens": max_new_tokens,
         }
     )  # fmt: skip
@@ -133,7 +133,7 @@ def _tell(found: Answered, control: str) -> None:
     out.print(Text(f"Score them: vega3d score BENCHMARK {found.out}", style="dim"), soft_wrap=True)
 
 
-def _shard(given: str | None) -> tuple[int, int]:
+def process_of(given: str | None) -> tuple[int, int]:
     """The process, from 0, and how many there are: as given, else as a launcher says."""
     from ..training.manifest import rank, world_size
 
@@ -145,7 +145,7 @@ def _shard(given: str | None) -> tuple[int, int]:
     return int(one) - 1, int(all_of)
 
 
-def _device() -> str | None:
+def own_device() -> str | None:
     """The GPU of this process, where a launcher started several; else the default."""
     import torch
 

@@ -18,6 +18,7 @@ from .convert import convert
 from .data import data
 from .demo import demo
 from .doctor import doctor
+from .export import export
 from .extract import extract
 from .info import info
 from .look import look
@@ -66,6 +67,8 @@ there is, checks that it works on your host, and looks into what was trained.
   vega3d report outputs/mine             a run's losses, shares and answers
   vega3d look CHECKPOINT --video mine.mp4 --question "..."
                                          answers and shares on your own video
+  vega3d export embeddings MODEL --data mine.json --out fused
+                                         for vLLM and SGLang
   vega3d run --recipe R -- train.py ARGS  a host's own script, with the branch
   vega3d prior info wan2.1-t2v-1.3b      what a prior is, before loading it
   vega3d store info features             look after a store of features
@@ -143,4 +146,5 @@ app.add_typer(analyse, name="analyse")
 app.add_typer(prior, name="prior")
 app.add_typer(scene, name="scene")
 app.add_typer(store, name="store")
+app.add_typer(export, name="export")
 app.add_typer(recipes, name="recipes")

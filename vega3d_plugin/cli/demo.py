@@ -28,7 +28,7 @@ def demo(
     pretrained: Annotated[str | None, typer.Option(help="Folder or hub id of the prior's weights.")] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Steps of each training. Default: 200; with --host of one question each."),
+        typer.Option(min=1, help="Steps of each training. Default: 120; with --host 200, of one question each."),
     ] = None,
     questions: Annotated[int, typer.Option(min=2, help="Questions about a room to train LoRA on.")] = 12,
     rooms: Annotated[
@@ -96,19 +96,17 @@ def demo(
 
 def _show_answers(console: Console, compared: Compared) -> None:
     """Accuracies by kind, and a few questions with what both models said."""
+    from vega3d_plugin.evaluation.demo.compared import WHO
+
     arms = compared.arms
-    table = Table(title="right answers on held-out rooms (95% interval)", title_justify="left")
+    title = "right answers on held-out rooms (95% intervals over rooms, one seed)"
+    table = Table(title=title, title_justify="left")
     for column in ("questions", *(arm.name for arm in arms[:2]), "difference", "verdict"):
         table.add_column(column)
     for kind in (*compared.kinds, None):
         gain = compared.gain(kind)
         shares = [compared.share(arm, kind).percent for arm in arms[:2]]
-        table.add_row(
-            kind or "[bold]all[/]",
-            *shares,
-            gain.points,
-            compared.says(gain),
-        )
+        table.add_row(kind or "[bold]all[/]", *shares, gain.points, gain.verdict(WHO))
     console.print(table)
     for number in compared.shown():
         question = compared.test.questions[number]

@@ -76,6 +76,7 @@ class ImageSamples(NamedTuple):
             grid: the host's own tensor in the call that encodes the images.
             images: their number.
         """
+
         if sum(self.counts) != images or self.grid.shape != grid.shape:
             return None
         if self.grid is not grid and not self.grid.to(grid).equal(grid):

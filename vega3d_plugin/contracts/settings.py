@@ -285,6 +285,9 @@ class BranchSettings(Settings):
             views of one clip, whatever their sizes. Matters for a prior with context ``views`` or ``video``.
         history: observations, the current one included, that a policy's clip holds while it acts (not in training):
             1 is none before. Call ``vega3d.get_handle(model).reset()`` when an episode starts.
+        positions: ``sin3d``: after the fusion, each token is given a sinusoid of the world point that it shows, as in
+            the paper's host; the call must then be given ``vega3d_points``, see
+            :func:`~vega3d_plugin.scenes.view_points.view_points`. It has no weights, and no start as identity.
         placement: of the map of a cut frame (``resize: crop``). ``own``: each token meets the features of its own
             place, and tokens beyond the cut have none; ``stretched``: the map is taken for one of the whole frame, as
             in the released code. Default: ``own``; ``stretched`` with the prior's ``preset: released``, and for
@@ -297,6 +300,7 @@ class BranchSettings(Settings):
     space: Literal["bilinear", "adaptive_avg"] = "bilinear"
     images: Literal["separate", "scene"] = "separate"
     history: Positive = 1
+    positions: Literal["none", "sin3d"] = "none"
     placement: Literal["own", "stretched"] | None = None
 
     def with_prior(self, prior: PriorSettings) -> BranchSettings:

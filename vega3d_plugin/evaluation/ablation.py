@@ -14,6 +14,7 @@ from torch import nn
 
 from ..branch.handle import get_handle
 from ..branch.switches import disabled, zeroed
+from ..checkpoints.reading import read_saved
 from ..checkpoints.saving import load_pretrained
 from ..checkpoints.trainer_folder import find_trained, with_adapter
 from ..contracts.errors import BadRowsError, RowError, SavedBranchError
@@ -172,7 +173,8 @@ def ablate(
         raise SavedBranchError("An ablation needs a branch: name its folder or checkpoint.")
     shown = {key: trained.data[key] for key in SHOWN if key in trained.data}
     settings = DataSettings.parse({"files": tuple(map(str, files)), **shown, **(data or {})})
-    encoder = Encoder(load_processor(trained.processor), settings)
+    points = read_saved(trained.branch).record["settings"].get("positions", "none") != "none"
+    encoder = Encoder(load_processor(trained.processor), settings, points=points)
     found = Ablation(
         {
             "model": str(source), "trained_host": trained.host, "branch": trained.branch, "adapter": trained.adapter,

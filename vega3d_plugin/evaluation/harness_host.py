@@ -20,7 +20,7 @@ from ..contracts.errors import Vega3dError
 from ..contracts.settings import Float, Int, Positive, Settings
 from ..hosts.loading import load_host, load_processor, read_source
 from ..recipes.blocks import DataSettings
-from ..training.answers import encode_question, generate_batch
+from ..training.answers import encode_question, generate_batch, takes_points
 from ..training.rows.conversation import Medium, Turn
 from ..training.rows.encoding import Encoder
 
@@ -137,7 +137,11 @@ class EvaluatedHost:
         options = {} if a.attn_implementation is None else {"attn_implementation": a.attn_implementation}
         host = load_host(read_source(self.trained.host), device=a.device, dtype=a.dtype, **options).model
         self.model = self._with_branch(host).eval()
-        self.encoder = Encoder(self.processor, data or self._data())
+        self.encoder = self.encoder_for(data or self._data())
+
+    def encoder_for(self, data: DataSettings) -> Encoder:
+        """What makes this host's inputs of rows that are shown in this way."""
+        return Encoder(self.processor, data, points=takes_points(self.model))
 
     def _data(self) -> DataSettings:
         a = self.arguments

@@ -31,7 +31,7 @@ from ..recipes.schema import TINY
 from ..scenes.video import write_video
 from ..storage.record import read_run
 from ..storage.writing import write_json
-from ..training.answers import encode_question, generate
+from ..training.answers import encode_question, generate, takes_points
 from ..training.rows.conversation import Medium, Turn
 from ..training.rows.encoding import Encoder
 from ..training.samples import clip_pixels, recording
@@ -151,7 +151,8 @@ def _loaded(
     if frames is not None:
         shown |= {"frames": frames, "min_frames": min(frames, shown.get("min_frames", 1))}
     settings = DataSettings.parse({"files": ("-",), **shown})
-    return with_adapter(model, trained.adapter).eval(), Encoder(processor, settings)
+    model = with_adapter(model, trained.adapter).eval()
+    return model, Encoder(processor, settings, points=takes_points(model))
 
 
 def _variants(model: nn.Module) -> dict[str, AbstractContextManager[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ Ints = npt.NDArray[np.int64]
 FEWEST = 6
 #: Resamples that are drawn at once.
 _CHUNK = 256
+#: Of shares and gains, of which a report has dozens.
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -82,60 +84,6 @@ def verdict(measure: Measure, mean: float, low: float | None, high: float | None
         return f"no difference shown: below {least}, too small to matter"
     better = (mean > 0) == measure.higher
     return f"{who} is {'better' if better else 'worse'}: the interval does not contain 0"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A share of right answers, or a difference of two such shares, with its 95% interval.
-
-    Attributes:
-        value: between 0 and 1; of a difference, between -1 and 1.
-        low, high: None where it has no interval: fewer than :data:`FEWEST` groups.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f}" if self.low is None else f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
-
-    @property
-    def percent(self) -> str:
-        """Of a share of right answers."""
-        return f"{100 * self.value:.0f}%" + self._between(".0f")
-
-    @property
-    def points(self) -> str:
-        """Of a difference."""
-        return f"{100 * self.value:+.1f} points" + self._between("+.1f")
-
-    def verdict(self, who: str) -> str:
-        """Of a difference: see :func:`verdict`."""
-        return verdict(MEASURES["choice"], self.value, self.low, self.high, who)
-
-    @property
-    def shown(self) -> int:
-        """Of a difference: 1 where it is shown to be above zero, -1 where below, else 0."""
-        if self.low is None or self.high is None or abs(self.value) < MEASURES["choice"].smallest:
-            return 0
-        return int(self.low > 0) - int(self.high < 0)
-
-    def _between(self, form: str) -> str:
-        if self.low is None or self.high is None:
-            return " (no interval)"
-        return f" ({format(100 * self.low, form)} to {format(100 * self.high, form)})"
-
-
-def estimate(values: Floats, groups: Sequence[Any] | Ints) -> Estimate:
-    """The mean of values of single answers, with its interval over whole groups.
-
-    Args:
-        values: ``[rows]``: 1 for a right answer, 0 for a wrong one; or differences of these.
-        groups: ``[rows]``, such as the rooms that were asked about.
-    """
-    mean, low, high, _ = compared(values[None], np.zeros((1, len(values))), groups)
-    return Estimate(mean, low, high)
 
 
 @dataclass(frozen=True)
@@ -233,6 +181,70 @@ def compared(
     )
     low, high = np.percentile(means, [2.5, 97.5])
     return mean, float(low), float(high), size
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share of right answers, or a difference of two, with its 95% interval; see :func:`share` and :func:`gain`.
+
+    Attributes:
+        value: from 0 to 1, of a difference from -1.
+        low, high: of the interval; None below :data:`FEWEST` groups.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f}{self._between(lambda end: f'{end:.3f}')}"
+
+    @property
+    def percent(self) -> str:
+        """Of a share."""
+        return f"{100 * self.value:.0f}%{self._between(lambda end: f'{100 * end:.0f}')}"
+
+    @property
+    def points(self) -> str:
+        """Of a difference, in percentage points."""
+        return f"{100 * self.value:+.1f} points{self._between(lambda end: f'{100 * end:+.1f}')}"
+
+    def verdict(self, who: str) -> str:
+        """Of a difference, see :func:`verdict`."""
+        return verdict(MEASURES["choice"], self.value, self.low, self.high, who)
+
+    @property
+    def better(self) -> bool | None:
+        """Of a difference: for the better, for the worse, or None where nothing may be said."""
+        said = self.verdict("it")
+        return said.startswith("it is better") if said.startswith("it is") else None
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Plain values for JSON."""
+        return {key: None if value is None else round(value, 4) for key, value in asdict(self).items()}
+
+    def _between(self, shown: Callable[[float], str]) -> str:
+        return "" if self.low is None or self.high is None else f" ({shown(self.low)} to {shown(self.high)})"
+
+
+def share(right: Floats, groups: Sequence[Any] | Ints) -> Estimate:
+    """The share of right answers.
+
+    Args:
+        right: ``[runs, rows]``, 1 where an answer is right.
+        groups: ``[rows]``, see :func:`compared`.
+    """
+    return gain(right, np.zeros_like(right), groups)
+
+
+def gain(first: Floats, second: Floats, groups: Sequence[Any] | Ints) -> Estimate:
+    """The difference of two shares over the same rows; runs are paired, since they begin with one seed.
+
+    Args:
+        first, second: ``[runs, rows]``, 1 where an answer is right.
+        groups: ``[rows]``, see :func:`compared`.
+    """
+    return Estimate(*compared(first, second, groups, same_runs=True, resamples=_RESAMPLES)[:3])
 
 
 def _drawn(rng: np.random.Generator, first: Floats, second: Floats, unit: Ints, draws: int, same_runs: bool) -> Floats:

@@ -17,6 +17,7 @@ from .hooks import (
     AfterForward,
     BeforeForward,
     BranchHook,
+    DropPoints,
     FuseForward,
     FuseMethod,
     MethodReplacement,
@@ -24,6 +25,7 @@ from .hooks import (
     NoteLabels,
     NoteMethod,
     ShowPrompts,
+    TakePoints,
     keep_hooks_out_of_graphs,
 )
 from .nested_copies import watch_copies
@@ -50,6 +52,8 @@ def attach(model: nn.Module, base: nn.Module, branch: GenerativeBranch) -> None:
     watch_copies()
     seam = branch.seam = _plain(base, branch.seam)
     _place(model, base, branch)
+    if branch.settings.positions != "none":
+        _attach_to_points(base, seam)
     # First, so that a note taken of the same forward comes after the old ones are forgotten.
     entries = at_path(base, seam.entry)
     for entry in entries:
@@ -64,7 +68,7 @@ def attach(model: nn.Module, base: nn.Module, branch: GenerativeBranch) -> None:
                 owner.register_forward_hook(FuseForward(path), with_kwargs=True)
             else:
                 owner.register_forward_pre_hook(NoteForward(path), with_kwargs=True)
-    if looks_at_prompts(branch):
+    if looks_at_prompts(branch) or branch.settings.positions != "none":
         _attach_to_prompts(base, branch)
     for entry in entries:
         entry.register_forward_hook(AfterForward(_below(seam.entry, seam)), with_kwargs=True, always_call=True)
@@ -78,6 +82,14 @@ def _attach_to_prompts(base: nn.Module, branch: GenerativeBranch) -> None:
             base.__dict__[name] = ShowPrompts(base, name, path)
     if branch.uses_instruction and branch.seam.entry:
         base.register_forward_pre_hook(NoteLabels(path), with_kwargs=True)
+
+
+def _attach_to_points(base: nn.Module, seam: Seam) -> None:
+    """Have the host take world points beside pixels, wherever it is called."""
+    for path in {"", seam.entry}:
+        for owner in at_path(base, path):
+            owner.register_forward_pre_hook(TakePoints(_below(path, seam)), with_kwargs=True)
+            owner.register_forward_hook(DropPoints(_below(path, seam)), with_kwargs=True, always_call=True)
 
 
 def _plain(base: nn.Module, seam: Seam) -> Seam:

@@ -76,6 +76,11 @@ def checked_seam(
             f"history={settings.history} is for policies, which act on one observation after the other; host "
             f"{adapter.name!r} is none. Give it a video instead, or leave history at 1."
         )
+    if settings.positions != "none" and seam.policy:
+        raise HostError(
+            f"positions={settings.positions!r} needs pictures with depth and poses, which the policy "
+            f"{adapter.name!r} is not shown. Leave it at 'none'."
+        )
     return seam
 
 

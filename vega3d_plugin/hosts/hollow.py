@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -39,6 +40,9 @@ class _Seen(BaseException):  # not an error: the forward has done what it was ca
 
 class _Catcher(nn.Module):
     """Sits where the branch would, for the hooks to find; takes the clips and stops the host."""
+
+    #: Nothing is fused, so whatever the fusion is, no instruction is asked for.
+    fuser = SimpleNamespace(uses_context=False)
 
     def __init__(self, settings: BranchSettings, seam: Seam, host: str) -> None:
         super().__init__()
@@ -99,12 +103,12 @@ class HollowHost:
                 f"Host {adapter.name!r} cannot show its clips without its weights: {error} Fill the store by training "
                 "or evaluating with store=..., which runs the host."
             ) from error
-        self.host, self.settings = adapter.name, settings
+        self.host, self.settings = adapter.name, settings.model_copy(update={"positions": "none"})
         self.model = model.eval().requires_grad_(False)
         if needs_no_tokens(self.seam.reader):
             home: Any = model.get_submodule(self.seam.path)
             home.forward = _nothing(self.seam.hidden_size)
-        attach(model, model, _Catcher(settings, self.seam, adapter.name))  # type: ignore[arg-type]
+        attach(model, model, _Catcher(self.settings, self.seam, adapter.name))  # type: ignore[arg-type]
 
     def clips(self, batch: Mapping[str, Any], device: torch.device | None = None) -> list[Clip]:
         """The clips of a batch as the branch would be given them; empty for text alone.

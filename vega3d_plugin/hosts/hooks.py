@@ -11,19 +11,21 @@ import inspect
 import sys
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..branch import calls
+from ..branch import calls, given_points
 from ..branch.blocks import block
 from ..branch.branch import GenerativeBranch, active_branch, keep_out_of_graphs
 from ..branch.calls import HostCall
 from ..branch.instructions import note_labels
 from ..contracts.errors import HostError, SeamMissedWarning
 from ..contracts.seams import CHILD, CheckingReader, NotingReader, SeamCall, SeamInput
+from ..scenes.view_points import POINTS
+from .pointing import points_for
 from .prompting import arguments_by_name, context_for, looks_at_prompts, samples_in, shown_by
 
 
@@ -121,8 +123,13 @@ class ShowPrompts(MethodReplacement):
         """Call the method in sight of its prompts."""
         branch = active_branch(self.child())
         entry = self.owner.get_submodule(branch.seam.entry)
+        points = kwargs.pop(POINTS, None)
         shown = shown_by(branch, entry, arguments_by_name(self.original, args, kwargs))
-        with nullcontext() if shown is None else block(branch.key, "asked", value=shown):
+        with ExitStack() as blocks:
+            if shown is not None:
+                blocks.enter_context(block(branch.key, "asked", value=shown))
+            if points is not None:
+                blocks.enter_context(block(branch.key, "points", value=points))
             return self.original(*args, **kwargs)
 
 
@@ -132,6 +139,26 @@ class NoteLabels(BranchHook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """See the class."""
         note_labels(_named(args, kwargs))
+
+
+class TakePoints(BranchHook):
+    """Forward pre-hook: takes the world points out of a call, whose forward knows nothing of them."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """See the class."""
+        if POINTS not in kwargs:
+            return None
+        if kwargs[POINTS] is not None:
+            given_points.give(active_branch(self.child(module)).key, kwargs[POINTS])
+        return args, {key: value for key, value in kwargs.items() if key != POINTS}
+
+
+class DropPoints(BranchHook):
+    """Forward hook, also after a forward that raised: lets go of them."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        """See the class."""
+        given_points.drop()
 
 
 def _fuse(
@@ -147,7 +174,8 @@ def _fuse(
     if found is None:
         return output
     # Through the child, not the branch, so that PEFT's and FSDP's own wrappers take part.
-    fused = child(found.tokens, found.clips, acting=found.acting, context=_context(branch, found))
+    context, points = _told(branch, found)
+    fused = child(found.tokens, found.clips, acting=found.acting, context=context, points=points)
     return branch.seam.reader.write(output, fused) if found.put_back is None else found.put_back(fused)
 
 
@@ -179,8 +207,9 @@ def _read(
     return found
 
 
-def _context(branch: GenerativeBranch, found: SeamInput) -> Tensor | None:
-    return context_for(branch, calls.current(branch.key), found.clips)
+def _told(branch: GenerativeBranch, found: SeamInput) -> tuple[Tensor | None, list[Tensor] | None]:
+    """The instruction and the world points of each clip, where the branch uses them."""
+    return context_for(branch, calls.current(branch.key), found.clips), points_for(branch, found.clips)
 
 
 def _heed_checkpointing(branch: GenerativeBranch, call: HostCall) -> None:
@@ -190,6 +219,8 @@ def _heed_checkpointing(branch: GenerativeBranch, call: HostCall) -> None:
         return
     if branch.uses_instruction:
         raise _not_the_same(branch, "the prompts, whose instruction the fusion uses, are not there")
+    if branch.settings.positions != "none":
+        raise _not_the_same(branch, "the world points of the pictures are not there")
     if call.joined:
         raise _not_the_same(branch, "images='scene' cannot tell which images belong to which sample")
     if branch.key.trained_with != {branch.switches()}:
@@ -281,9 +312,9 @@ def keep_hooks_out_of_graphs() -> None:
 
     The branch itself may be traced. Done when the first branch is attached: at import it would load dynamo.
     """
-    for owner in (NoteForward, NoteLabels, BeforeForward, AfterForward):
+    for owner in (NoteForward, NoteLabels, TakePoints, DropPoints, BeforeForward, AfterForward):
         keep_out_of_graphs(owner, "__call__")
-    keep_out_of_graphs(sys.modules[__name__], "_read", "_note", "_context")
+    keep_out_of_graphs(sys.modules[__name__], "_read", "_note", "_told")
     keep_out_of_graphs(calls, "current")
 
 
@@ -328,6 +359,7 @@ __all__ = [
     "AfterForward",
     "BeforeForward",
     "BranchHook",
+    "DropPoints",
     "FuseForward",
     "FuseMethod",
     "MethodReplacement",
@@ -336,4 +368,5 @@ __all__ = [
     "NoteMethod",
     "SeamMissedWarning",
     "ShowPrompts",
+    "TakePoints",
 ]

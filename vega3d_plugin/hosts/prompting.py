@@ -36,7 +36,7 @@ def shown_by(branch: GenerativeBranch, entry: nn.Module, arguments: Mapping[str,
     if not isinstance(ids, Tensor):
         return None
     reader, images, videos = branch.seam.reader, None, None
-    if branch.settings.images == "scene" or len(ids) > 1:
+    if branch.settings.images == "scene" or (branch.uses_instruction and len(ids) > 1):
         images = reader.image_samples(entry, arguments)
         videos = reader.video_samples(entry, arguments) if isinstance(reader, VideoReader) else None
     labelled = with_labels(arguments) if branch.uses_instruction else arguments

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from pydantic import Field, StrictFloat, StrictInt, StrictStr
+from torch import Tensor
 
 from ..contracts.settings import Settings
 from .coordinates import Preset
@@ -16,6 +19,7 @@ from .opening import open_scene
 from .pixels import PictureFile, picture_turn
 from .readers.image_folder import UprightPicture
 from .scene import Scene
+from .view_points import check_metric, view_points
 from .views import RELEASED_VIEWS, VOXEL, How, choose_views
 
 
@@ -37,6 +41,35 @@ class SceneRow(Settings):
     preset: Preset | None = None
 
 
+@dataclass(frozen=True)
+class ScenePoints:
+    """World points of the views that :func:`scene_frames` shows for the same arguments.
+
+    Attributes:
+        value, root, count: see there.
+    """
+
+    value: Any
+    root: Path | None = None
+    count: int = RELEASED_VIEWS
+
+    def check(self) -> None:
+        """Nothing, where these views have depth, intrinsics and poses in metres.
+
+        Raises:
+            SceneError: it has not.
+        """
+        scene, chosen = _open_chosen(self.value, self.root, self.count)
+        check_metric(scene.select(chosen))
+
+    def __call__(self, places: Sequence[int], crop: tuple[int, int] | None = None) -> Tensor:
+        """Those of the views at these places among the chosen ones, see :func:`view_points`; repeated as they are."""
+        scene, chosen = _open_chosen(self.value, self.root, self.count)
+        once = list(dict.fromkeys(places))
+        points = view_points(scene.select([chosen[place] for place in once]), crop=crop)
+        return points[[once.index(place) for place in places]]
+
+
 def scene_frames(value: Any, root: Path | None = None, count: int = RELEASED_VIEWS) -> list[Path | Image.Image]:
     """The pictures of the chosen views of a scene that a row names, in time order.
 
@@ -54,10 +87,16 @@ def scene_frames(value: Any, root: Path | None = None, count: int = RELEASED_VIE
         SceneError: no such scene, or one whose geometry does not allow the choice.
         Vega3dError: whatever reading it raises.
     """
+    scene, chosen = _open_chosen(value, root, count)
+    return [_picture(scene, index) for index in chosen]
+
+
+def _open_chosen(value: Any, root: Path | None, count: int) -> tuple[Scene, tuple[int, ...]]:
+    """The scene that a row names, and the places of its views that are shown."""
     asked = SceneRow.parse({"path": value} if isinstance(value, str) else value, "scene")
     asked = asked if asked.views is not None else asked.model_copy(update={"views": count})
     scene = _open(_rooted(asked.path, root))
-    return [_picture(scene, index) for index in _chosen(scene, asked)]
+    return scene, _chosen(scene, asked)
 
 
 @lru_cache(maxsize=32)

@@ -24,6 +24,8 @@ WEIGHTS_FILE = "vega3d.safetensors"
 TOWER_FILE = "vega3d_tower.safetensors"
 #: What `vega3d train` writes of a run, in its folder and in each checkpoint.
 RUN_FILE = "vega3d_run.json"
+#: What `vega3d export host` writes beside a host's weights: which adapter is in them.
+MERGED_FILE = "vega3d_host.json"
 # Trainers' files, in the order in which they are searched for a branch.
 OTHER_FILES = ("adapter_model*.safetensors", "model*.safetensors", "adapter_model*.bin", "pytorch_model*.bin")
 MARK = ".vega3d."

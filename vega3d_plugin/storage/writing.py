@@ -70,6 +70,26 @@ def written_whole(path: Path, *, durable: bool = True, within: Path | None = Non
 
 
 @contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """The block fills the folder whose path it is given, which takes the place of ``path`` when the block ends well.
+
+    Raises:
+        OSError: it cannot be written, or ``path`` is there and holds something; nothing has changed then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary_folder(path, path.parent) as folder:
+        temporary = folder / path.name
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _confirm(file, os.O_RDWR)
+        # Over a folder that is empty, as over none.
+        os.replace(temporary, path)
+        confirm_folder(path.parent)
+
+
+@contextmanager
 def _temporary_folder(path: Path, within: Path) -> Iterator[Path]:
     name = os.fsdecode(os.fsencode(path.name)[:_NAME_BYTES])
     folder = within / f".{name}.~{this_process()}-{secrets.token_hex(4)}.tmp"

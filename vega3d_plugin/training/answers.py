@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..branch.handle import get_handle, is_patched
 from ..branch.instructions import answered
+from ..scenes.view_points import POINTS
 from .rows.conversation import Conversation, Turn
 from .rows.encoding import IGNORED, Encoded, Encoder, stack_media
 
@@ -37,8 +39,15 @@ def split_answer(encoded: Encoded) -> tuple[Encoded, int]:
     return prompt, ids.shape[1] - length
 
 
+def takes_points(model: nn.Module) -> bool:
+    """Whether the model's branch adds positions, so that its batches must have world points."""
+    return is_patched(model) and get_handle(model).settings.positions != "none"
+
+
 def on_model(model: nn.Module, batch: Encoded) -> Encoded:
-    """The batch on the model's device, and floating-point values in its dtype."""
+    """The batch on the model's device, floating-point values in its dtype; world points for a branch that uses them."""
+    if not takes_points(model):
+        batch = {key: value for key, value in batch.items() if key != POINTS}
     like = next(p for p in model.parameters() if p.is_floating_point())
     return {
         key: value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)

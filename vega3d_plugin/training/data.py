@@ -18,7 +18,7 @@ from ..contracts.errors import BadRowsError, BadRowWarning, RowError, Vega3dWarn
 from ..recipes.blocks import DataSettings
 from .manifest import rank
 from .rows.conversation import Conversation, Medium, read_conversation
-from .rows.encoding import IGNORED, Encoded, Encoder, stack_media
+from .rows.encoding import IGNORED, Encoded, Encoder, check_points, stack_media
 from .rows.files import Rows
 from .rows.keys import UnknownKeys
 
@@ -216,7 +216,12 @@ class Collator:
 
 
 def read_data(
-    processor: Any, files: str | Path | Sequence[str | Path], *, max_length: int | None = None, **settings: Any
+    processor: Any,
+    files: str | Path | Sequence[str | Path],
+    *,
+    max_length: int | None = None,
+    points: bool = False,
+    **settings: Any,
 ) -> ConversationData:
     """Rows for a training script of one's own: a data set, with its collator as ``.collator``.
 
@@ -224,6 +229,7 @@ def read_data(
         processor: the host's.
         files: one or several ``.json`` or ``.jsonl`` files, or patterns.
         max_length: tokens of a sample at most.
+        points: batches hold world points of the rows' scenes, for a branch with ``positions="sin3d"``.
         settings: of :class:`~vega3d_plugin.recipes.blocks.DataSettings`, such as ``frames`` and ``media_root``.
 
     Raises:
@@ -233,8 +239,8 @@ def read_data(
     """
     several = [files] if isinstance(files, str | Path) else files
     parsed = DataSettings.parse({**settings, "files": tuple(map(str, several))})
-    data = ConversationData(Rows(parsed.files), Encoder(processor, parsed, max_length))
-    data.check()
+    data = ConversationData(Rows(parsed.files), Encoder(processor, parsed, max_length, points=points))
+    data.check(refuse=check_points if points else None)
     return data
 
 

@@ -38,7 +38,7 @@ from .manifest import (
 )
 from .model.building import Prepared, check_host, prepare
 from .plan import make_plan, zero_stage
-from .preflight import check_external, check_memory, check_prior_fits, free_memory, single_frames
+from .preflight import adds_positions, check_external, check_memory, check_prior_fits, free_memory, unusable
 from .read_ahead import ReadAhead
 from .report import PLAN, write_quietly
 from .rows.conversation import Conversation
@@ -209,8 +209,8 @@ def make_job(
         rows = Rows(data.files)
         checkpoint = _checkpoint(output, settings, rows, resume, resume_from, claim is not None)
         arguments = make_arguments(settings, train, output, fresh=checkpoint is None)
-        prepared_data = ConversationData(rows, Encoder(None, data, train.max_length), report=output / REPORT)
-        refuse = single_frames(settings)
+        prepared_data = ConversationData(rows, _encoder(settings, data, train), report=output / REPORT)
+        refuse = unusable(settings)
         bad = prepared_data.check(progress, refuse)
         held_out = _held_out(prepared_data, data, progress, refuse)
         if rank() == 0:
@@ -227,6 +227,10 @@ def make_job(
             claim.release()
         raise
     return Job(name, settings, train, output, arguments, prepared, prepared_data, bad, checkpoint, claim, held_out)
+
+
+def _encoder(settings: RecipeSettings, data: DataSettings, train: TrainSettings) -> Encoder:
+    return Encoder(None, data, train.max_length, points=adds_positions(settings))
 
 
 def _held_out(

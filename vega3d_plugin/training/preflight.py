@@ -24,7 +24,7 @@ from ..storage.writing import write_text
 from .data import Collator, ConversationData
 from .extraction import hollow_host
 from .rows.conversation import Conversation, Medium
-from .rows.encoding import Encoder
+from .rows.encoding import Encoder, check_points
 
 #: Missing clips that a message names; all of them are in the file beside the output folder.
 NAMED = 10
@@ -32,6 +32,20 @@ NAMED = 10
 _HALF = 2
 
 Refusal = Callable[[Conversation], str]
+
+
+def adds_positions(recipe: RecipeSettings) -> bool:
+    """Whether the branch of a recipe needs to know where pixels lie."""
+    return recipe.prior is not None and recipe.positions != "none"
+
+
+def unusable(recipe: RecipeSettings) -> Refusal | None:
+    """What is wrong with a row for this recipe's branch; None where every row will do."""
+    checks = [single_frames(recipe), check_points if adds_positions(recipe) else None]
+    known = [check for check in checks if check is not None]
+    if not known:
+        return None
+    return lambda conversation: next((problem for check in known if (problem := check(conversation))), "")
 
 
 def single_frames(recipe: RecipeSettings) -> Refusal | None:

@@ -1,12 +1,9 @@
-"""The arms: the demo's small host, trained alone or with a branch behind one of several priors, on the same rows."""
+"""The arms: a host trained alone or with a branch behind one of several priors, on the same rows."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +14,9 @@ from torch import Tensor
 
 import vega3d
 from vega3d_plugin.evaluation.answering.controls import Kept
-from vega3d_plugin.evaluation.demo.clips import HELD_OUT, RoomClips, room_clips
-from vega3d_plugin.evaluation.demo.compared import OPEN, SMALL_BRANCH
-from vega3d_plugin.evaluation.demo.comparison import answers, learn
-from vega3d_plugin.evaluation.demo.small_host import EncodedClips, small_host
 from vega3d_plugin.storage.writing import write_atomically, write_json
+
+from .host import Host
 
 #: Name to what it is, in the order of the tables.
 ARMS = {
@@ -36,30 +31,21 @@ ARMS = {
 #: The order in which they are run: what the experiment is about for all seeds first.
 FIRST, REST = ("host", "trained", "twin", "shuffled"), ("host-fast", "blind")
 FASTER = 3.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Attributes: ``train``, ``test``: rooms; ``steps``: of each training."""
-
-    train: int = 80
-    test: int = 48
-    steps: int = 200
+BRANCHED = ("twin", "shuffled", "trained")
 
 
 class Experiment:
     """Trains what its folder does not hold yet.
 
     Args:
-        folder: of features and results.
-        plan: sizes; a folder holds one plan.
+        folder: of features and results; it holds one host and one plan.
+        host: which, with its questions.
     """
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
-        self.folder, self.plan = folder, plan
+    def __init__(self, folder: Path, host: Host) -> None:
+        self.folder, self.host = folder, host
         folder.mkdir(parents=True, exist_ok=True)
-        self.train, self.test = room_clips(0, plan.train, 0), room_clips(HELD_OUT, plan.test, 0)
-        self.digest = _digest(self.train, self.test, plan)
+        self.digest = host.digest
 
     def run(self, arm: str, seed: int, *, only_read: bool = False) -> dict[str, Any] | None:
         """The result of an arm; trained first when the folder lacks it, unless it is only to be read."""
@@ -75,40 +61,36 @@ class Experiment:
         return self.run(arm, seed)
 
     def _train(self, arm: str, seed: int) -> None:
-        host = small_host((*self.train.questions, *self.test.questions), seed)
-        blind = arm == "blind"
-        rows, asked = (EncodedClips(host.processor, grey(part) if blind else part) for part in (self.train, self.test))
-        model = host.build()
-        if arm in ("twin", "shuffled", "trained"):
-            self._patch(model, host.processor, arm, seed, rows, asked)
+        rows, asked = self.host.encoded(blind=arm == "blind")
+        model = self.host.build(seed)
+        if arm in BRANCHED:
+            self._patch(model, arm, seed, rows, asked)
         started = time.process_time()
-        faster = FASTER if arm == "host-fast" else 1.0
-        losses = learn(model, rows, self.plan.steps, seed, lambda done: None, faster=faster)
+        losses = self.host.learn(model, rows, seed, FASTER if arm == "host-fast" else 1.0)
         seconds = time.process_time() - started
         result = {
             "rows": self.digest,
             "losses": [round(loss, 4) for loss in losses],
-            "ms": round(1000 * seconds / self.plan.steps),
-            "trainable": sum(p.numel() for p in model.parameters()),
+            "ms": round(1000 * seconds / len(losses)),
+            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         }
         if arm == "trained":
             with vega3d.zeroed(model):
                 self._write("zeroed", seed, {"rows": self.digest}, model, asked)
-        if arm in ("twin", "shuffled", "trained"):
+        if arm in BRANCHED:
             result["a"] = float(vega3d.get_handle(model).branch.fuser.residual_scale.detach())
-            result["share"] = _share(model, asked, result["a"])
+            result["share"] = _share(model, self.host.glance(asked), result["a"])
         self._write(arm, seed, result, model, asked)
 
-    def _write(self, arm: str, seed: int, result: dict[str, Any], model: Any, asked: EncodedClips) -> None:
-        said = answers(model, asked)
-        right = asked.choices[torch.arange(len(said)), torch.from_numpy(said)] == asked.answer
+    def _write(self, arm: str, seed: int, result: dict[str, Any], model: Any, asked: Any) -> None:
+        right = self.host.right(model, asked)
         write_json(self.folder / f"{arm}-{seed}.json", {**result, "right": "".join("01"[int(r)] for r in right)})
 
-    def _patch(self, model: Any, processor: Any, arm: str, seed: int, rows: EncodedClips, asked: EncodedClips) -> None:
-        prior = vega3d.load_prior("small-world")
+    def _patch(self, model: Any, arm: str, seed: int, rows: Any, asked: Any) -> None:
+        prior = self.host.prior()
         if arm == "twin":
             prior = vega3d.analysis.untrained_twin(prior, seed=seed)
-        vega3d.patch(model, prior, processor=processor, **SMALL_BRANCH, **OPEN)
+        self.host.patch(model, prior)
         branch = vega3d.get_handle(model).branch
         file = self.folder / f"features-{f'twin-{seed}' if arm == 'twin' else 'trained'}.safetensors"
         memory = KeptInHalf()
@@ -117,7 +99,7 @@ class Experiment:
         branch.store = memory
         if not file.exists():
             for part in (rows, asked):
-                look(model, part)
+                self.host.look(model, part)
             write_atomically(file, lambda place: save_file(dict(memory.features), place))
         if arm == "shuffled":
             branch.store = shuffled(memory, seed)
@@ -146,30 +128,9 @@ def shuffled(memory: KeptInHalf, seed: int) -> KeptInHalf:
     return other
 
 
-def grey(rows: RoomClips) -> RoomClips:
-    """The same questions about pictures that show nothing."""
-    return replace(rows, clips=np.full_like(rows.clips, 128))
-
-
 @torch.no_grad()
-def look(model: Any, rows: EncodedClips, tick: Callable[[], None] = lambda: None) -> None:
-    """Run every clip through the seam once, so that its features are known."""
-    for some in torch.from_numpy(np.unique(rows.rows.clip, return_index=True)[1]).split(16):
-        model(**rows.batch(some), use_cache=False)
-        tick()
-
-
-@torch.no_grad()
-def _share(model: Any, asked: EncodedClips, a: float) -> float:
+def _share(model: Any, batch: dict[str, Any], a: float) -> float:
     """Mean effective share of the generative tokens in the fused ones, over some questions."""
     with vega3d.record_gates(model) as gates:
-        model(**asked.batch(torch.arange(min(64, len(asked.rows)))), use_cache=False)
+        model(**batch)
     return float(a * (1 - torch.cat([gate.flatten() for gate in gates])).mean())
-
-
-def _digest(train: RoomClips, test: RoomClips, plan: Plan) -> str:
-    digest = hashlib.sha256(repr(plan).encode())
-    for rows in (train, test):
-        digest.update(rows.clips.tobytes())
-        digest.update(repr([(q.text, q.answer) for q in rows.questions]).encode())
-    return digest.hexdigest()[:16]

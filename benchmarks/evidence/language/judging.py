@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vega3d_plugin.evaluation.verdicts import Estimate, gain, share
+
 from .arms import ARMS, Experiment
 
-DRAWS = 2000
 #: Differences that the experiment is about: the arm, and the one it is compared with.
 PAIRS = (("trained", "host"), ("trained", "twin"), ("trained", "shuffled"), ("trained", "zeroed"), ("twin", "host"))
 PAIRS += (("host-fast", "host"), ("trained", "host-fast"))
@@ -19,27 +20,8 @@ PAIRS += (("host-fast", "host"), ("trained", "host-fast"))
 Table = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
-
-    @property
-    def verdict(self) -> str:
-        """In words, for a difference."""
-        if self.low > 0:
-            return "better"
-        return "worse" if self.high < 0 else "no difference shown"
-
-
 class Answers:
-    """Right answers of every arm and seed, drawn again by rooms and by seeds.
+    """Right answers of every arm and seed; intervals are over rooms and seeds.
 
     Args:
         experiment: of which the rows are.
@@ -47,17 +29,14 @@ class Answers:
     """
 
     def __init__(self, experiment: Experiment, seeds: Sequence[int]) -> None:
-        self.kinds = experiment.test.kinds
-        self.rooms = np.unique(experiment.test.room, return_inverse=True)[1]
+        self.kinds = experiment.host.test.kinds
+        self.rooms = experiment.host.test.room
         read = {arm: [experiment.run(arm, seed, only_read=True) for seed in seeds] for arm in ARMS}
-        #: Arms that every seed has been run of.
-        self.results: dict[str, list[dict[str, Any]]] = {
-            arm: [result for result in results if result is not None] for arm, results in read.items() if all(results)
-        }
-        rng = np.random.default_rng(0)
-        count = int(self.rooms.max()) + 1
-        self.by_room = _counts(rng, count)
-        self.by_seed = _counts(rng, len(seeds))
+        #: What was run of each arm, from the first seed on.
+        self.results: dict[str, list[dict[str, Any]]] = {}
+        for arm, results in read.items():
+            if known := [one for one in takewhile(lambda one: one is not None, results) if one is not None]:
+                self.results[arm] = known
 
     def right(self, arm: str) -> Table:
         """``[seeds, rows]``."""
@@ -65,34 +44,26 @@ class Answers:
 
     def accuracy(self, arm: str, kind: str | None = None) -> Estimate:
         """Of one kind, or of all."""
-        return self._estimate(self.right(arm), kind)
+        chosen = self._chosen(kind)
+        return share(self.right(arm)[:, chosen], self.rooms[chosen])
 
     def difference(self, arm: str, other: str, kind: str | None = None) -> Estimate:
-        """Of two arms on the same rows and seeds."""
-        return self._estimate(self.right(arm) - self.right(other), kind)
+        """Of two arms on the same rows and on the seeds that both were run with."""
+        chosen = self._chosen(kind)
+        seeds = min(len(self.results[arm]), len(self.results[other]))
+        one, two = (self.right(each)[:seeds, chosen] for each in (arm, other))
+        return gain(one, two, self.rooms[chosen])
 
-    def _estimate(self, values: Table, kind: str | None) -> Estimate:
-        chosen = np.ones(len(self.kinds), bool) if kind is None else self.kinds == kind
-        rooms, count = self.rooms[chosen], self.by_room.shape[1]
-        sums = np.array([np.bincount(rooms, row[chosen], count) for row in values])
-        sizes = np.bincount(rooms, minlength=count).astype(np.float64)
-        drawn = np.einsum("ds,sr,dr->d", self.by_seed, sums, self.by_room)
-        drawn /= self.by_seed.sum(axis=1) * (self.by_room @ sizes)
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        return Estimate(float(values[:, chosen].mean()), float(low), float(high))
-
-
-def _counts(rng: np.random.Generator, units: int) -> Table:
-    """``[DRAWS, units]``: how often each unit comes up in as many draws as there are units."""
-    return rng.multinomial(units, np.full(units, 1 / units), size=DRAWS).astype(np.float64)
+    def _chosen(self, kind: str | None) -> NDArray[np.bool_]:
+        return np.ones(len(self.kinds), bool) if kind is None else self.kinds == kind
 
 
 def tables(answers: Answers) -> Iterator[str]:
     """In Markdown, for RESULTS.md."""
     shown = [None, *dict.fromkeys(answers.kinds.tolist())]
     head = ["all" if kind is None else kind for kind in shown]
-    yield "| arm | " + " | ".join(head) + " | trainable | a | share | step, ms |"
-    yield "| --- |" + " --- |" * (len(head) + 4)
+    yield "| arm | seeds | " + " | ".join(head) + " | trainable | a | share | step, ms |"
+    yield "| --- |" + " --- |" * (len(head) + 5)
     for arm, meaning in ARMS.items():
         if arm not in answers.results:
             continue
@@ -102,7 +73,7 @@ def tables(answers: Answers) -> Iterator[str]:
         scale = f"{np.mean([result['a'] for result in results]):.2f}" if "a" in results[0] else ""
         share = f"{np.mean([result['share'] for result in results]):.3f}" if "share" in results[0] else ""
         cost = f"{np.median([result['ms'] for result in results]):.0f}" if "ms" in results[0] else ""
-        yield f"| {meaning} | " + " | ".join(cells) + f" | {size} | {scale} | {share} | {cost} |"
+        yield f"| {meaning} | {len(results)} | " + " | ".join(cells) + f" | {size} | {scale} | {share} | {cost} |"
     yield ""
     yield "| difference of accuracy | " + " | ".join(head) + " |"
     yield "| --- |" + " --- |" * len(head)
@@ -110,5 +81,5 @@ def tables(answers: Answers) -> Iterator[str]:
         if not {arm, other} <= {*answers.results}:
             continue
         estimates = [answers.difference(arm, other, kind) for kind in shown]
-        cells = [f"{each.value:+.3f} ({each.low:+.3f} to {each.high:+.3f}): {each.verdict}" for each in estimates]
+        cells = [f"{each.points}: {each.verdict(ARMS[arm])}" for each in estimates]
         yield f"| {arm} - {other} | " + " | ".join(cells) + " |"

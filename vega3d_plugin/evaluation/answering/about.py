@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoints.reading import read_saved
-from ...checkpoints.trainer_folder import ADAPTERS, TrainerFolder
+from ...checkpoints.trainer_folder import TrainerFolder, adapter_checksums
 from ...contracts.errors import SavedBranchError
 from ...hosts.installed import PACKAGES, package_versions
-from ...storage.checksums import checksum_of, file_checksum
+from ...storage.checksums import checksum_of
 from ...storage.record import read_run
 from ...storage.versions import library_version
 from ..harness_host import HostArguments
@@ -80,8 +80,7 @@ def _adapter(source: str) -> dict[str, Any]:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         return {"id": source}
-    found = [folder / name for name in ADAPTERS if (folder / name).is_file()]
-    return {"weights": [file_checksum(file) for file in found]}
+    return {"weights": adapter_checksums(folder)}
 
 
 def _sha(data: bytes) -> str:

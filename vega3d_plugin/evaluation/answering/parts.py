@@ -50,6 +50,7 @@ class Parts:
         settings: what makes the answers what they are; compared when the run is resumed.
         about: what else a reader has to know; not compared.
         total: questions.
+        what: is written of each, for messages.
 
     Attributes:
         complete: the file is there already, of this very run.
@@ -58,11 +59,19 @@ class Parts:
         AnswersError: the file or its parts are of another run; lists every setting that differs, with both values.
     """
 
-    def __init__(self, out: Path, settings: Mapping[str, Any], about: Mapping[str, Any], total: int) -> None:
+    def __init__(
+        self,
+        out: Path,
+        settings: Mapping[str, Any],
+        about: Mapping[str, Any],
+        total: int,
+        what: str = "answers",
+    ) -> None:
         # As they come back from JSON, so that they can be compared.
         self.run = json.loads(
             json.dumps({"format": FORMAT, "settings": settings, "about": about, "questions": total}, default=str)
         )
+        self.what = what
         self.out, self.folder, self.total = out, out.with_name(f"{out.name}.parts"), total
         self.name = digest(self.run["settings"])
         self._claim: FolderClaim | None = None
@@ -82,7 +91,10 @@ class Parts:
         """
         place = self.folder / f"{shard}-of-{shards}"
         self._claim = claim_folder(
-            place, AnswersError, "another process answers the same questions", "Wait for it, or choose another --out."
+            place,
+            AnswersError,
+            f"another process writes {self.what} of the same questions",
+            "Wait for it, or choose another --out.",
         )
         self._file = place / ANSWERS
         if self._file.exists():
@@ -119,7 +131,7 @@ class Parts:
                 os.fsync(file.fileno())
         except OSError as error:
             raise AnswersError(
-                f"{self._file} cannot be written: {error}. The answers before are kept; give the command again to "
+                f"{self._file} cannot be written: {error}. The {self.what} before are kept; give the command again to "
                 "resume."
             ) from error
 
@@ -134,10 +146,10 @@ class Parts:
         about = {**self.run["about"], "left_out": [*self.run["about"].get("left_out", []), *left_out]}
         try:
             # What it is before it: a file of answers never stands there without.
-            write_json(run_file(self.out), {**self.run, "about": about, "answers": len(rows), "run": self.name})
+            write_json(run_file(self.out), {**self.run, "about": about, self.what: len(rows), "run": self.name})
             write_text(self.out, "".join(json.dumps(row, ensure_ascii=True, default=str) + "\n" for row in rows))
         except OSError as error:
-            raise AnswersError(f"{self.out} cannot be written: {error}. All answers are in {self.folder}.") from error
+            raise AnswersError(f"{self.out} cannot be written: {error}. All of it is in {self.folder}.") from error
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         return 0
@@ -167,7 +179,9 @@ class Parts:
             different.insert(0, f"format: {brief(there.get('format'))} there, {FORMAT} here")
         if different:
             raise AnswersError(
-                f"{where} holds answers of another run:\n  " + "\n  ".join(different) + "\nGive the settings it was "
+                f"{where} holds {self.what} of another run:\n  "
+                + "\n  ".join(different)
+                + "\nGive the settings it was "
                 "begun with to resume it, or choose another --out."
             )
 

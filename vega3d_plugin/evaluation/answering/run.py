@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...checkpoints.trainer_folder import TrainerFolder
 from ...contracts.errors import BadRowsError, RowError, SettingsError
 from ...recipes.blocks import DataSettings
 from ...training.answers import answer_likelihood, generate_batch, split_answer
@@ -46,6 +47,57 @@ class Answered:
     found: int = 0
     missing: int = 0
     left_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Questions, and the model that they are put to, before it is loaded.
+
+    Attributes:
+        arguments: the model.
+        trained: where its parts are.
+        settings: how the rows are read.
+        questions: in them.
+        limit: rows at most.
+    """
+
+    arguments: HostArguments
+    trained: TrainerFolder
+    settings: DataSettings
+    questions: Questions
+    limit: int | None
+
+    @classmethod
+    def of(
+        cls,
+        arguments: HostArguments,
+        files: Sequence[str | Path],
+        data: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+    ) -> Asked:
+        """Look into the checkpoint and the files; pictures are shown as in training, unless ``data`` says otherwise.
+
+        Raises:
+            SavedBranchError, TrainError, BadRowsError: as of :func:`answer`.
+        """
+        trained = trained_folder(arguments)
+        shown = {key: trained.data[key] for key in SHOWN if key in trained.data}
+        settings = DataSettings.parse({**shown, **(data or {}), "files": tuple(map(str, files))})
+        return cls(arguments, trained, settings, Questions(settings, limit), limit)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes the results what they are, beside what is done with the questions."""
+        return {
+            "model": identity(self.arguments, self.trained),
+            "data": {key: value for key, value in self.settings.to_dict().items() if key not in _FREE},
+            "rows": [file["sha256"] for file in self.questions.files],
+            "limit": self.limit,
+        }
+
+    def about(self) -> dict[str, Any]:
+        """What else a reader has to know."""
+        left_out = [str(bad) for bad in self.questions.left_out]
+        return {**described(self.arguments, self.trained), "files": self.questions.files, "left_out": left_out}
 
 
 def answer(
@@ -87,29 +139,21 @@ def answer(
         TrainError, BadRowsError: files or rows that cannot be used.
         AnswersError: the file is of another run, or another process writes it.
     """
-    trained = trained_folder(arguments)
-    if control != "on" and trained.branch is None and arguments.released is None:
+    asked = Asked.of(arguments, files, data, limit)
+    questions, settings = asked.questions, asked.settings
+    if control != "on" and asked.trained.branch is None and arguments.released is None:
         raise SettingsError(f"The control `{control}` needs a branch, and {arguments.pretrained} is evaluated without.")
-    shown = {key: trained.data[key] for key in SHOWN if key in trained.data}
-    settings = DataSettings.parse({**shown, **(data or {}), "files": tuple(map(str, files))})
-    questions = Questions(settings, limit)
     parts = Parts(
         Path(out),
         {
             "control": control,
-            "model": identity(arguments, trained),
-            "data": {key: value for key, value in settings.to_dict().items() if key not in _FREE},
-            "rows": [file["sha256"] for file in questions.files],
-            "limit": limit,
+            **asked.identity(),
             "protocol": {
                 "generation": "greedy", "max_new_tokens": arguments.max_new_tokens, "history": "as the rows have it",
                 "likelihood": likelihood, "system_prompt": arguments.system_prompt,
             },
         },
-        {
-            **described(arguments, trained), "files": questions.files, "batch_size": batch_size,
-            "left_out": [str(bad) for bad in questions.left_out],
-        },
+        {**asked.about(), "batch_size": batch_size},
         len(questions),
     )  # fmt: skip
     found = Answered(parts.out, len(questions), left_out=[str(bad) for bad in questions.left_out])
@@ -191,12 +235,13 @@ class _Asking:
         return self.host.encoder(question.conversation)
 
 
-def answer_row(question: Question, said: str, more: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of the file of answers: the row's own keys, the answer, and what is expected where the row tells."""
+def answer_row(question: Question, said: str | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of a file: the row's own keys, the answer if there is one, and what is expected if the row tells."""
     row = dict(question.row)
     meta = row.get("metadata")
     known = {*row, *(meta if isinstance(meta, dict) else ())}
     if question.expected is not None:
         row |= {key: question.expected for key in ("gt_response", "ground_truth") if key not in known}
     # Before the row's own id, which several questions of one row share.
-    return {"sample_id": question.id, **{k: v for k, v in row.items() if k != "sample_id"}, "prediction": said, **more}
+    answered = {} if said is None else {"prediction": said}
+    return {"sample_id": question.id, **{k: v for k, v in row.items() if k != "sample_id"}, **answered, **more}

@@ -12,7 +12,6 @@ import numpy as np
 
 from ...contracts.errors import AnalysisError, BadRowsError, SettingsError
 from ...recipes.blocks import DataSettings
-from ...training.rows.encoding import Encoder
 from ..answering.controls import CONTROLS, MEANING, Control
 from ..answering.parts import AnswersError, read_run
 from ..answering.run import answer
@@ -170,7 +169,7 @@ class _Loaded:
     def __call__(self, arguments: HostArguments, data: DataSettings) -> EvaluatedHost:
         if self.host is None:
             self.host = EvaluatedHost(arguments, data)
-        self.host.encoder = Encoder(self.host.processor, data)
+        self.host.encoder = self.host.encoder_for(data)
         return self.host
 
 

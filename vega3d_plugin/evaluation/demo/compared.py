@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from ...branch.switches import record_shares
 from ...contracts.priors import Prior
 from ...patching import patch
 from ...priors.frozen.prior import FrozenPrior
+from .. import verdicts
 from ..answering.controls import Kept
-from ..verdicts import Estimate, estimate
+from ..verdicts import Estimate
 from .clips import HELD_OUT, RoomClips, room_clips
 from .comparison import Arm, branch_parameters, judged_without_features, learn_and_judge
 from .host import DemoHost
@@ -26,7 +27,9 @@ from .samples import Sample
 from .small_host import EncodedClips, small_host
 
 Tick = Callable[[int, int], None]
-STEPS = 200
+#: In verdicts.
+WHO = "the branch"
+STEPS = 120
 SHOWN = 5  # questions, with what both said
 #: Branch of a small host: a projector less wide than the default of 4096.
 SMALL_BRANCH: dict[str, Any] = {
@@ -81,19 +84,15 @@ class Compared:
         return self.alone, self.branch, self.zeroed
 
     def share(self, arm: Arm, kind: str | None = None) -> Estimate:
-        """Right answers of an arm, to questions of one kind or to all."""
+        """Right answers of an arm, to questions of one kind or to all; the interval is over rooms."""
         chosen = self._chosen(kind)
-        return estimate(arm.right[chosen], self.test.room[chosen])
+        return verdicts.share(arm.right[None, chosen], self.test.room[chosen])
 
     def gain(self, kind: str | None = None, over: Arm | None = None) -> Estimate:
         """Right answers with the branch minus those of another arm, by default of the host alone."""
         chosen = self._chosen(kind)
         other = self.alone if over is None else over
-        return estimate((self.branch.right - other.right)[chosen], self.test.room[chosen])
-
-    def says(self, gain: Estimate) -> str:
-        """What a gain's interval allows to say."""
-        return gain.verdict("the host with the branch")
+        return verdicts.gain(self.branch.right[None, chosen], other.right[None, chosen], self.test.room[chosen])
 
     @property
     def difference(self) -> Estimate:
@@ -132,21 +131,15 @@ class Compared:
             "prior": self.settings,
             "arms": {
                 arm.name: {
-                    "right": {kind or "all": _plain(self.share(arm, kind)) for kind in (None, *self.kinds)},
+                    "right": {kind or "all": self.share(arm, kind).to_dict() for kind in (None, *self.kinds)},
                     "parameters": arm.parameters,
                     "seconds": round(arm.seconds, 1),
                     "losses": [round(loss, 4) for loss in arm.losses],
                 }
                 for arm in self.arms
             },
-            "difference": {
-                kind or "all": {**_plain(self.gain(kind)), "verdict": self.says(self.gain(kind))}
-                for kind in (None, *self.kinds)
-            },
-            "over_zeroed": {
-                **_plain(self.gain(over=self.zeroed)),
-                "verdict": self.says(self.gain(over=self.zeroed)),
-            },
+            "difference": {kind or "all": _judged(self.gain(kind)) for kind in (None, *self.kinds)},
+            "over_zeroed": _judged(self.gain(over=self.zeroed)),
             "cost": {
                 "prior_parameters": self.prior_parameters,
                 "branch_parameters": self.added,
@@ -247,5 +240,5 @@ def _sample(rows: RoomClips, row: int) -> Sample:
     return Sample(np.ascontiguousarray(rows.clips[rows.clip[row]]), question.text, question.answer)
 
 
-def _plain(value: Estimate) -> dict[str, float | None]:
-    return {name: None if number is None else round(number, 4) for name, number in asdict(value).items()}
+def _judged(difference: Estimate) -> dict[str, Any]:
+    return {**difference.to_dict(), "verdict": difference.verdict(WHO)}

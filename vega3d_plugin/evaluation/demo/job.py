@@ -26,7 +26,7 @@ from ...scenes.rendered import RoomClip, render_room, save_geometry
 from ...scenes.video import read_video, write_video
 from ...storage.claims import claim_folder
 from ...storage.writing import write_json
-from .compared import SMALL_BRANCH, STEPS, Compared, Tick, compare
+from .compared import SMALL_BRANCH, STEPS, WHO, Compared, Tick, compare
 from .host import DemoHost, real_host, tiny_host
 from .outcome import Check, Job, Report
 from .page import demo_page
@@ -97,7 +97,7 @@ def _figures(job: Job, report: Report, compared: Compared) -> None:
     for arm in compared.arms:
         report.checks.append(Check(f"right answers, {arm.name}", None, compared.share(arm).percent))
     difference = compared.difference
-    seen = f"{difference.points}: {compared.says(difference)}"
+    seen = f"{difference.points}: {difference.verdict(WHO)} (over rooms, one seed)"
     report.checks.append(Check("difference, branch minus host", None, seen))
     if (share := compared.effective_share) is not None:
         report.files["branch over frames"] = job.out / "compared_shares.png"

@@ -43,7 +43,7 @@ class Job:
         pretrained: its weights.
         video: the user's own video file; None renders a room.
         question: about that video.
-        steps: optimiser steps of each training, by default 200; a real host sees one question a step, small ones 32.
+        steps: optimiser steps of each training, by default 120 of 32 questions; of a real host 200 of one question.
         questions: how many questions about a room to train LoRA on.
         rooms: to train the two small models on; half as many are held out. Unused with ``host``.
         seed: of the rooms, the questions and the training.

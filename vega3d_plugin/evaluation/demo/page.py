@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from PIL import Image
 
@@ -32,12 +30,14 @@ from ...analysis.report.blocks import Tone
 from ...storage.versions import package_version
 from ..verdicts import Estimate
 from .clips import CLIPS, FRAMES
-from .compared import Compared
+from .compared import WHO, Compared
 from .outcome import Job, Report
 
 SMOOTH = 16  # steps that a point of the loss is the mean of
 _PACKAGES = ("torch", "transformers", "peft", "diffusers")
 
+#: Behind every verdict.
+ONE_SEED = "Intervals are over rooms alone: one seed was trained, and another one may turn out otherwise."
 ONE_RUN = (
     "The intervals say how sure a figure is on other rooms like these. They do not say what another seed of the "
     "training would give: this is one run of a toy. `benchmarks/evidence/language_experiment.py` repeats it with "
@@ -64,23 +64,19 @@ def demo_page(report: Report, compared: Compared, job: Job) -> Page:
 
 
 def answer_in_words(compared: Compared) -> str:
-    """The outcome in three sentences."""
+    """The outcome in a few sentences."""
     difference = compared.difference
     alone, branch = compared.share(compared.alone), compared.share(compared.branch)
     rooms = len(set(compared.test.room.tolist()))
     found = f"On {rooms} rooms that neither model saw, the host alone answers {alone.percent} of the questions "
     found += f"rightly, and with the branch ({compared.prior}) {branch.percent}. "
-    return f"{found}The difference is {difference.points}. {one_run(compared.says(difference))}"
-
-
-def one_run(said: str) -> str:
-    """A verdict on one run, with what its interval leaves out."""
-    return f"Verdict: {said}. The interval covers other rooms, not other seeds: this is one run of each."
+    return f"{found}The difference is {difference.points}. {difference.verdict(WHO).capitalize()}. {ONE_SEED}"
 
 
 def _tone(difference: Estimate) -> Tone:
-    tones: dict[int, Tone] = {1: "good", -1: "bad", 0: "open"}
-    return tones[difference.shown]
+    if difference.better is None:
+        return "open"
+    return "good" if difference.better else "bad"
 
 
 def _cards(compared: Compared) -> Cards:
@@ -94,9 +90,9 @@ def _cards(compared: Compared) -> Cards:
             Card("host alone", f"{100 * alone.value:.0f}%", alone.percent),
             Card(f"host + branch ({compared.prior})", f"{100 * branch.value:.0f}%", branch.percent),
             Card(
-                "difference",
+                "difference, one seed",
                 f"{100 * difference.value:+.1f}",
-                f"{difference.points}: {compared.says(difference)}; one run of each",
+                f"{difference.points}: {difference.verdict(WHO)}",
                 _tone(difference),
             ),
             Card("a model that sees nothing", "50%", "each answer to a question is equally frequent"),
@@ -136,9 +132,10 @@ def _accuracy(compared: Compared) -> Section:
         )
         for kind in compared.kinds
     ]
-    gains = {kind or "all": compared.gain(kind) for kind in (None, *compared.kinds)}
-    rows = [[kind, gain.points, compared.says(gain)] for kind, gain in gains.items()]
-    table = Table(("questions", "branch minus host alone", "verdict"), rows, strong=(0,), numeric=False)
+    gains = [(kind or "all", compared.gain(kind)) for kind in (None, *compared.kinds)]
+    rows = [[kind, gain.points, gain.verdict(WHO)] for kind, gain in gains]
+    head = ("questions", "branch minus host alone", "verdict (over rooms, one seed)")
+    table = Table(head, rows, strong=(0,), numeric=False)
     losses = Lines(
         "Loss while training",
         [Line(arm.name, _smooth(arm.losses)) for arm in (compared.alone, compared.branch)],
@@ -153,9 +150,10 @@ def _accuracy(compared: Compared) -> Section:
     )
 
 
-def _three(value: Estimate) -> tuple[float, float, float]:
-    low, high = (math.nan if end is None else end for end in (value.low, value.high))
-    return value.value, low, high
+def _three(found: Estimate) -> tuple[float, float, float]:
+    """Without an interval, the value alone."""
+    low, high = (found.value if end is None else end for end in (found.low, found.high))
+    return found.value, low, high
 
 
 def _smooth(losses: list[float]) -> list[tuple[float, float]]:
@@ -168,8 +166,8 @@ def _inside(report: Report, compared: Compared) -> Section:
     items = [
         Finding(
             f"The model with the branch minus the same model with its features zero: {over.points}. "
-            + ("It reads them." if over.shown > 0 else "Nothing shows that it needs them."),
-            "good" if over.shown > 0 else "open",
+            + ("It reads them." if over.better else "Nothing shows that it needs them."),
+            "good" if over.better else "open",
         )
     ]
     blocks = []

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ...contracts.errors import RowError, Vega3dError
 from ...recipes.blocks import DataSettings
 from ...scenes.images import IMAGES, find_images, in_order
-from ...scenes.rows import scene_frames
+from ...scenes.rows import ScenePoints, scene_frames
 from .marks import Mark, read_marks
 from .paths import find_path
 from .released import released_row
@@ -30,12 +30,24 @@ class Medium:
             from files: a picture of PIL, or a list of such.
         fps: frames per second of a list of frames, where the row says so.
         marks: what is drawn on an image when it is read.
+        points: where the pixels of a scene's views lie; None for what is no view of a scene.
+        view: place of an image among the scene's views.
     """
 
     kind: Kind
     source: Any
     fps: float | None = None
     marks: tuple[Mark, ...] = ()
+    points: ScenePoints | None = None
+    view: int = 0
+
+
+class _Views(list[Any]):
+    """The views of a scene, in place of a list of frames."""
+
+    def __init__(self, frames: Sequence[Any], points: ScenePoints) -> None:
+        super().__init__(frames)
+        self.points = points
 
 
 @dataclass(frozen=True)
@@ -167,7 +179,8 @@ class _Media:
             if not isinstance(source, Sequence) or not source:
                 raise RowError(f"a video must be a path or a list of frames, found {_brief(source)}")
             frames = [self._path(f) if isinstance(f, str | Path) else f for f in source]
-            return Medium("video", frames, None if fps is None else float(fps))
+            points = source.points if isinstance(source, _Views) else None
+            return Medium("video", frames, None if fps is None else float(fps), points=points)
         return Medium("image", self._path(source) if isinstance(source, str | Path) else source)
 
     def _path(self, source: str | Path) -> Path:
@@ -243,7 +256,7 @@ def _scenes(row: Mapping[str, Any], settings: DataSettings, root: Path | None) -
         raise RowError(f"scene: {str(error).rstrip('.')}") from error
     if len(frames) > settings.frames:
         raise RowError(f"scene: {len(frames)} views, more than data.frames, which is {settings.frames}")
-    return [frames]
+    return [_Views(frames, ScenePoints(row["scene"], root, settings.frames))]
 
 
 def _marked(conversation: Conversation, spar_info: Any) -> Conversation:

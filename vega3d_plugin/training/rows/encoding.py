@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...contracts.errors import RowError
+from ...contracts.errors import RowError, SceneError, Vega3dError
 from ...recipes.blocks import DataSettings
+from ...scenes.rows import ScenePoints
+from ...scenes.view_points import POINTS
 from .conversation import Conversation, Medium, Turn, read_conversation
 from .media import Video, chosen, load_image, load_video
 from .released import TOKEN, fit_width
@@ -50,10 +52,13 @@ class Encoder:
         processor: the host's.
         settings: how rows are read.
         max_length: tokens of a sample at most; None: no limit.
+        points: the branch adds positions, so world points of the scenes' views are put beside their pixels.
     """
 
-    def __init__(self, processor: Any, settings: DataSettings, max_length: int | None = None) -> None:
-        self.processor, self.settings, self.max_length = processor, settings, max_length
+    def __init__(
+        self, processor: Any, settings: DataSettings, max_length: int | None = None, *, points: bool = False
+    ) -> None:
+        self.processor, self.settings, self.max_length, self.points = processor, settings, max_length, points
 
     def __call__(self, row: Any, root: Path | None = None) -> Encoded:
         """Encode a row, or a conversation.
@@ -76,6 +81,16 @@ class Encoder:
         if self.max_length is not None and length > self.max_length:
             raise RowError(f"{length} tokens, more than max_length {self.max_length}")
         return whole
+
+    def prompt(self, conversation: Conversation) -> str:
+        """The text before the last answer as the chat template writes it, with one placeholder for each medium.
+
+        Raises:
+            RowError: as for :meth:`__call__`.
+        """
+        if self.settings.video_as == "images":
+            _, conversation = _as_images(conversation, self.settings)
+        return "".join(piece.text for piece in self._pieces(conversation)[:-1])
 
     def _pieces(self, conversation: Conversation) -> list[Piece]:
         """Cut what the chat template writes into prompts and answers."""
@@ -160,7 +175,31 @@ class Encoder:
                 "`data.video_as: images` (--video-as images), which gives each frame as an image"
             )
         # transformers 4.50 leaves second_per_grid_ts a list.
-        return {key: torch.tensor(value) if isinstance(value, list) else value for key, value in out.items()}
+        out = {key: torch.tensor(value) if isinstance(value, list) else value for key, value in out.items()}
+        if self.points:
+            out[POINTS] = self._world_points(piece.media, videos)
+        return out
+
+    def _world_points(self, media: Sequence[Medium], videos: Sequence[Video]) -> Tensor:
+        """Of every picture and frame that the processor was given, in its order."""
+        if self.settings.resize is not None:
+            raise RowError(f"positions are of whole views, and data.resize {self.settings.resize} cuts them")
+        frames, found = iter(videos), []
+        # Qwen-VL's processors fill a patch in time with the last frame.
+        unit = getattr(self.processor.image_processor, "temporal_patch_size", 1)
+        for medium in media:
+            places = [medium.view] if medium.kind == "image" else list(next(frames).indices)
+            if medium.kind == "video":
+                places += places[-1:] * (-len(places) % unit)
+            found.append(_points_of(medium, places, self._crop(medium.kind)))
+        return torch.cat(found)
+
+    def _crop(self, kind: str) -> tuple[int, int] | None:
+        """What the processor cuts out of the middle of pictures of that kind, (height, width)."""
+        images = self.processor.image_processor
+        made_by = getattr(self.processor, "video_processor", images) if kind == "video" else images
+        size = getattr(made_by, "crop_size", None) if getattr(made_by, "do_center_crop", False) else None
+        return None if size is None else (int(size["height"]), int(size["width"]))
 
     def _floats_of(self, images: Sequence[Image.Image]) -> int:
         return _floats(dict(self.processor.image_processor(images, return_tensors="pt"))) if images else 0
@@ -237,6 +276,32 @@ def stack_media(key: str, tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(tensors))
 
 
+def check_points(conversation: Conversation) -> str:
+    """What keeps the pictures of a row from having positions; empty where nothing does. No picture is opened."""
+    try:
+        for medium in conversation.media:
+            _known_points(medium).check()
+    except Vega3dError as error:
+        return str(error).rstrip(".")
+    return ""
+
+
+def _known_points(medium: Medium) -> ScenePoints:
+    if medium.points is None:
+        raise RowError(
+            f"the branch adds positions, and this {medium.kind} is no view of a `scene`: only a row that names one, "
+            "with depth and poses, says where its pixels lie"
+        )
+    return medium.points
+
+
+def _points_of(medium: Medium, places: Sequence[int], crop: tuple[int, int] | None) -> Tensor:
+    try:
+        return _known_points(medium)(places, crop)
+    except SceneError as error:
+        raise RowError(f"scene: {str(error).rstrip('.')}") from error
+
+
 def _as_images(conversation: Conversation, settings: DataSettings) -> tuple[dict[int, Image.Image], Conversation]:
     """Each frame of a video an image of its own; their pixels by the new media's ids."""
     pictures: dict[int, Image.Image] = {}
@@ -246,7 +311,7 @@ def _as_images(conversation: Conversation, settings: DataSettings) -> tuple[dict
             return [part]
         if isinstance(part.source, list):
             # Views may differ in size, as images may.
-            return [Medium("image", source) for source in chosen(part, settings)]
+            return list(chosen(part, settings))
         video = load_video(part, settings)
         media = [Medium("image", part.source) for _ in video.frames]
         pictures.update({id(m): Image.fromarray(f) for m, f in zip(media, video.frames, strict=True)})

@@ -83,9 +83,10 @@ def load_video(medium: Medium, settings: DataSettings) -> Video:
     return Video(frames, indices, len(sources), medium.fps)
 
 
-def chosen(medium: Medium, settings: DataSettings) -> list[Any]:
-    """The frames of a list that :func:`load_video` would choose, unread."""
-    return [medium.source[i] for i in frame_places(len(medium.source), medium.fps, settings)]
+def chosen(medium: Medium, settings: DataSettings) -> list[Medium]:
+    """The frames of a list that :func:`load_video` would choose, unread, as images."""
+    places = frame_places(len(medium.source), medium.fps, settings)
+    return [Medium("image", medium.source[i], points=medium.points, view=i) for i in places]
 
 
 def _file(path: Path, settings: DataSettings) -> Video:

@@ -1,0 +1,50 @@
+"""Which world points belong to which clip, for branches with ``positions="sin3d"``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..branch.branch import GenerativeBranch
+from ..branch.given_points import given
+from ..branch.instructions import asked
+from ..branch.positions import token_places
+from ..contracts.clips import Clip
+from ..contracts.errors import HostError
+from ..scenes.coordinates import PointMap
+from ..scenes.view_points import POINTS, as_point_map
+
+
+@torch.no_grad()
+def points_for(branch: GenerativeBranch, clips: Sequence[Clip]) -> list[Tensor] | None:
+    """The world points of each clip's tokens ``[t, h, w, 3]``; None for a branch that adds no positions.
+
+    Raises:
+        HostError: the call was given none, or not one view for each frame.
+        SceneError: they are no points.
+    """
+    if branch.settings.positions == "none" or "disabled" in branch.switches():
+        return None
+    points = given(branch.key)
+    if points is None:
+        raise HostError(
+            f"Host {branch.host!r}: this branch adds positions ({branch.settings.positions!r}), but this call has "
+            f"pictures and no {POINTS}, which says where their pixels lie. Pass {POINTS}=vega3d.view_points(scene) "
+            "beside the pixels; rows that name a `scene` with depth and poses bring it along."
+        )
+    views = as_point_map(points)
+    frames = [clip.frames.shape[0] for clip in clips]
+    times, rest = divmod(sum(frames), len(views.valid))
+    shown = asked(branch.key)
+    if rest or (times > 1 and not (shown is not None and shown.rows == 1)):
+        raise HostError(
+            f"Host {branch.host!r}: {POINTS} has {len(views.valid)} views, and this call has {sum(frames)} frames of "
+            f"{len(clips)} clip(s). Each picture needs its own view, in the order in which they are shown, and a video "
+            "one for each frame. A picture that the host cuts into tiles has no one view for each."
+        )
+    # Beam search repeats the pictures of its prompt.
+    views = PointMap(views.points.repeat(times, 1, 1, 1), views.valid.repeat(times, 1, 1)) if times > 1 else views
+    parts = zip(views.points.split(frames), views.valid.split(frames), clips, strict=True)
+    return [token_places(PointMap(*(part.to(clip.frames.device) for part in each)), clip) for *each, clip in parts]
