@@ -54,6 +54,7 @@ EFFECTS: dict[str, dict[str, tuple[str, str]]] = {
         "space": ("only those kept as `store.form: aligned`", "none"),
         "images": (YES, "one clip of all views in place of one clip each; matters for `views` and `video`"),
         "history": (YES, "a clip of so many frames at each step of a policy"),
+        "positions": (NO, "none"),
         "placement": ("only those kept as `store.form: aligned`", "none"),
     },
     "recipe": {
