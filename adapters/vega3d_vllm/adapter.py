@@ -12,8 +12,8 @@ from vega3d_plugin.contracts.pixel_statistics import CLIP, HALF, processor_stati
 from vega3d_plugin.contracts.seams import Seam, SeamPoint
 from vega3d_qwen_vl.pixels import Packing
 
+from .about import VLLM_QWEN_VL
 from .reader import IMAGES, VIDEOS, VllmQwenReader
-from .registering import SERVED
 
 TOWER = "visual"
 
@@ -25,10 +25,8 @@ class VllmQwenAdapter:
     Qwen3-VL's deepstack features beside the tokens, and those stay as they are.
     """
 
-    name = "vllm_qwen_vl"
-    summary = "Qwen2.5-VL, Qwen3-VL (vLLM; served by its plugin)"
-    seen_with = "vLLM 0.32.0"
-    classes: Sequence[str] = tuple(f"Vega3d{name}" for name in SERVED)
+    name, summary, seen_with = VLLM_QWEN_VL.name, VLLM_QWEN_VL.summary, VLLM_QWEN_VL.seen_with
+    classes: Sequence[str] = VLLM_QWEN_VL.classes
     #: The same model with the same tokens: branches that were trained there fit here.
     takes_branches_of = "qwen_vl"
 

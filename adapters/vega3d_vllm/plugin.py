@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vega3d_plugin.contracts.seams import HostAdapter
+from vega3d_plugin.contracts.later import LazyHost
 from vega3d_plugin.hookspecs import hookimpl
 
-from .adapter import VllmQwenAdapter
+from .about import VLLM_QWEN_VL
 
 
 @hookimpl
-def vega3d_register_hosts(register: Callable[[HostAdapter], None]) -> None:
+def vega3d_register_hosts(register: Callable[[LazyHost], None]) -> None:
     """Register vLLM's Qwen-VL."""
-    register(VllmQwenAdapter())
+    register(VLLM_QWEN_VL)

@@ -25,9 +25,8 @@ from vega3d_plugin.checkpoints.reading import read_saved
 from vega3d_plugin.checkpoints.released.loading import convert_released, read_released
 from vega3d_plugin.cli.app import app
 from vega3d_plugin.contracts.errors import CheckpointError, SavedBranchError, Vega3dWarning
-from vega3d_plugin.contracts.specs import PriorSpec
+from vega3d_plugin.contracts.specs import ALL_CONTEXTS, PriorSpec
 from vega3d_plugin.contracts.tables import PRIORS
-from vega3d_plugin.priors.diffusion.prior import ALL_CONTEXTS
 from vega3d_plugin.priors.frozen.towers import find_tower, use_tower
 from vega3d_plugin.priors.wan.checkpoint import load_wan
 from vega3d_plugin.storage.record import TOWER_FILE

@@ -349,7 +349,7 @@ def test_what_cannot_be_written_is_used_and_told_once(
         Path(path).write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr("vega3d_plugin.features.entries.save_file", fill_the_disk)
+    monkeypatch.setattr("safetensors.torch.save_file", fill_the_disk)
     with pytest.warns(Vega3dWarning, match="Features are not kept in the feature store"):
         store.put(KEY, features(2))
     # Told once: another warning would be an error here.

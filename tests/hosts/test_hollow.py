@@ -19,8 +19,10 @@ from vega3d_qwen_vl import tiny as qwen
 
 ROWS = Path(__file__).parents[2] / "recipes" / "smoke_data" / "rows.json"
 FAMILIES = [(qwen, family, "video") for family in qwen.available_families()]
-FAMILIES += [(qwen, "qwen2_5_vl", "images"), (llava, "llava_onevision", "images"), (llava, "llava", "images")]
-FAMILIES += [(llava, family, "video") for family in llava.CLASSES if family != "llava"]
+FAMILIES += [(qwen, "qwen2_5_vl", "images"), (llava, "llava_onevision", "images")]
+# The rest of LLaVA's processors take no videos.
+PICTURES = ("llava", "llava_next", "vipllava")
+FAMILIES += [(llava, family, "images" if family in PICTURES else "video") for family in llava.CLASSES]
 
 
 class Silent(vega3d.Prior):

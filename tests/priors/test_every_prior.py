@@ -247,7 +247,7 @@ def test_every_builtin_prior_has_a_toy() -> None:
 
 @pytest.mark.parametrize("toy", TOYS, ids=name_of)
 def test_a_spec_names_the_class_that_it_loads(toy: Toy, folders: Callable[[Toy], Path]) -> None:
-    assert type(toy.load(folders(toy))) is plugin_manager().priors.get(toy.prior).kind
+    assert type(toy.load(folders(toy))) is plugin_manager().priors.get(toy.prior).prior_class()
 
 
 def test_specs_are_complete() -> None:

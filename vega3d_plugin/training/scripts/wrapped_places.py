@@ -72,7 +72,7 @@ def _places(session: Session) -> Iterator[tuple[Any, str, Original, str]]:
             yield trainer, "_load_from_checkpoint", around.resume, "restores the branch, and what it missed of the host"
         if "_load_best_model" in vars(trainer):
             yield trainer, "_load_best_model", around.best, "restores the branch of the best checkpoint"
-    if find_spec("ray") is not None:
+    if (found := find_spec("ray")) is not None and found.origin is not None:  # a folder of that name is not Ray
         import ray
 
         yield ray, "init", around.ray_init, "starts no workers; where the script asks for an actor, Ray does"
