@@ -1,5 +1,6 @@
 # make demo   two small models with and without the branch, and the whole job once; offline, on two CPU cores
 # make test   lint, types and all tests, in both environments
+# make test-long  the tests that are too long for make test, about five minutes
 # make bench  the benchmarks; make bench ARGS="--frames 1 --size 96x160": that of the prior alone, with these options
 # make faults   kills, races, threads, damaged files: one table of trials and failures, about five minutes
 # make test-ray  extraction with the real Ray on two cores, killed workers included, about three minutes
@@ -18,7 +19,7 @@ export OMP_NUM_THREADS := 1
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types test-modern test-classic test-libero test-ray bench faults analyse clean
+.PHONY: demo test lint types test-modern test-classic test-long test-libero test-ray bench faults analyse clean
 demo: $(MODERN)/.done
 	env -u OMP_NUM_THREADS $(MODERN)/bin/vega3d demo
 
@@ -38,14 +39,17 @@ test-ray: $(RAY)/.done
 	$(RAY)/bin/python -m pytest -q tests/features/test_extraction_shard.py
 
 test-modern: $(MODERN)/.done
-	$(MODERN)/bin/$(PYTEST)
+	$(MODERN)/bin/$(PYTEST) -m "not long"
+
+test-long: $(MODERN)/.done
+	$(MODERN)/bin/$(PYTEST) -m long
 
 # What calls neither transformers, diffusers nor peft is the same in both environments, and is tested with the newest
 # packages alone: these folders, and tests that are marked `once`. The demo's test runs through most of it here too.
 ONCE := tests/analysis tests/cli tests/evaluation/metrics tests/evidence tests/scenes tests/storage \
   tests/test_docs.py tests/test_faults.py tests/test_packaging.py
 test-classic: $(CLASSIC)/.done
-	$(CLASSIC)/bin/$(PYTEST) -m "not once" $(addprefix --ignore=,$(ONCE))
+	$(CLASSIC)/bin/$(PYTEST) -m "not once and not long" $(addprefix --ignore=,$(ONCE))
 
 test-libero: $(LIBERO)/.done
 	@test -d "$$VEGA3D_HOST_SOURCES/openvla-oft" && test -d "$$VEGA3D_HOST_SOURCES/dlimp_openvla" || { \

@@ -445,7 +445,7 @@ LAUNCHERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.once)])
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.long)])
 def test_two_processes_train_as_one_does(launcher: str) -> None:
     """The launchers, unchanged: the batch of one step is divided, the result is the same."""
     # Adam would make a whole step of what is rounded differently where a gradient is almost zero.

@@ -175,7 +175,7 @@ def test_a_run_whose_folder_was_taken_over_writes_no_more() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.once
+@pytest.mark.long
 def test_the_command_twice_at_once() -> None:
     """The real thing: two processes, the same command, at the same moment."""
     command = [sys.executable, "-m", "vega3d_plugin.train", QWEN, "train.output_dir=out"]

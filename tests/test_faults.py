@@ -12,7 +12,9 @@ FAULTS = Path(__file__).parents[1] / "benchmarks" / "faults"
 MODULES = sorted(path.stem for path in FAULTS.glob("*.py") if not path.stem.startswith("_"))
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name == "threads" else name for name in MODULES]
+)
 def test_no_attack_gets_through(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FAULTS))
     spec = importlib.util.spec_from_file_location(f"faults_{name}", FAULTS / f"{name}.py")

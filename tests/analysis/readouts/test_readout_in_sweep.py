@@ -33,6 +33,7 @@ def depth_features(scene: Scene) -> Tensor:
     return torch.stack(maps)
 
 
+@pytest.mark.long
 def test_features_that_are_depth_are_read() -> None:
     prior = vega3d.CallablePrior(lambda frames: frames[:, :, ::8, ::8], 3, fingerprint="any")
     views = [judged_views(prior, room(seed), 6) for seed in range(4)]

@@ -53,6 +53,7 @@ def scores() -> dict[str, Scores]:
     return {name: read(maps)[0] for name, maps in kinds.items()}
 
 
+@pytest.mark.long
 def test_answers_are_read_out_on_scenes_not_seen_before(scores: dict[str, Scores]) -> None:
     found, none = scores["answers"], scores["positions"]
     assert found["points"] < 0.12
