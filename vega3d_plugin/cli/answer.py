@@ -15,6 +15,7 @@ from rich.text import Text
 from .options import (
     Adapter,
     BatchSize,
+    BranchOrNone,
     Data,
     Device,
     Frames,
@@ -24,6 +25,7 @@ from .options import (
     Model,
     Pretrained,
     Processor,
+    Shard,
     SkipBadRows,
     Store,
     VideoAs,
@@ -39,10 +41,7 @@ def answer(
     model: Model,
     data: Data,
     target: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file of answers, .jsonl.")],
-    branch: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="A saved branch or a checkpoint; default: MODEL. none: the host alone."),
-    ] = None,
+    branch: BranchOrNone = None,
     adapter: Adapter = None,
     control: Annotated[str, typer.Option(help="on, off, zeroed, shuffled or twin.")] = "on",
     pretrained: Pretrained = None,
@@ -57,9 +56,7 @@ def answer(
     ] = False,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
-    shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="This process of N, from 1; default: as torchrun says.")
-    ] = None,
+    shard: Shard = None,
     store: Store = None,
     device: Device = None,
     dtype: HostDtype = "auto",

@@ -26,3 +26,8 @@ SkipBadRows = Annotated[
 Store = Annotated[str | None, typer.Option(metavar="DIR", help="A feature store.")]
 Device = Annotated[str | None, typer.Option(help="Where to run; default: CUDA when there is any.")]
 HostDtype = Annotated[str, typer.Option(help="Of the host: auto (as saved), bfloat16, ...")]
+BranchOrNone = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="A saved branch or a checkpoint; default: MODEL. none: the host alone."),
+]
+Shard = Annotated[str | None, typer.Option(metavar="I/N", help="This process of N, from 1; default: as torchrun says.")]

@@ -10,43 +10,44 @@ import typer
 from rich.text import Text
 
 from ..answer import own_device, process_of, progress
+from ..options import (
+    Adapter,
+    BranchOrNone,
+    Device,
+    Frames,
+    HostDtype,
+    Limit,
+    MediaRoot,
+    Model,
+    Pretrained,
+    Processor,
+    Shard,
+    SkipBadRows,
+    Store,
+    VideoAs,
+)
 from ..output import err, out, print_json, yellow_warnings
 from ..targets import check_target
 
 
 def embeddings(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of the host.")],
+    model: Model,
     data: Annotated[list[str], typer.Option(metavar="ROWS", help="Rows, .json or .jsonl; may be given again.")],
     target: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write to.")],
-    branch: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="A saved branch or a checkpoint; default: MODEL. none: the host alone."),
-    ] = None,
-    adapter: Annotated[
-        str | None, typer.Option(metavar="DIR", help="A PEFT adapter; default: --branch, if it is one.")
-    ] = None,
-    pretrained: Annotated[str | None, typer.Option(help="Folder or hub id of the prior's weights.")] = None,
-    processor: Annotated[
-        str | None, typer.Option(help="Folder or hub id of a processor; default: the checkpoint's or MODEL's.")
-    ] = None,
-    media_root: Annotated[str | None, typer.Option(help="Folder that relative paths in the rows start from.")] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of a video; default: as in training, else 8.")
-    ] = None,
-    video_as: Annotated[
-        str | None, typer.Option(help="video, or images (each frame one); default: as in training, else video.")
-    ] = None,
+    branch: BranchOrNone = None,
+    adapter: Adapter = None,
+    pretrained: Pretrained = None,
+    processor: Processor = None,
+    media_root: MediaRoot = None,
+    frames: Frames = None,
+    video_as: VideoAs = None,
     verify: Annotated[int, typer.Option(min=0, metavar="N", help="Compare the logits of N questions.")] = 1,
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows at most, from the first.")] = None,
-    skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used, and list them.")
-    ] = False,
-    shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="This process of N, from 1; default: as torchrun says.")
-    ] = None,
-    store: Annotated[str | None, typer.Option(metavar="DIR", help="A feature store.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where to run; default: CUDA when there is any.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the host: auto (as saved), bfloat16, ...")] = "auto",
+    limit: Limit = None,
+    skip_bad_rows: SkipBadRows = False,
+    shard: Shard = None,
+    store: Store = None,
+    device: Device = None,
+    dtype: HostDtype = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="The result, machine-readable.")] = False,
 ) -> None:
     """Write the fused visual tokens of every question in rows of data.
