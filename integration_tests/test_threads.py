@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 import vega3d
 
+pytestmark = pytest.mark.once
+
 #: One of each way to the seam: pixels among its own arguments, noted by a method, by one of several, by a forward.
 EACH_KIND = ("qwen2_5_vl", "llava_double", "internvl", "openvla_double")
 kinds = pytest.mark.parametrize(

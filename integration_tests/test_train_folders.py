@@ -34,6 +34,8 @@ from vega3d_plugin.training.manifest import (
 from vega3d_plugin.training.trainer import _put_in_place
 from vega3d_plugin.training.whole import defect
 
+pytestmark = pytest.mark.once
+
 QWEN = "qwen_vl/smoke"
 
 

@@ -22,6 +22,8 @@ from vega3d_plugin.training.extraction import RecipeUnits, make_plan, make_reque
 from vega3d_plugin.training.job import make_job
 from vega3d_plugin.training.rows.conversation import read_conversation
 
+pytestmark = pytest.mark.once
+
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke_data"
 SMALL = ["projector.hidden_dim=16", "prior.size=[32, 48]"]
 RECIPES = {"qwen_vl": "qwen_vl/smoke", "llava": "llava_video/smoke"}

@@ -23,6 +23,8 @@ from vega3d_plugin.training.run_log import FILES, RunLog, read_log
 from vega3d_plugin.training.trainer import make_arguments
 from vega3d_plugin.training.validation import best_checkpoint, overlap
 
+pytestmark = pytest.mark.once
+
 SMOKE = "qwen_vl/smoke"
 DATA = Path(__file__).parents[2] / "recipes/smoke_data"
 

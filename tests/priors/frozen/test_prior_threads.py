@@ -19,6 +19,8 @@ from torch import Tensor, nn
 import vega3d
 from vega3d_plugin.contracts.priors import turn
 
+pytestmark = pytest.mark.once
+
 TIMES = 6
 
 
