@@ -67,8 +67,13 @@ faults: $(MODERN)/.done
 analyse: $(MODERN)/.done
 	env -u OMP_NUM_THREADS $(MODERN)/bin/python benchmarks/analyse.py
 
-$(MODERN)/.done: pyproject.toml requirements/modern.txt
+# Packages may be installed into both at once; this one is built in its folder, so one after the other.
+$(MODERN)/.packages: requirements/modern.txt
 	$(PYTHON) -m venv $(MODERN)
+	$(MODERN)/bin/pip install -q -r requirements/modern.txt
+	touch $@
+
+$(MODERN)/.done: pyproject.toml $(MODERN)/.packages
 	$(MODERN)/bin/pip install -q -r requirements/modern.txt -e '.[dev,qwen]'
 	touch $@
 
@@ -77,8 +82,12 @@ $(RAY)/.done: pyproject.toml
 	$(RAY)/bin/pip install -q -r requirements/modern.txt -e '.[test,qwen,ray]'
 	touch $@
 
-$(CLASSIC)/.done: pyproject.toml requirements/classic.txt requirements/classic-unpinned.txt
+$(CLASSIC)/.packages: requirements/classic.txt
 	$(PYTHON) -m venv $(CLASSIC)
+	$(CLASSIC)/bin/pip install -q -r requirements/classic.txt
+	touch $@
+
+$(CLASSIC)/.done: pyproject.toml requirements/classic-unpinned.txt $(CLASSIC)/.packages | $(MODERN)/.done
 	$(CLASSIC)/bin/pip install -q -r requirements/classic.txt -e '.[test,qwen]'
 	$(CLASSIC)/bin/pip install -q --no-deps -r requirements/classic-unpinned.txt
 	touch $@
