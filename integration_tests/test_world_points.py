@@ -60,6 +60,13 @@ def fused(model: nn.Module, batch: Batch) -> tuple[Tensor, list[Clip]]:
     return record.fused, record.clips
 
 
+def test_a_branch_that_is_called_without_points_does_not_leave_the_positions_out() -> None:
+    branch = vega3d.get_handle(patched(positions="sin3d")).branch
+    clip = Clip(torch.rand(2, 3, 64, 96), vega3d.TokenGrid(1, 2, 3), "image")
+    with pytest.raises(HostError, match="called without points"):
+        branch(torch.zeros(6, branch.seam.hidden_size), [clip])
+
+
 @pytest.mark.parametrize("video_as", ["images", "video"])
 def test_rows_that_name_a_scene_bring_their_points(tmp_path: Path, video_as: str) -> None:
     """What is added is the embedding of the points that the scene itself says."""

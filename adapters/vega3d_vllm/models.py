@@ -13,7 +13,10 @@ from .serving import put_on
 
 
 class _WithBranch:
-    """Puts the branch on when the host's weights are there."""
+    """Puts the branch on when the host's weights are there.
+
+    A mixin in front of vLLM's classes, which the type checker does not read: hence what it is told to ignore.
+    """
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contracts.clips import Clip
-from ..contracts.errors import AlignmentError, FramesError, FrozenBranchError, PriorError
+from ..contracts.errors import AlignmentError, FramesError, FrozenBranchError, HostError, PriorError
 from ..contracts.pixel_statistics import out_of_range
 from ..contracts.priors import Prior, turn
 from ..contracts.settings import BranchSettings
@@ -126,11 +126,17 @@ class GenerativeBranch(nn.Module):
             AlignmentError: the clips' grids do not have ``L`` tokens.
             FrozenBranchError: training, but something else froze the branch.
             FramesError, PriorError: frames or features that cannot be used.
+            HostError: the branch adds positions and got no points.
         """
         if tokens is None:
             return self._touch(self.parameters())
         if not clips or "disabled" in self.switches():
             return tokens
+        if points is None and self.settings.positions != "none":
+            raise HostError(
+                f"This branch adds positions ({self.settings.positions!r}) and was called without points: pass the "
+                "world points of each clip's tokens, [t, h, w, 3]."
+            )
         self._check_tokens(tokens, clips)
         self._check_trainable()
         clips = self.history.extend(clips, keep=acting and not (self.training or torch.is_grad_enabled()))
