@@ -42,7 +42,7 @@ def costs(experiment: Experiment) -> Iterator[str]:
         seen[arm] = branch.store
     (clip_shape,) = {tuple(each.shape) for each in seen["trained"].features.values()}
     frames = clip_shape[0]
-    questions = len(next(iter(batch.values())))
+    questions = len(batch["input_ids"])
     kept = _medians({arm: (lambda model=model: model(**batch)) for arm, model in models.items()})
     anew = _medians({arm: (lambda arm=arm: _anew(models[arm], branches[arm], batch)) for arm in branches})
     yield (

@@ -174,7 +174,7 @@ class SmolLlava(Host):
         from peft import LoraConfig, get_peft_model
 
         with seeded(seed):
-            tuned = get_peft_model(model, LoraConfig(**LORA))  # type: ignore[arg-type]
+            tuned = get_peft_model(model, LoraConfig(**LORA))
         for name, parameter in tuned.named_parameters():
             if any(part in name for part in ("vision_tower", "multi_modal_projector", ".vega3d.")):
                 parameter.requires_grad_(True)

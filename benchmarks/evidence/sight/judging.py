@@ -140,7 +140,7 @@ def _about(each: PictureSet, candidate: Candidate, scenes: Sequence[Scene]) -> F
     }
 
 
-def _units(scores: PriorScores, control: str) -> dict[str, list[float]]:
+def _units(scores: PriorScores, control: str) -> dict[str, list[float | None]]:
     """What intervals are drawn over, of each figure, and of the first one within each bin of rotation."""
     found = {figure: _plain(scores.units(control, figure)) for figure in FIGURES}
     for low, high in bins():
@@ -150,10 +150,10 @@ def _units(scores: PriorScores, control: str) -> dict[str, list[float]]:
     return found
 
 
-def _read(readout: Any, control: str) -> dict[str, list[float]]:
+def _read(readout: Any, control: str) -> dict[str, list[float | None]]:
     return {figure: _plain(readout.units(figure, control)) for figure in READ}
 
 
-def _plain(values: Sequence[float]) -> list[float]:
+def _plain(values: Sequence[float]) -> list[float | None]:
     """Four digits; NaN as JSON has it: null."""
-    return [None if value != value else round(value, 4) for value in values]  # type: ignore[misc]
+    return [None if value != value else round(value, 4) for value in values]

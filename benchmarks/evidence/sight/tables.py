@@ -50,7 +50,7 @@ def twins(found: Found, figure: str) -> list[float]:
     known = ~np.isnan(each).any(axis=0)
     means = np.full(each.shape[1], np.nan)
     means[known] = each[:, known].mean(axis=0)
-    return means.tolist()  # type: ignore[no-any-return]
+    return means.tolist()
 
 
 def verdict(found: Interval, higher: bool = True) -> str:
@@ -170,7 +170,7 @@ def picture(seen: Results) -> Image:
 
 def _of(seen: Results, name: str, candidate: str, part: object) -> Interval:
     found = seen.get((name, candidate))
-    return Interval(float("nan")) if found is None else mean_interval(_units(part(found)[HEADLINE]))  # type: ignore[operator]
+    return Interval(float("nan")) if found is None else mean_interval(_units(part(found)[HEADLINE]))
 
 
 def _twins_of(seen: Results, name: str, candidate: str) -> Interval:
