@@ -65,6 +65,21 @@ def check_options(config: Any) -> None:
         raise HostError(f"A host with its branch cannot be served with {' and '.join(wrong)}: leave it out.")
 
 
+def _unknown_to_vllm(branch: Any) -> str:
+    """What a branch needs to know that vLLM does not tell where it encodes pictures; empty for nothing.
+
+    One whose fuser uses the instruction is refused before, since a tower embeds no tokens.
+    """
+    if branch.settings.images == "scene":
+        return (
+            "was trained with images='scene'. vLLM encodes the images of several requests together, which would be "
+            "taken for one scene."
+        )
+    if branch.settings.positions != "none":
+        return f"adds positions ({branch.settings.positions!r}). vLLM's requests carry no world points."
+    return ""
+
+
 def put_on(model: nn.Module, config: Any) -> set[str]:
     """Load the branch that a model's config names; returns the names of its weights in the model.
 
@@ -100,12 +115,10 @@ def put_on(model: nn.Module, config: Any) -> set[str]:
     finally:
         torch.set_default_dtype(default)
     handle = vega3d.get_handle(model)
-    if handle.settings.images == "scene":
+    why = _unknown_to_vllm(handle.branch)
+    if why:
         vega3d.unpatch(model)
-        raise HostError(
-            f"{said.branch} was trained with images='scene'. vLLM encodes the images of several requests together, "
-            "which would be taken for one scene. Export its tokens instead: vega3d export embeddings."
-        )
+        raise HostError(f"{said.branch} {why} Export its tokens instead: vega3d export embeddings.")
     handle.freeze()
     handle.branch.eval()
     return {name for name, _ in model.named_parameters() if f".{CHILD}." in name}

@@ -140,6 +140,9 @@ def test_what_cannot_be_served_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(HostError, match="several requests together"):
         put_on(served, source)
     assert not vega3d.is_patched(served)
+    saved("qwen2_5_vl", tmp_path / "places", positions="sin3d")
+    with pytest.raises(HostError, match=r"adds positions \('sin3d'\)"):
+        put_on(Served("qwen2_5_vl", tmp_path / "places" / "branch"), config(tmp_path / "places" / "host"))
     with pytest.raises(HostError, match="cannot be served with --mm-encoder-tp-mode data"):
         put_on(served, config(tmp_path / "host", mm_encoder_tp_mode="data"))
     served.config.vega3d = {"brunch": "there"}

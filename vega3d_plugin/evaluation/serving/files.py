@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ...contracts.errors import Vega3dError
+from ...scenes.view_points import POINTS
 from ...storage.checksums import checksum_of
 from ...storage.weights import read_stored, stored_entries
 from ...storage.writing import write_atomically
@@ -30,8 +31,8 @@ from .fused import KINDS, FusedTokens, Kind
 INDEX = "index.jsonl"
 FOLDER = "tokens"
 IDS = "input_ids"
-#: What a processor says of each token, which servers work out themselves.
-_ALONG = {"attention_mask", "mm_token_type_ids", "token_type_ids", "labels"}
+#: What a processor says of each token, which servers work out themselves; and what the branch has used up.
+_ALONG = {"attention_mask", "mm_token_type_ids", "token_type_ids", "labels", POINTS}
 
 
 class ServingError(Vega3dError):
