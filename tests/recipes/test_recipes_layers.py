@@ -302,7 +302,7 @@ def test_the_folder_is_that_of_the_file_which_names_it(write: Write, tmp_path: P
         ("prior: {name: sd2.1, tap: null, context: views}", "line 2, prior: Prior 'sd2.1' has no context 'views'"),
         ("prior: {preset: relesed}", "prior: Prior 'tiny-wan' has no preset 'relesed'"),
         ("prior: {name: wan2.1-vace-1.3b, referense: none}", "line 2, prior.referense: unknown key. Did you mean"),
-        ("train: {per_device_batch_size: 3}", "batch_size 4 cannot be made of per_device_batch_size 3"),
+        ("train: {per_device_batch_size: 3}", "batch_size 4 is not a multiple of per_device_batch_size 3"),
         ("lora: {bias: some}", "line 2, lora.bias: Input should be 'none', 'all' or 'lora_only', found 'some'"),
         ("lora: {target_modules: 3}", "line 2, lora.target_modules: Input should be a valid list, found 3; or "),
     ],
@@ -317,7 +317,7 @@ def test_a_blocks_own_rule_is_told_beside_its_wrong_settings(write: Write) -> No
     text = "extends: ./base.yaml\ntrain: {per_device_batch_size: 3, shedule: cosine, max_steps: 0}\n"
     message = mistakes(write(text))
     assert message.startswith("3 settings are wrong")
-    assert "batch_size 4 cannot be made of per_device_batch_size 3" in message
+    assert "batch_size 4 is not a multiple of per_device_batch_size 3" in message
 
 
 def test_a_rule_is_not_told_where_a_wrong_setting_may_be_the_cause(write: Write) -> None:

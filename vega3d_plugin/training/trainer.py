@@ -183,7 +183,7 @@ def accumulation(train: TrainSettings) -> int:
     together = train.per_device_batch_size * world_size()
     if train.batch_size % together:
         raise TrainError(
-            f"train.batch_size {train.batch_size} cannot be made of per_device_batch_size "
+            f"train.batch_size {train.batch_size} is not a multiple of per_device_batch_size "
             f"{train.per_device_batch_size} on {world_size()} processes: {together} is not a divisor."
         )
     return train.batch_size // together
