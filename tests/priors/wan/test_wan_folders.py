@@ -188,7 +188,7 @@ DIFFUSERS_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "image channels": (lambda f: edit(f / "transformer" / "config.json", in_channels=36), "image-to-video"),
     "cut weights": (
         lambda f: cut(f / "transformer" / "diffusion_pytorch_model.safetensors"),
-        r"diffusion_pytorch_model\.safetensors is damaged or incomplete .*Fetch it again",
+        r"diffusion_pytorch_model\.safetensors is damaged or incomplete .*Download it again",
     ),
     "wrong shape": (
         lambda f: rewrite(
