@@ -204,7 +204,7 @@ def _print_comparison(first: Path, second: Path, other: Score, comparison: Compa
         before = found.type
     made.columns[columns.index("difference")].justify = "right"
     out.print(made)
-    out.print(Text("higher, lower: the interval does not contain 0; no difference shown: it contains 0", style="dim"))
+    out.print(Text("higher, lower: the interval excludes 0; no difference shown: it contains 0", style="dim"))
     out.print()
     for note in comparison.notes:
         err.print(Text(f"Note: {note}", style="yellow"), soft_wrap=True)

@@ -142,7 +142,7 @@ def test_a_file_is_no_folder(diffusers_folder: Path) -> None:
 
 
 def test_a_hub_id_that_cannot_be_fetched_is_named() -> None:
-    with pytest.raises(CheckpointError, match=r"'nobody/nothing' is no folder here and could not be fetched"):
+    with pytest.raises(CheckpointError, match=r"'nobody/nothing' is no folder here and could not be downloaded"):
         wan(Path("nobody/nothing"))
 
 
