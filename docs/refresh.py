@@ -1,7 +1,7 @@
 """Write the tables of the pages here that come from the code.
 
-`tests/test_docs.py` fails when those of priors.md and settings.md are out of date. No test makes that of
-first_evening.md anew, which takes minutes on a busy machine: run this when the plan or the recipe changes.
+`tests/test_docs.py` fails when a table is out of date: those of priors.md and settings.md, and the computed memory,
+disk and FLOP of first_evening.md.
 
 python docs/refresh.py
 """

@@ -190,7 +190,7 @@ def test_a_class_with_code_elsewhere(tmp_path: Path) -> None:
     (check, *_) = diagnose(tmp_path)
     assert (check.name, check.status) == ("load", "FAIL")
     assert f"transformers {transformers.__version__} has no class 'LlavaQwenForCausalLM'" in check.measured
-    assert "Host 'llava_video' was seen to work with transformers 4.50.0, as LLaVA-NeXT" in check.measured
+    assert "Host 'llava_video' was tested with transformers 4.50.0, as LLaVA-NeXT" in check.measured
     assert "vega3d_plugin.doctor.examine(model, processor)" in check.measured
 
 
@@ -204,14 +204,14 @@ def test_a_known_class_that_cannot_be_loaded_names_the_versions(
     (check, *_) = diagnose(folder(FAMILY))
     assert (check.name, check.status) == ("load", "FAIL")
     assert "could not be loaded: ImportError: cannot import name 'HybridCache'" in check.measured
-    assert "Host 'qwen_vl' was seen to work with transformers 4.50.0 and" in check.measured
+    assert "Host 'qwen_vl' was tested with transformers 4.50.0 and" in check.measured
     # A config that cannot be read, of a class that is there.
     shutil.copytree(folder(FAMILY), tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "qwen9"}))
     (check, *_) = diagnose(tmp_path)
     assert "no model can be read from it. ValueError" in check.measured
-    assert "Host 'qwen_vl' was seen to work with" in check.measured
+    assert "Host 'qwen_vl' was tested with" in check.measured
 
 
 def test_weights_that_are_not_all_there(folder: Callable[[str], Path], tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_branch_in_place_of_a_host(tmp_path: Path) -> None:
     vega3d.save_pretrained(hosts.patch(tiny_model(FAMILY)), tmp_path)
     (check, *_) = diagnose(tmp_path)
     assert (check.name, check.status) == ("load", "FAIL")
-    assert "pass the host as MODEL and this as --branch" in check.measured
+    assert "pass the host as MODEL and this folder as --branch" in check.measured
 
 
 def test_a_prior_that_is_not_there_is_told_before_anything_is_loaded() -> None:

@@ -345,7 +345,7 @@ def test_rows_that_do_not_fit_their_grid_are_named() -> None:
 def test_it_must_be_named() -> None:
     model = tiny_model("gemma3")
     assert not TransformersAdapter().matches(model)
-    with pytest.raises(HostError, match=r"'transformers' does when it is asked to: .*host='transformers', processor="):
+    with pytest.raises(HostError, match=r"'transformers' can\. Name it: .*host='transformers', processor="):
         find_host(model)
 
 
@@ -536,7 +536,7 @@ def test_doctor_checks_a_host_that_is_named(mistral: Path) -> None:
 def test_doctor_says_how_to_name_it(mistral: Path) -> None:
     code, checks = doctor(str(mistral))
     assert code == 1
-    assert "'transformers' does when it is asked to" in checks["host"]["measured"]
+    assert "'transformers' can. Name it" in checks["host"]["measured"]
 
 
 def test_doctor_wants_the_processor(mistral: Path, tmp_path: Path) -> None:

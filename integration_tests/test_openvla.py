@@ -619,7 +619,7 @@ def test_a_model_that_is_not_whole(build: Build, name: str, match: str) -> None:
     assert not vega3d.is_patched(model)
     if "NoneType" in match:
         assert f"transformers {transformers.__version__}" in str(caught.value)
-        assert "was seen to work with transformers 4.50.0 and timm 0.9.16" in str(caught.value)
+        assert "was tested with transformers 4.50.0 and timm 0.9.16" in str(caught.value)
 
 
 def test_a_model_wrapped_for_several_processes(build: Build) -> None:
@@ -738,9 +738,7 @@ def test_doctor_runs_no_code_of_a_checkpoint_without_leave(tmp_path: Path) -> No
         check, *_ = json.loads(result.stdout)["checks"]
         assert (check["name"], check["status"]) == ("load", "FAIL")
         assert match in check["measured"]
-        assert ("'openvla' was seen to work with transformers 4.50.0 and timm 0.9.16" in check["measured"]) == bool(
-            given
-        )
+        assert ("'openvla' was tested with transformers 4.50.0 and timm 0.9.16" in check["measured"]) == bool(given)
 
 
 @pytest.mark.usefixtures("modules")

@@ -66,7 +66,7 @@ def test_push_and_load_by_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert calls == ["secret", ("me/branch", {"private": True, "exist_ok": True})]
     again = vega3d.load_pretrained(QWEN.build(), "me/branch")
     assert torch.equal(logits(again, QWEN.batch()), logits(model, QWEN.batch()))
-    with pytest.raises(errors.SavedBranchError, match="could not be fetched from the hub"):
+    with pytest.raises(errors.SavedBranchError, match="could not be downloaded from the hub"):
         vega3d.load_pretrained(QWEN.build(), "me/nothing")
 
 

@@ -216,7 +216,7 @@ def test_ctrl_c_during_a_save_leaves_the_last_checkpoint_whole(monkeypatch: pyte
         result = invoke(QWEN, "train.output_dir=out", *LORA)
     signal.signal(signal.SIGINT, before)
     assert result.exit_code == 130
-    assert re.search(r"Interrupted\. out/checkpoint-2 is whole; resume with --resume", result.output)
+    assert re.search(r"Interrupted\. out/checkpoint-2 is complete. Resume with --resume", result.output)
     assert [path.name for path in checkpoints(Path("out"))] == ["checkpoint-2"]
     assert not list(Path("out").glob("checkpoint-4"))
     assert not (Path("out") / WRITING).exists()

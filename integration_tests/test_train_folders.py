@@ -230,12 +230,12 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_reason(
     assert found == out / "checkpoint-2"
     assert f"{out / 'checkpoint-4'} is damaged: " in problem
     assert name in problem or "weights" in problem
-    with pytest.raises(TrainError, match=r"checkpoint-4 is damaged: .*Go on from .*checkpoint-2\."):
+    with pytest.raises(TrainError, match=r"checkpoint-4 is damaged: .*Resume from .*checkpoint-2\."):
         check_whole(out / "checkpoint-4")
     damage(out / "checkpoint-2" / name)
-    with pytest.raises(TrainError, match=r"No checkpoint in .* is whole:\n.*checkpoint-4 .*\n.*checkpoint-2 "):
+    with pytest.raises(TrainError, match=r"No checkpoint in .* is complete:\n.*checkpoint-4 .*\n.*checkpoint-2 "):
         newest_whole(out)
-    with pytest.raises(TrainError, match="No other checkpoint beside it is whole"):
+    with pytest.raises(TrainError, match="No other checkpoint beside it is complete"):
         check_whole(out / "checkpoint-4")
 
 
@@ -250,7 +250,7 @@ def test_files_that_trainer_writes_beside_are_looked_at_too(out: Path) -> None:
 
 def test_resume_says_so_and_comes_to_the_same_end(out: Path, finished: Path) -> None:
     (out / "checkpoint-4" / "scheduler.pt").unlink()
-    with pytest.warns(Vega3dWarning, match=r"checkpoint-4 is damaged: scheduler\.pt is missing\. The run goes on from"):
+    with pytest.warns(Vega3dWarning, match=r"checkpoint-4 is damaged: scheduler\.pt is missing\. The run resumes from"):
         ready = job(out, resume=True)
     assert ready.checkpoint == out / "checkpoint-2"
     assert ready.run() == out / "checkpoint-4"
@@ -263,7 +263,7 @@ def test_resume_says_so_and_comes_to_the_same_end(out: Path, finished: Path) -> 
 def test_a_checkpoint_that_is_named_is_refused_where_it_is_damaged(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut(out / "checkpoint-2" / "optimizer.pt")
     monkeypatch.setattr("vega3d_plugin.training.job.prepare", lambda *_: pytest.fail("too late"))
-    with pytest.raises(TrainError, match=r"checkpoint-2 is damaged: optimizer\.pt .*Go on from .*checkpoint-4"):
+    with pytest.raises(TrainError, match=r"checkpoint-2 is damaged: optimizer\.pt .*Resume from .*checkpoint-4"):
         job(out, resume_from=out / "checkpoint-2")
 
 
@@ -308,7 +308,7 @@ def test_what_no_check_has_seen_ends_in_an_error_that_names_the_checkpoint(
     shutil.rmtree(out / "checkpoint-4")
     ready = job(out, resume=True)
     cut(out / "checkpoint-2" / "optimizer.pt")
-    with pytest.raises(TrainError, match=r"checkpoint-2 cannot be gone on from: its optimiser.*--resume-from"):
+    with pytest.raises(TrainError, match=r"checkpoint-2 cannot be resumed from: its optimiser.*--resume-from"):
         ready.run()
 
 

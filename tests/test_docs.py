@@ -36,7 +36,7 @@ def refresh() -> Any:
     return module
 
 
-@pytest.mark.parametrize("name", ["priors.md", "settings.md"])
+@pytest.mark.parametrize("name", ["first_evening.md", "priors.md", "settings.md"])
 def test_the_tables_of_a_page_are_those_of_the_code(refresh: Any, name: str) -> None:
     assert DOCS / name in refresh.pages()
     text = (DOCS / name).read_text(encoding="utf-8")

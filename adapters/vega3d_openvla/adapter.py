@@ -125,7 +125,7 @@ def _part(owner: nn.Module, name: str, where: str = "") -> Any:
     raise HostError(
         f"Host 'openvla' expects {where}{name}, found {type(part).__name__} on {type(owner).__name__} "
         f"({_versions()}), whose children are: {', '.join(n for n, _ in owner.named_children()) or 'none'}. Load the "
-        f"whole model with from_pretrained; OpenVLA was seen to work with {OPENVLA.seen_with}."
+        f"whole model with from_pretrained; OpenVLA was tested with {OPENVLA.seen_with}."
     )
 
 

@@ -154,7 +154,7 @@ def _decodes(kwargs: Mapping[str, Any]) -> bool:
         warnings.warn(
             "Host 'openvla' was given pixel_values, one token and an empty cache: it takes that for a step of decoding "
             "and ignores the image, patched or not. `generate` of this transformers calls it so. OpenVLA was written "
-            f"for transformers 4.40.1 and was seen to work with {OPENVLA.seen_with}; with others, pass "
+            f"for transformers 4.40.1 and was tested with {OPENVLA.seen_with}; with others, pass "
             "use_cache=False.",
             SeamMissedWarning,
             stacklevel=4,

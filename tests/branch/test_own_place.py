@@ -166,5 +166,5 @@ def test_a_branch_of_before_its_fuser_got_the_instruction_is_told() -> None:
     model.load_state_dict(state)
     del record["settings"]["positions"]
     state[key] = encode_record(record)
-    with pytest.warns(vega3d.Vega3dWarning, match="handed its fuser 'context_gated' no instruction"):
+    with pytest.warns(vega3d.Vega3dWarning, match="gave its fuser 'context_gated' no instruction"):
         model.load_state_dict(state)

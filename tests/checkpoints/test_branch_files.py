@@ -175,11 +175,11 @@ def test_files_of_two_branches(tmp_path: Path) -> None:
     save(tmp_path / "a", 300)
     save(tmp_path / "b", 700)
     shutil.copy(tmp_path / "b" / WEIGHTS_FILE, tmp_path / "a")
-    with pytest.warns(Vega3dWarning, match="are not of one save"):
+    with pytest.warns(Vega3dWarning, match="do not belong together"):
         assert which(tmp_path / "a") == 700
     # Weights of an older version carry nothing that could be compared, settings of this one do.
     save_file(tensors(300), tmp_path / "b" / WEIGHTS_FILE)
-    with pytest.raises(SavedBranchError, match="are not of one save: the weights carry no record of these settings"):
+    with pytest.raises(SavedBranchError, match="do not belong together: the weights carry no record of these settings"):
         read_branch(tmp_path / "b")
     (tmp_path / "b" / WEIGHTS_FILE).unlink()
     with pytest.raises(SavedBranchError, match=f"incomplete: {CONFIG_FILE} without {WEIGHTS_FILE}"):

@@ -91,7 +91,7 @@ def test_a_comparison(answers: dict[str, str]) -> None:
     assert [line[1] for line in compared] == ["+100.00", "+0.00"]
     assert compared[0][-1] == "higher"
     assert compared[1][-2:] == ["no", "difference"]
-    assert "higher, lower: the interval does not hold 0; no difference shown: it holds 0" in shown
+    assert "higher, lower: the interval excludes 0; no difference shown: it contains 0" in shown
     # The file itself stands where a sentence begins.
     assert f"{answers['wrong']}: all 30 questions" in shown
 

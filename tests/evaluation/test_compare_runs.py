@@ -48,6 +48,13 @@ def test_files_of_answers(tmp_path: Path) -> None:
     assert any("no .run.json" in n for n in found.notes)
 
 
+def test_runs_on_the_small_model_are_for_report(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": ""}')
+    (tmp_path / "vega3d_run.json").write_text(json.dumps({"settings": {"host": {"model": "tiny"}}}))
+    with pytest.raises(SettingsError, match=r"small model \(host.model: tiny\).*`vega3d report RUN RUN` compares"):
+        read_sides([f"a={tmp_path}"])
+
+
 def test_tiny_differences_and_nan_are_no_wins(tmp_path: Path) -> None:
     said = {f"q{i}": "4" for i in range(20)}
     one = answers(tmp_path / "one.jsonl", said, nll=[1.0] * 20)

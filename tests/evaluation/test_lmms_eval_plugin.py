@@ -228,7 +228,7 @@ def test_commands_in_the_recipes(name: str, command: str) -> None:
 
 
 def test_a_branch_that_was_forgotten_is_not_evaluated(root: Path) -> None:
-    with pytest.raises(SavedBranchError, match=r"host holds no branch: give branch=DIR.*\(branch=none"):
+    with pytest.raises(SavedBranchError, match=r"host holds no branch\. Name a saved branch.*branch=DIR.*branch=none"):
         load(root, branch=None)
     with pytest.raises(SettingsError, match="branch and released exclude each other"):
         HostArguments.parse({"pretrained": "x", "branch": "a", "released": "b"})

@@ -250,5 +250,5 @@ def test_a_fault_that_is_no_bad_row_ends_the_run(ray: Any, tmp_path: Path) -> No
         def open(self) -> Any:
             raise StoreError("belongs to another prior")
 
-    with pytest.raises(StoreError, match=r"(?s)Ray gave up after 0 of 8 units.*belongs to another prior"):
+    with pytest.raises(StoreError, match=r"(?s)Ray stopped after 0 of 8 units.*belongs to another prior"):
         extract_with_ray(Broken(tmp_path), actors=1)

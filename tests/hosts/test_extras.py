@@ -43,7 +43,7 @@ def test_a_command_says_what_to_install(words: str, tmp_path: Path, monkeypatch:
 def test_doctor_says_for_which_commands_it_is() -> None:
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 0
-    assert f"The library is in place. For `vega3d demo`, `train` and hosts with videos: {INSTALL}" in result.output
+    assert f"The library is installed. For `vega3d demo`, `train` and hosts with videos: {INSTALL}" in result.output
     told = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).output)["extras"]
     assert {extra["name"]: extra["missing"] for extra in told}["qwen"] == ["torchvision"]
     assert {extra["name"] for extra in told} == set(extras.PURPOSES)

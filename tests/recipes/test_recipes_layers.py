@@ -195,6 +195,34 @@ def test_wrong_overrides(write: Write, override: str, message: str) -> None:
     assert message in mistakes(write("extends: ./base.yaml\n"), override)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("prior=null", "prior.name=tiny-wan", "override `prior=null` turns the whole of `prior` off"),
+        ("lora=null", "lora.r=8", "override `lora=null` turns the whole of `lora` off"),
+        ("prior.tap=1", "prior=null", "the whole of `prior`, and override `prior.tap=1` sets a value in it"),
+        ("prior.tap=1", "prior={name: tiny-wan}", "the whole of `prior`, and override `prior.tap=1` sets a value"),
+        ("prior.tap=1", "prior.tap=2", "override `prior.tap=1` gives the same setting another value"),
+        ("data.skip_bad_rows=1", "data.skip_bad_rows=true", "gives the same setting another value"),
+    ],
+)
+def test_overrides_that_contradict_each_other(write: Write, first: str, second: str, message: str) -> None:
+    found = mistakes(write("extends: ./base.yaml\n"), first, second)
+    assert f"override `{second}`: " in found
+    assert message in found
+    assert "Remove one of the two" in found
+
+
+def test_overrides_that_agree(write: Write) -> None:
+    path = write("extends: ./base.yaml\n")
+    assert read_recipe(path, ["prior.tap=1", "prior.tap=1"]).prior.tap == 1  # type: ignore[union-attr]
+    assert read_recipe(path, ["prior={name: tiny-wan}", "prior.tap=1"]).prior.tap == 1  # type: ignore[union-attr]
+    # A block that the recipe itself turns off may be given on the command line.
+    off = write("extends: ./base.yaml\nprior: null\nlora: null\n")
+    assert read_recipe(off, ["prior.name=tiny-wan"]).prior is not None
+    assert read_recipe(path, ["prior=null", "prior=null"]).prior is None
+
+
 # The environment.
 
 WITH_ENV = """\
@@ -274,7 +302,7 @@ def test_the_folder_is_that_of_the_file_which_names_it(write: Write, tmp_path: P
         ("prior: {name: sd2.1, tap: null, context: views}", "line 2, prior: Prior 'sd2.1' has no context 'views'"),
         ("prior: {preset: relesed}", "prior: Prior 'tiny-wan' has no preset 'relesed'"),
         ("prior: {name: wan2.1-vace-1.3b, referense: none}", "line 2, prior.referense: unknown key. Did you mean"),
-        ("train: {per_device_batch_size: 3}", "batch_size 4 cannot be made of per_device_batch_size 3"),
+        ("train: {per_device_batch_size: 3}", "batch_size 4 is not a multiple of per_device_batch_size 3"),
         ("lora: {bias: some}", "line 2, lora.bias: Input should be 'none', 'all' or 'lora_only', found 'some'"),
         ("lora: {target_modules: 3}", "line 2, lora.target_modules: Input should be a valid list, found 3; or "),
     ],
@@ -289,7 +317,7 @@ def test_a_blocks_own_rule_is_told_beside_its_wrong_settings(write: Write) -> No
     text = "extends: ./base.yaml\ntrain: {per_device_batch_size: 3, shedule: cosine, max_steps: 0}\n"
     message = mistakes(write(text))
     assert message.startswith("3 settings are wrong")
-    assert "batch_size 4 cannot be made of per_device_batch_size 3" in message
+    assert "batch_size 4 is not a multiple of per_device_batch_size 3" in message
 
 
 def test_a_rule_is_not_told_where_a_wrong_setting_may_be_the_cause(write: Write) -> None:

@@ -426,7 +426,7 @@ def test_wrong_tune_settings(values: dict[str, Any], message: str) -> None:
     [
         ({"schedule": "step"}, "`schedule: step` needs `decay_steps`"),
         ({"decay_steps": 3}, "`decay_steps: null` removes it"),
-        ({"per_device_batch_size": 3}, "batch_size 4 cannot be made of per_device_batch_size 3"),
+        ({"per_device_batch_size": 3}, "batch_size 4 is not a multiple of per_device_batch_size 3"),
         ({"learning_rate": 0.0}, "learning_rate"),
     ],
 )

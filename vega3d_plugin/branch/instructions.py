@@ -111,7 +111,7 @@ def contexts(shown: Shown, reading: PromptReading, rows: int, *, learning: bool)
     """
     if learning and shown.prompts.labels is None:
         raise HostError(
-            f"Host {shown.host!r} trains without labels, so that the answers cannot be told from the prompts and would "
+            f"Host {shown.host!r} trains without labels, so prompts and answers cannot be separated, and answers would "
             "be read as instructions. Pass labels to the model (a trainer that computes the loss itself takes them "
             "out), or call it inside `with vega3d.instruction(model, prompt_ids)`."
         )

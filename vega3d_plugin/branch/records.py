@@ -67,9 +67,9 @@ def tell_without_instruction(record: Mapping[str, Any], where: str) -> None:
     settings = record["settings"]
     if settings["fusion"].get("name") in _INSTRUCTED and "positions" not in settings:
         warnings.warn(
-            f"{where} was written by a version that handed its fuser {settings['fusion']['name']!r} no instruction; "
-            "this version does. A branch that was trained with that version fuses otherwise now: train it again. One "
-            "that was converted from a released checkpoint is right; convert it again, and this warning ends.",
+            f"{where} was written by a version that gave its fuser {settings['fusion']['name']!r} no instruction. This "
+            "version does, so a branch that was trained with that version gives other results now: train it again. A "
+            "branch that was converted from a released checkpoint is right: convert it again to end this warning.",
             Vega3dWarning,
             stacklevel=3,
         )

@@ -85,6 +85,6 @@ def _refuse_packed(host: str, arguments: Mapping[str, Any]) -> None:
     starts = isinstance(places, Tensor) and places.ndim == 2 and places.shape[0] == 1 and int((places == 0).sum()) > 1
     if starts or arguments.get("cu_seq_lens_q") is not None:
         raise HostError(
-            f"Host {host!r} was given several samples in one row (packing), whose instructions cannot be told apart. "
+            f"Host {host!r} was given several samples in one row (packing), whose instructions cannot be separated. "
             "Pad them to rows of their own, or choose a fusion that uses no instruction, as 'token_gated_residual'."
         )

@@ -221,13 +221,13 @@ def _agreed(folder: Path, carried: dict[str, Any] | None) -> dict[str, Any]:
         )
     if carried is None and said is not None:
         raise _TwoSavesError(
-            f"{config} and {WEIGHTS_FILE} are not of one save: the weights carry no record of these settings. Copy "
+            f"{config} and {WEIGHTS_FILE} do not belong together: the weights carry no record of these settings. Copy "
             "both files again from one place."
         )
     if carried is not None and read != carried:
         raise _TwoSavesError(
-            f"{config} and {WEIGHTS_FILE} are not of one save{_difference(read, carried)}: a save was interrupted, and "
-            "saving again mends it."
+            f"{config} and {WEIGHTS_FILE} do not belong together{_difference(read, carried)}: a save was interrupted. "
+            "Save the branch again."
         )
     return check_record(json.dumps(read), str(config))
 

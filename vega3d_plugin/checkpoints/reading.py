@@ -186,8 +186,8 @@ def _check_same(folder: Path, first: tuple[str, SavedBranch], second: tuple[str,
         what = _first_difference(a.tensors, b.tensors)
     if what:
         raise SavedBranchError(
-            f"{folder} holds two branches, one in {one} and one in {two} ({what}), saved at different times. Which one "
-            "is meant cannot be told: move the other to a folder of its own."
+            f"{folder} holds two branches, one in {one} and one in {two} ({what}), saved at different times. Keep the "
+            "one that you mean, and move the other to another folder."
         )
 
 
@@ -238,7 +238,7 @@ def _snapshot(repo_id: str, options: Mapping[str, Any]) -> Path:
     except Exception as error:
         # Going on would train or evaluate a new branch in place of a trained one.
         raise SavedBranchError(
-            f"Whether {repo_id!r} holds a branch cannot be told: {type(error).__name__}: {error}. Download it "
+            f"It is not known whether {repo_id!r} holds a branch: {type(error).__name__}: {error}. Download it "
             f"(hf download {repo_id}), and give the script the folder."
         ) from error
 

@@ -266,7 +266,7 @@ def load_tensors(branch: GenerativeBranch, saved: SavedBranch) -> None:
     bad = not_finite(saved.tensors)
     if bad:
         raise SavedBranchError(
-            f"{saved.where} holds NaN or infinity in {', '.join(bad[:5])}: its training had diverged. Take an earlier "
+            f"{saved.where} holds NaN or infinity in {', '.join(bad[:5])}: its training had diverged. Use an earlier "
             "checkpoint."
         )
     expected = {name: tensor for name, tensor in branch.state_dict().items() if name != "record"}

@@ -69,8 +69,8 @@ def find_trained(
         problem = _lacks_branch(host)
         if problem is not None:
             raise SavedBranchError(
-                f"{host} holds no branch{problem}: give branch=DIR (as an option: --branch DIR), a saved branch or a "
-                "checkpoint (branch=none for the host alone), so that a forgotten branch is not evaluated as one."
+                f"{host} holds no branch{problem}. Name a saved branch or a checkpoint with branch=DIR (as an option: "
+                "--branch DIR). To evaluate the host without a branch, pass branch=none."
             )
         branch = host
     folder = None if str(branch) == NONE else saved_folder(branch)

@@ -52,7 +52,7 @@ def answer(
     batch_size: BatchSize = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 128,
     likelihood: Annotated[
-        bool, typer.Option("--likelihood", help="Also how likely the expected answer is (nll, in nats).")
+        bool, typer.Option("--likelihood", help="Also compute the likelihood of the expected answer (nll, in nats).")
     ] = False,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,

@@ -71,7 +71,7 @@ there is, checks that it works on your host, and looks into what was trained.
                                          for vLLM and SGLang
   vega3d run --recipe R -- train.py ARGS  a host's own script, with the branch
   vega3d prior info wan2.1-t2v-1.3b      what a prior is, before loading it
-  vega3d store info features             look after a store of features
+  vega3d store info features             what a feature store holds
   vega3d recipes show qwen_vl/smoke      settings of an experiment
   vega3d prior features kitchen.mp4 --prior tiny-wan
                                          what it sees in a video, as a picture

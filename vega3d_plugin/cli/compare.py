@@ -24,9 +24,7 @@ def compare(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN...", help="NAME=DIR,DIR, a DIR, answers.jsonl or NAME=none.")
     ],
-    data: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="Rows, .json or .jsonl; may be given again.")
-    ] = None,
+    data: Annotated[list[str] | None, typer.Option(metavar="FILE", help="Rows, .json or .jsonl; repeatable.")] = None,
     folder: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="For answers, comparison.json and report.html.")
     ] = Path("compare_out"),
@@ -34,15 +32,17 @@ def compare(
         str | None, typer.Option(metavar="MODEL", help="The host; default: what the checkpoints were trained from.")
     ] = None,
     controls: Annotated[
-        str, typer.Option(help="Of runs with a branch, separated by commas; none: none.")
+        str, typer.Option(help="Controls of runs with a branch, separated by commas; none: no controls.")
     ] = "off,zeroed,shuffled,twin",
     pretrained: Pretrained = None,
     media_root: MediaRoot = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video; default: as each was trained.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a video; default: as in the training of each.")
+    ] = None,
     limit: Limit = None,
     batch_size: BatchSize = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 32,
-    likelihood: Annotated[bool, typer.Option(help="Also how likely the expected answers are.")] = True,
+    likelihood: Annotated[bool, typer.Option(help="Also compute the likelihood of the expected answers.")] = True,
     skip_bad_rows: SkipBadRows = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 10_000,

@@ -19,7 +19,7 @@ def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Folder, file of weights, or hub id.")],
     target: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write to.")],
     host: Annotated[
-        str | None, typer.Option(metavar="ADAPTER", help="Of LLaVA: llava_video (default) or llava_transformers.")
+        str | None, typer.Option(metavar="ADAPTER", help="For LLaVA: llava_video (default) or llava_transformers.")
     ] = None,
     prior: Annotated[str | None, typer.Option(help="A prior, when config.json names none; `vega3d ls priors`.")] = None,
     pretrained: Annotated[str | None, typer.Option(help="Folder or hub id of the prior's weights, recorded.")] = None,
@@ -30,7 +30,7 @@ def convert(
         ),
     ] = False,
     published_tower: Annotated[
-        bool, typer.Option("--published-tower", help="Leave the tower that SRC holds, though it was trained with it.")
+        bool, typer.Option("--published-tower", help="Use the published tower instead of the one that SRC holds.")
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a branch that is there.")] = False,

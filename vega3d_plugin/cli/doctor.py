@@ -38,12 +38,13 @@ def doctor(
     ] = None,
     pretrained: Annotated[str | None, typer.Option(help="Folder or hub id of the prior's weights.")] = None,
     processor: Annotated[str | None, typer.Option(help="Folder or hub id of MODEL's processor, if elsewhere.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where to run; default: CUDA when there is any.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device; default: CUDA if there is any.")] = None,
     host: Annotated[
-        str | None, typer.Option(help="Adapter, for a MODEL that none finds by itself (`vega3d ls hosts`).")
+        str | None, typer.Option(help="Adapter to use if none matches MODEL by itself (`vega3d ls hosts`).")
     ] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the code that comes with MODEL (OpenVLA has such).")
+        bool,
+        typer.Option("--trust-remote-code", help="Allow code that comes with MODEL to run (OpenVLA has such code)."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
@@ -124,11 +125,11 @@ def _extras(needed: list[Extra]) -> Table:
 
 def _conclusion(good: bool, needed: list[Extra]) -> str:
     if not good:
-        return "[bold red]Something is broken, see above in red.[/]"
+        return "[bold red]Something is broken. See the red lines above.[/]"
     # The others are for few, this one is for most.
     first = next((extra for extra in needed if extra.name == "qwen" and extra.missing), None)
     if first is not None:
-        return escape(f"The library is in place. For `vega3d demo`, `train` and hosts with videos: {first.install}")
+        return escape(f"The library is installed. For `vega3d demo`, `train` and hosts with videos: {first.install}")
     return "Everything is in place. [dim]`vega3d doctor MODEL` checks a host.[/]"
 
 
@@ -154,7 +155,7 @@ def _hosts(hosts: list[HostClasses], packages: list[Package]) -> Table:
     made = table("host", f"classes in transformers {version}", title="Patchable")
     for host in hosts:
         absent = [f"{name} (not in transformers)" for name in host.absent]
-        seen = f"seen to work with {host.seen_with}" if host.seen_with else ""
+        seen = f"tested with {host.seen_with}" if host.seen_with else ""
         made.add_row(host.host, stacked("\n".join(host.present) or "-", *absent, seen))
     return made
 

@@ -37,8 +37,8 @@ def extract(
     form: Annotated[
         str | None, typer.Option(metavar="FORM", help="native, aligned, either with -bf16 or -int8.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Where the prior runs; default: CUDA when there is any.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Say what it would take; extract nothing.")] = False,
+    device: Annotated[str | None, typer.Option(help="Device of the prior; default: CUDA if there is any.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the cost; extract nothing.")] = False,
     on: Annotated[str, typer.Option(metavar="DEVICE", help="For --plan: h100, a100, ... or cpu, measured.")] = "h100",
     verify: Annotated[int, typer.Option(min=0, metavar="N", help="Compute N clips again and compare.")] = 0,
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Use Ray: auto, or a cluster's address.")] = None,
@@ -53,7 +53,7 @@ def extract(
 
     Clips are found exactly as the host would see them, by its own processor and
     code; neither its weights nor its vision tower are loaded. What the store has
-    is left out, so the same command goes on after a break.
+    is left out, so the same command resumes after an interruption.
 
     \b
       vega3d extract qwen_vl/smoke --store features
@@ -167,8 +167,8 @@ def _report(
     table = {
         **({"rank": f"{rank} of {world}"} if world > 1 else {}),
         "store": f"{values['store']} ({values['form']})",
-        "rows": f"{values['rows']:,}, {tally.units:,} with pictures of their own, {units.text:,} of text alone",
-        "clips": f"{tally.clips:,}: {tally.made:,} computed, {tally.clips - tally.made:,} were there",
+        "rows": f"{values['rows']:,}, {tally.units:,} with different pictures, {units.text:,} without pictures",
+        "clips": f"{tally.clips:,}: {tally.made:,} computed, {tally.clips - tally.made:,} already there",
         "written": size(tally.bytes) + rate,
         "bad rows": f"{len(bad):,}",
     }
@@ -191,7 +191,7 @@ def _plan(units: RecipeUnits, device: str, as_json: bool) -> None:
     hours = plan["hours"]
     print_pairs(
         {
-            "rows": f"{plan['rows']:,}, {plan['units']:,} with pictures of their own",
+            "rows": f"{plan['rows']:,}, {plan['units']:,} with different pictures",
             "clips": f"{plan['clips']:,}" + ("" if plan["exact"] else " (from a sample)"),
             "a clip": f"{plan['frames']} frames of {plan['size'][0]}x{plan['size'][1]}",
             "FLOP": unknown if plan["flops"] is None else f"{plan['flops']:.3g}",

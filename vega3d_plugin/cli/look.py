@@ -24,12 +24,14 @@ def look(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A saved branch, or a trainer's checkpoint.")],
     question: Annotated[str, typer.Option(help="About the video or the images.")],
     video: Annotated[Path | None, typer.Option(metavar="FILE", help="A video, or a folder of frames.")] = None,
-    images: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A picture; may be given again.")] = None,
+    images: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A picture; repeatable.")] = None,
     host: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Folder or hub id; default: the one it was trained on.")
     ] = None,
     pretrained: Pretrained = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Of the video; default: as in training, else 8.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of the video; default: as in training, else 8.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 64,
     to: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for what is drawn.")] = Path("look_out"),
     device: Device = None,

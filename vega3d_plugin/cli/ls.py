@@ -74,7 +74,7 @@ def _hosts_table(rows: list[Row]) -> Table:
     made = table("host", title="Hosts")
     for row in rows:
         from_plugin = "" if row["plugin"] == row["name"] else f"from {row['plugin']}"
-        seen = f"seen to work with {row['seen_with']}" if row["seen_with"] else ""
+        seen = f"tested with {row['seen_with']}" if row["seen_with"] else ""
         made.add_row(_entry(row["name"], stacked(row["summary"], ", ".join(row["classes"]), seen, from_plugin)))
     return made
 
@@ -130,7 +130,7 @@ def _priors_table(rows: list[Row]) -> Table:
             below = stacked(f"dim {dim}, tap {tap}, {contexts}", row["summary"], _source(row) + licence)
         first.stylize("bold", 0, len(row["name"]))
         made.add_row(Group(first, Padding(below, (0, 0, 0, GAP))))
-    made.caption = "dim: channels of a feature; `vega3d prior info NAME` tells all"
+    made.caption = "dim: channels of a feature; `vega3d prior info NAME` shows all settings"
     made.caption_justify = "left"
     return made
 
@@ -156,7 +156,7 @@ def _about_fuser(name: str) -> Row:
 
 def _fusers_table(rows: list[Row]) -> Table:
     made = table("fuser", "identity", "what it does", title="Fusers", whole=["fuser"])
-    made.caption = "identity: a patch with it can start as if it were not there (init: identity)"
+    made.caption = "identity: a fresh patch with it computes what the host computes (init: identity)"
     for row in rows:
         options = ", ".join(f"{name}={value}" for name, value in row["options"].items())
         made.add_row(

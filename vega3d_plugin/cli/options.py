@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of the host.")]
-Data = Annotated[list[str], typer.Option(metavar="FILE", help="Rows, .json or .jsonl; may be given again.")]
+Data = Annotated[list[str], typer.Option(metavar="FILE", help="Rows, .json or .jsonl; repeatable.")]
 Adapter = Annotated[str | None, typer.Option(metavar="DIR", help="A PEFT adapter; default: --branch, if it is one.")]
 Pretrained = Annotated[str | None, typer.Option(help="Folder or hub id of the prior's weights.")]
 Processor = Annotated[
@@ -24,8 +24,8 @@ SkipBadRows = Annotated[
     bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used, and list them.")
 ]
 Store = Annotated[str | None, typer.Option(metavar="DIR", help="A feature store.")]
-Device = Annotated[str | None, typer.Option(help="Where to run; default: CUDA when there is any.")]
-HostDtype = Annotated[str, typer.Option(help="Of the host: auto (as saved), bfloat16, ...")]
+Device = Annotated[str | None, typer.Option(help="Device; default: CUDA if there is any.")]
+HostDtype = Annotated[str, typer.Option(help="Dtype of the host: auto (as saved), bfloat16, ...")]
 BranchOrNone = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="A saved branch or a checkpoint; default: MODEL. none: the host alone."),

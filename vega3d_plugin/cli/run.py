@@ -19,11 +19,16 @@ CONTEXT = {"allow_interspersed_args": False, "ignore_unknown_options": False}
 def run(
     recipe: Annotated[str, typer.Option(help="Name of a recipe (`vega3d ls recipes`), or a YAML file.")],
     command: Annotated[
-        list[str] | None, typer.Argument(metavar="-- SCRIPT ARGS", help="As after `python`; `-m MODULE ARGS` too.")
+        list[str] | None,
+        typer.Argument(
+            metavar="-- SCRIPT ARGS", help="The script and its arguments, as after `python`; or `-m MODULE ARGS`."
+        ),
     ] = None,
-    store: Annotated[str | None, typer.Option(metavar="URL", help="Folder or URL: each clip is encoded once.")] = None,
+    store: Annotated[
+        str | None, typer.Option(metavar="URL", help="Feature store, folder or URL: each clip is encoded once.")
+    ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SETTING=VALUE", help="As prior.tap=16; may be repeated.")
+        list[str] | None, typer.Option("--set", metavar="SETTING=VALUE", help="As prior.tap=16; repeatable.")
     ] = None,
     record: Annotated[
         Path | None,

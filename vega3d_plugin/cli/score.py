@@ -42,17 +42,18 @@ def score(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="Rows with answers, .jsonl or .json.")],
     references: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="The benchmark's questions; may be given again for a second part."),
+        typer.Option(metavar="FILE", help="The benchmark's questions; repeatable, for a second part."),
     ] = None,
     as_: Annotated[
-        str | None, typer.Option("--as", metavar="PROTOCOL", help="Whose way of scoring; default: vega3d, if any.")
+        str | None,
+        typer.Option("--as", metavar="PROTOCOL", help="Protocol of the scoring; default: vega3d, if there is one."),
     ] = None,
     compare: Annotated[
-        list[Path] | None, typer.Option(metavar="OTHER", help="Other answers to compare with; may be given again.")
+        list[Path] | None, typer.Option(metavar="OTHER", help="Other answers to compare with; repeatable.")
     ] = None,
     leave_out: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND", help="missing, unknown, duplicate, unusable or mismatch; may be given again."),
+        typer.Option(metavar="KIND", help="missing, unknown, duplicate, unusable or mismatch; repeatable."),
     ] = None,
     count_missing: Annotated[
         bool, typer.Option("--count-missing", help="Count questions without an answer as wrong.")
@@ -203,7 +204,7 @@ def _print_comparison(first: Path, second: Path, other: Score, comparison: Compa
         before = found.type
     made.columns[columns.index("difference")].justify = "right"
     out.print(made)
-    out.print(Text("higher, lower: the interval does not hold 0; no difference shown: it holds 0", style="dim"))
+    out.print(Text("higher, lower: the interval excludes 0; no difference shown: it contains 0", style="dim"))
     out.print()
     for note in comparison.notes:
         err.print(Text(f"Note: {note}", style="yellow"), soft_wrap=True)

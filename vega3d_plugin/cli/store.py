@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from .output import err, out, print_json, print_pairs
 
-HELP = """Look after a feature store: a folder, or a URL such as s3://bucket/x.
+HELP = """Inspect, check and clean a feature store: a folder, or a URL such as s3://bucket/x.
 
 [bold]vega3d extract[/] fills one; so does [bold]vega3d.patch(model, store=...)[/].
 
@@ -90,7 +90,7 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove what is damaged, there twice, left over, or not in --keep."""
+    """Remove damaged and duplicate entries, leftovers, and what is not in --keep."""
     from ..contracts.errors import StoreError
     from ..features import upkeep
 

@@ -30,7 +30,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the folder's last checkpoint.")] = False,
     resume_from: Annotated[Path | None, typer.Option(metavar="DIR", help="Resume from this checkpoint.")] = None,
     skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out, count and list them.")] = False,
-    store: Annotated[str | None, typer.Option(metavar="URL", help="Folder or URL: each clip is encoded once.")] = None,
+    store: Annotated[
+        str | None, typer.Option(metavar="URL", help="Feature store, folder or URL: each clip is encoded once.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The plan or the result, machine-readable.")] = False,
 ) -> None:
     """Train a host of transformers as a recipe says: patched, with LoRA or in full.
@@ -52,7 +54,7 @@ def train(
     weights: recipe, versions, seeds, git. Load it with
     `vega3d.load_pretrained(model, checkpoint)`.
     """
-    from ..contracts.errors import BadRowWarning
+    from ..contracts.errors import BadRowWarning, Vega3dError
     from ..training.job import make_job
     from ..training.manifest import find_checkpoint, rank
 
@@ -83,8 +85,14 @@ def train(
         except KeyboardInterrupt:
             whole = find_checkpoint(job.output)
             if first:
+                err.print()
                 _interrupted(job.output, whole)
             raise SystemExit(130) from None
+        except Vega3dError:
+            # The message would otherwise stand behind the progress bar, in the same line.
+            if first:
+                err.print()
+            raise
     if first:
         _trained(job, last, as_json)
 
@@ -146,7 +154,7 @@ def _interrupted(output: Path, whole: Path | None) -> None:
     if whole is None:
         err.print("Interrupted before the first checkpoint.")
     else:
-        err.print(f"Interrupted. {whole} is whole; resume with --resume.", markup=False, soft_wrap=True)
+        err.print(f"Interrupted. {whole} is complete. Resume with --resume.", markup=False, soft_wrap=True)
     if (output / FILE).is_file():
         err.print(f"What there is so far: {output / FILE}", markup=False, soft_wrap=True)
 

@@ -117,36 +117,39 @@ class PriorSettings(Settings):
     """Which prior, and how it looks at a clip. None means the prior's own default.
 
     Attributes:
-        name: a registered prior, ``vega3d ls priors``.
+        name: a registered prior (``vega3d ls priors``).
         pretrained: hub id or folder, in diffusers' layout or in the original one.
         revision: branch, tag or commit on the hub.
-        tower: file, folder or hub id whose tower replaces the weights of ``pretrained``: a released checkpoint, or
-            ``vega3d_tower.safetensors`` beside a branch, see :mod:`~vega3d_plugin.priors.frozen.towers`.
+        tower: file, folder or hub id of transformer weights that replace those of ``pretrained``: a released
+            checkpoint, or ``vega3d_tower.safetensors`` beside a branch.
         timestep: noise level as a timestep of the schedule, 0 to 1000 (paper: 300).
-        shift: of the flow-matching schedule (paper: 5).
-        tap: block whose output is the feature, 0-based; negative counts from the end (the released default is -1,
-            its scripts pass 20 of 30).
+        shift: shift of the flow-matching schedule (paper: 5).
+        tap: the block whose output is the feature, counted from 0; negative numbers count from the end. (Released
+            code: -1 by default, 20 of 30 in its scripts.)
         size: height and width in pixels that frames are resized to.
-        resize: ``crop``: cover the size and crop the centre, as released; tokens beyond the cut then have no features
-            (0). ``stretch``: keep the whole frame.
-        context: how much of a clip the prior sees at once: ``frame``: each frame alone, as released; ``views``: every
-            frame its own latent frame, attended jointly (sparse views); ``video``: the causal video VAE.
-        seed: of the noise; one seed gives a clip one feature map.
-        preset: ``released``: the oddities of the released code, for checkpoints trained with it: the map of a cut is
-            fused as if it were of the whole frame. What else it sets can be
-            seen with ``vega3d prior info``, and is overruled by what is given beside it.
-        window: contexts ``views`` and ``video``: latent steps that are attended jointly; longer clips are cut into
-            overlapping windows. None: the prior's own, about the length it was trained on.
-        overlap: steps that neighbouring windows share at least; features are averaged there.
-        chunk_frames: frames per forward where each is on its own (context ``frame``; the VAE in ``views``); changes
-            memory, not features. None: as many as ``max_tokens`` allows.
-        max_tokens: tokens of the denoiser per forward in context ``frame``; changes memory, not features.
-        fast: the exact reductions of the fast path: true, false, or a list of their names (``vega3d prior info``).
-        compile: ``torch.compile`` the blocks; the first clip of every size and length then takes up to minutes.
-        offload: between calls the prior waits in the CPU's memory.
-        dtype: compute dtype; default bfloat16 on CUDA, float32 elsewhere.
-        device: where the prior lives; default: wherever the frames are.
-        options: settings of one family of priors alone (``vega3d prior info``).
+        resize: ``crop``: scale the frame to cover ``size`` and crop its centre, as in the released code. Tokens outside
+            the crop get no features (0). ``stretch``: keep the whole frame.
+        context: how much of a clip the prior sees at once. ``frame``: each frame alone, as in the released code.
+            ``views``: each frame is its own latent frame, and the transformer attends across all of them (for sparse
+            views). ``video``: the causal video VAE encodes the clip as a video.
+        seed: seed of the noise. With one seed a clip has one feature map.
+        preset: ``released``: repeat oddities of the released code, for checkpoints trained with it. Among others, the
+            features of a cropped frame are fused as if they covered the whole frame. ``vega3d prior info`` lists what
+            it sets. A setting that you give yourself wins over the preset.
+        window: in contexts ``views`` and ``video``: number of latent steps that attend to each other. Longer clips are
+            cut into overlapping windows. None: the prior's own, about the length it was trained on.
+        overlap: smallest number of steps that neighbouring windows share. Features are averaged there.
+        chunk_frames: frames per forward where frames are independent (context ``frame``, and the VAE in ``views``).
+            Changes memory, not features. None: as many as ``max_tokens`` allows.
+        max_tokens: largest number of tokens per forward of the denoiser in context ``frame``. Changes memory, not
+            features.
+        fast: the fast path: true, false, or a list of the parts to use (``vega3d prior info`` lists them). All are
+            exact up to rounding.
+        compile: use ``torch.compile`` for the blocks. The first clip of each size and length then takes up to minutes.
+        offload: move the prior to the CPU between calls.
+        dtype: dtype of the computation. Default: bfloat16 on CUDA, float32 elsewhere.
+        device: device of the prior. Default: the device of the frames.
+        options: settings that only this family of priors has (``vega3d prior info``).
     """
 
     name: str = "wan2.1-t2v-1.3b"
@@ -216,11 +219,12 @@ class FusionSettings(Settings):
     """How semantic and generative tokens are mixed.
 
     Attributes:
-        name: a registered fuser, ``vega3d ls fusers``.
-        init: ``identity``: the patched model starts as the host; ``released``: as the released code starts.
-        num_heads, num_layers, dropout: of ``cross_attention``.
-        residual_scale: start of ``a`` in ``token_gated_residual`` with ``init: released``.
-        options: of a third party's fuser.
+        name: a registered fuser (``vega3d ls fusers``).
+        init: ``identity``: a fresh patch computes what the host computes. ``released``: start as the released code
+            does, which changes the host's output before training.
+        num_heads, num_layers, dropout: settings of ``cross_attention``.
+        residual_scale: start value of ``a`` in ``token_gated_residual`` with ``init: released``.
+        options: options of a plugin's own fuser.
     """
 
     name: str = "token_gated_residual"
@@ -263,7 +267,7 @@ class ProjectorSettings(Settings):
 
     Attributes:
         name: ``mlp`` or ``avg`` (merge projectors of the released Qwen branch), ``mlp2x_gelu`` (released LLaVA branch).
-        hidden_dim: width of the MLP; default 4096 for the merge projectors, the hidden size for ``mlp2x_gelu``.
+        hidden_dim: width of the MLP. Default: 4096 for the merge projectors, the host's hidden size for ``mlp2x_gelu``.
     """
 
     name: str = "mlp"
@@ -279,19 +283,21 @@ class BranchSettings(Settings):
     """All settings of a branch.
 
     Attributes:
-        prior, fusion, projector: of its parts.
-        space: alignment in space, ``bilinear`` (released Qwen branch) or ``adaptive_avg`` (released LLaVA branch).
-        images: ``separate``: every image is a clip of its own, as released; ``scene``: the images of one sample are the
-            views of one clip, whatever their sizes. Matters for a prior with context ``views`` or ``video``.
-        history: observations, the current one included, that a policy's clip holds while it acts (not in training):
-            1 is none before. Call ``vega3d.get_handle(model).reset()`` when an episode starts.
-        positions: ``sin3d``: after the fusion, each token is given a sinusoid of the world point that it shows, as in
-            the paper's host; the call must then be given ``vega3d_points``, see
-            :func:`~vega3d_plugin.scenes.view_points.view_points`. It has no weights, and no start as identity.
-        placement: of the map of a cut frame (``resize: crop``). ``own``: each token meets the features of its own
-            place, and tokens beyond the cut have none; ``stretched``: the map is taken for one of the whole frame, as
-            in the released code. Default: ``own``; ``stretched`` with the prior's ``preset: released``, and for
-            branches that were saved without this setting.
+        prior, fusion, projector: settings of the three parts.
+        space: how features are resampled to the token grid: ``bilinear`` (released Qwen branch) or ``adaptive_avg``
+            (released LLaVA branch).
+        images: which images form a clip. ``separate``: each image is a clip of its own, as in the released code.
+            ``scene``: the images of one sample are views of one clip, whatever their sizes. It has an effect with
+            priors whose context is ``views`` or ``video``.
+        history: number of observations, with the current one, that the clip of an acting policy holds (not in
+            training). 1: only the current one. Call ``vega3d.get_handle(model).reset()`` when an episode starts.
+        positions: ``sin3d``: after the fusion, add a sinusoidal embedding of the world point that each token shows, as
+            in the paper's host. Every call then needs ``vega3d_points``, which ``vega3d.view_points(scene)`` makes. It
+            has no weights, and it changes the host's output from the start.
+        placement: which tokens get the features of a cropped frame (``resize: crop``). ``own``: each token gets the
+            features of its own place, and tokens outside the crop get none. ``stretched``: the features are spread
+            over the whole frame, as in the released code. Default: ``own``. With the prior's ``preset: released``,
+            and for branches saved without this setting: ``stretched``.
     """
 
     prior: PriorSettings = Field(default_factory=lambda: PriorSettings())

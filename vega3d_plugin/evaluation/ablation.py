@@ -276,7 +276,7 @@ class _Questions:
                 answers = [_Answer(part, self.data.encoder(part)) for part in _parts(self._read(number))]
             except RowError as error:
                 if not self.data.settings.skip_bad_rows:
-                    raise BadRowsError(f"{name}: {error}. Mend it, or pass --skip-bad-rows.") from error
+                    raise BadRowsError(f"{name}: {error}. Correct it, or pass --skip-bad-rows.") from error
                 if self.settled:
                     # The answers after it would be taken for others.
                     raise BadRowsError(f"{name}: {error}. It could be read before; start again.") from error
@@ -327,7 +327,8 @@ def _doubts(found: Ablation, tuned: bool) -> list[str]:
     untouched = all(answer["scores"]["patched"].nll == answer["scores"]["off"].nll for answer in found.answers)
     if untouched:
         doubts.append(
-            "The branch changes nothing: every likelihood is the same with it on and off. It is untrained (identity), "
+            "The branch changes nothing: every likelihood is the same with it on and off. Either it is "
+            "untrained (identity), "
             "or the pictures do not reach it; `vega3d doctor` tells."
         )
     if any(math.isnan(s.nll) for v in VARIANTS for s in found.scores(v)):

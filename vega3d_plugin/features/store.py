@@ -520,7 +520,7 @@ class FeatureStore:
         self._tell(
             "damaged",
             f"The feature store's {self.where}/{file} is damaged: {problem}. These features are computed again and "
-            "replaced, as are all others of this store that do not hold; this is told once.",
+            "replaced, and so are all other damaged entries of this store; this warning appears once.",
         )
 
     def _tell_not_kept(self, error: Exception) -> None:
@@ -529,7 +529,7 @@ class FeatureStore:
         self._tell(
             "not kept",
             f"Features are not kept in the feature store {self.where}: {error}. They are used all the same, and will "
-            f"be computed again in the next run. {advice}. This is told once.",
+            f"be computed again in the next run. {advice}. This warning appears once.",
         )
 
     def _tell(self, what: str, message: str) -> None:

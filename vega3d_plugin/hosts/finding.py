@@ -25,7 +25,7 @@ def find_host(model: nn.Module, name: str | None = None) -> HostAdapter:
     asked = [a.name for a in manager.hosts if type(model).__name__ in a.classes]
     if asked:
         raise HostError(
-            f"No host adapter patches {type(model).__name__} by itself, but {asked[0]!r} does when it is asked to: "
+            f"No host adapter patches {type(model).__name__} by default, but {asked[0]!r} can. Name it: "
             f"vega3d.patch(model, host={asked[0]!r}, processor=processor).{broken}"
         )
     known = "; ".join(f"{a.name}: {', '.join(a.classes)}" for a in manager.hosts) or "no adapter is installed"

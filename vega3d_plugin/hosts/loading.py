@@ -72,7 +72,7 @@ def read_source(source: str | Path, *, trust_remote_code: bool = False) -> HostS
     except Exception as error:
         if "trust_remote_code" in str(error) and not trust_remote_code:
             raise HostError(
-                f"{source} comes with code of its own, which does not run without your word. Read it, then pass "
+                f"{source} comes with its own code, which runs only if you allow it. Read it, then pass "
                 "--trust-remote-code (in Python trust_remote_code=True)."
             ) from error
         names = _class_names(checked)
@@ -244,7 +244,7 @@ def _seen(names: Sequence[str]) -> str:
     """The versions with which a host of one of these classes was seen to work, for the end of a message."""
     for adapter in HOSTS:
         if seen_with(adapter) and not {*names}.isdisjoint(adapter.classes):
-            return f" Host {adapter.name!r} was seen to work with {seen_with(adapter)}."
+            return f" Host {adapter.name!r} was tested with {seen_with(adapter)}."
     return ""
 
 
@@ -256,7 +256,8 @@ def _not_a_model(source: str) -> str:
     """What the folder holds instead, where that can be told."""
     folder = Path(source)
     if (folder / CONFIG_FILE).is_file() or (folder / "adapter_config.json").is_file():
-        return f"{source} holds a branch or a PEFT adapter, not a host: pass the host as MODEL and this as --branch."
+        return f"{source} holds a branch or a PEFT adapter, not a host: pass the host as MODEL and this folder "
+        "as --branch."
     if folder.is_dir() and not (folder / "config.json").is_file():
         return f"{source} holds no model: there is no config.json in it."
     return ""

@@ -31,8 +31,8 @@ def points_for(branch: GenerativeBranch, clips: Sequence[Clip]) -> list[Tensor] 
     if points is None:
         raise HostError(
             f"Host {branch.host!r}: this branch adds positions ({branch.settings.positions!r}), but this call has "
-            f"pictures and no {POINTS}, which says where their pixels lie. Pass {POINTS}=vega3d.view_points(scene) "
-            "beside the pixels; rows that name a `scene` with depth and poses bring it along."
+            f"pictures and no {POINTS}, which holds the world points of their pixels. Pass "
+            f"{POINTS}=vega3d.view_points(scene) beside the pixels. Rows with a posed `scene` do this."
         )
     views = as_point_map(points)
     frames = [clip.frames.shape[0] for clip in clips]

@@ -76,7 +76,7 @@ def context_for(branch: GenerativeBranch, call: HostCall, clips: Sequence[Clip])
     samples = [clip.sample for clip in clips if clip.sample is not None]
     if len(samples) < len(clips):
         raise HostError(
-            f"Host {branch.host!r}: it cannot be told which of {len(clips)} pictures belongs to which of {shown.rows} "
+            f"Host {branch.host!r}: it is not known which of {len(clips)} pictures belongs to which of {shown.rows} "
             f"prompts, whose instruction the fusion {branch.settings.fusion.name!r} uses. Give one prompt at a time."
         )
     return vectors[samples]

@@ -30,32 +30,32 @@ class DataSettings(Settings):
     """Which rows to train on, and how their pictures reach the host.
 
     Attributes:
-        preset: ``released``: rows are read as the released spatial-reasoning code reads them: folders of frames in the
-            order of their names as text, frames rounded down, ``<video>`` as so many ``<image>`` and no line break
-            after them; and where nothing else is said ``video_as: images``, ``resize: width_518``, ``sampling: fps``
-            with ``fps`` 0.5, ``min_frames`` 4, ``frames`` 8, ``folder_fps`` 1, and the system text "You are a helpful
-            assistant.".
+        preset: ``released``: read rows as the released spatial-reasoning code does. It sorts frames of a folder by
+            their names as text, rounds the number of frames down, and replaces ``<video>`` by as many ``<image>``
+            without a line break after them. It also sets ``video_as: images``, ``resize: width_518``,
+            ``sampling: fps``, ``fps: 0.5``, ``min_frames: 4``, ``frames: 8``, ``folder_fps: 1`` and the system text
+            "You are a helpful assistant.", unless you set them yourself.
         files: one or several ``.json`` or ``.jsonl`` files, or patterns such as ``data/*.jsonl``.
-        eval_files: as ``files``: rows that are held out, on which the loss is measured while the model trains.
-        media_root: folder that relative paths of images and videos start from; default: that of each file.
-        format: ``llava``: rows with ``conversations`` and placeholders in the text; ``chat``: rows with ``messages``;
-            ``auto``: by each row's keys.
-        frames: frames of a video, whatever its length: as many as the experiment gives the host.
-        sampling: ``uniform``: spread evenly over the video, both ends included, as in the experiments; ``fps``:
-            ``fps`` frames a second, ``min_frames`` at least and ``frames`` at most.
-        fps, min_frames: for ``sampling: fps``.
-        folder_fps: frames per second of folders of frames; default: they have no time. Lists of frames have that of
-            their row, if any.
-        video_as: ``video``: the host's own video input; ``images``: each frame an image of its own, one after the
-            other, as VG-LLM feeds Qwen2.5-VL. A list of views is treated as a video is.
-        resize: ``width_518``: images become 518 wide (bicubic), at most 518 high (the middle rows), and are cut to
-            whole tokens, before the processor's own limits; default: the processor's resizing alone. Needs
+        eval_files: files of held-out rows, given like ``files``. The validation loss is measured on them.
+        media_root: folder from which relative paths of images and videos start. Default: the folder of each file.
+        format: ``llava``: rows with ``conversations`` and placeholders in the text. ``chat``: rows with ``messages``.
+            ``auto``: decided by the keys of each row.
+        frames: number of frames taken from a video. With ``sampling: fps``, the largest number.
+        sampling: ``uniform``: ``frames`` frames, spread evenly over the video, first and last included. ``fps``:
+            ``fps`` frames a second, at least ``min_frames`` and at most ``frames``.
+        fps, min_frames: frames per second and smallest number of frames, for ``sampling: fps``.
+        folder_fps: frames per second of folders of frames. Default: folders have no times. Lists of frames use the
+            rate in their row, if it has one.
+        video_as: ``video``: use the host's video input. ``images``: show each frame as an image of its own, as VG-LLM
+            does with Qwen2.5-VL. A list of views is handled like a video.
+        resize: ``width_518``: before the processor's own resizing, scale images to a width of 518 pixels (bicubic),
+            keep at most the middle 518 rows, and crop to whole tokens. Default: only the processor's resizing. Needs
             ``video_as: images``.
-        video_max_pixels: area of a frame of a video after the processor's resizing; default: the processor's own.
-        skip_bad_rows: leave out rows that cannot be used, count and list them; else the first stops the run.
+        video_max_pixels: largest area of a video frame after the processor's resizing. Default: the processor's.
+        skip_bad_rows: leave out rows that cannot be used, count them and list them. Otherwise the run stops.
         image_token, video_token: placeholders in the text of ``llava`` rows.
         system: text of the system turn, for rows that have none.
-        workers: processes that read rows ahead, for each training process.
+        workers: number of processes that read rows ahead, per training process.
     """
 
     preset: Literal["released"] | None = None
@@ -102,7 +102,7 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _rate(self) -> DataSettings:
         if self.sampling == "fps" and self.fps is None:
-            raise SettingsClashError("`sampling: fps` needs `fps`, the frames to take of a second", "sampling", "fps")
+            raise SettingsClashError("`sampling: fps` needs `fps`, the number of frames per second", "sampling", "fps")
         if self.sampling != "fps" and self.fps is not None:
             raise SettingsClashError(
                 f"`fps` is for `sampling: fps` alone, and `sampling` is {self.sampling}. `fps: null` removes it",
@@ -111,12 +111,12 @@ class DataSettings(Settings):
             )
         if self.min_frames > self.frames:
             raise SettingsClashError(
-                f"min_frames {self.min_frames} is more than frames {self.frames}", "min_frames", "frames"
+                f"min_frames {self.min_frames} is larger than frames {self.frames}", "min_frames", "frames"
             )
         if self.video_as != "images" and (self.resize or self.preset):
             word = f"resize: {self.resize}" if self.resize else f"preset: {self.preset}"
             raise SettingsClashError(
-                f"`{word}` is about images, so it needs `video_as: images`", word.split(":")[0], "video_as"
+                f"`{word}` applies to images, so it needs `video_as: images`", word.split(":")[0], "video_as"
             )
         return self
 
@@ -126,30 +126,34 @@ class TrainSettings(Settings):
 
     Attributes:
         trainer: ``hf``: Trainer of transformers; ``trl``: SFTTrainer of TRL.
-        learning_rate, schedule, warmup_ratio, weight_decay: of the optimiser; the ratio is of all steps.
-        decay_steps, decay_factor: for ``schedule: step``: after that many steps the rate is multiplied by the factor.
-        max_grad_norm: gradients are scaled down to this norm.
+        learning_rate, schedule, warmup_ratio, weight_decay: settings of the optimiser. The warmup is a share of all
+            steps.
+        decay_steps, decay_factor: for ``schedule: step``: after each ``decay_steps`` steps the learning rate is
+            multiplied by ``decay_factor``.
+        max_grad_norm: larger gradients are scaled down to this norm.
         epochs: passes over the data.
-        max_steps: optimiser steps, in place of ``epochs``.
+        max_steps: number of optimiser steps, instead of ``epochs``.
         batch_size: samples per optimiser step, over all processes and accumulation steps.
         per_device_batch_size: samples per forward on one device.
-        max_length: of a sample, in tokens; longer ones are bad rows, since a cut could lose pictures or the answer.
-        gradient_checkpointing: less memory, more time; changes no result.
-        bf16: autocast to bfloat16; default: where ``host.dtype`` is bfloat16.
-        master_float32: what trains is held in float32, since small steps are lost in bfloat16; default: unless
-            DeepSpeed, which keeps its own copies, does the sharding.
-        optimiser: a name that ``TrainingArguments.optim`` knows.
-        save_steps, save_total_limit: when a checkpoint is written, and how many are kept (None: all). The one with the
-            lowest validation loss is kept too.
-        eval_steps: steps between two measurements of the validation loss, for ``data.eval_files``; default: with each
-            checkpoint. It is measured before the first step and with each checkpoint in any case.
-        report_rows: rows whose pictures and answers the report shows, held out ones where there are any; 0: none.
+        max_length: largest length of a sample in tokens. Longer samples are bad rows, because cutting them could lose
+            pictures or the answer.
+        gradient_checkpointing: less memory and more time, with the same result.
+        bf16: autocast to bfloat16. Default: true if ``host.dtype`` is bfloat16.
+        master_float32: keep trainable weights in float32, because small steps are lost in bfloat16. Default: true,
+            except with DeepSpeed, which keeps float32 copies itself.
+        optimiser: a name of ``TrainingArguments.optim``.
+        save_steps, save_total_limit: steps between two checkpoints, and how many are kept (None: all). The checkpoint
+            with the lowest validation loss is kept as well.
+        eval_steps: steps between two measurements of the validation loss on ``data.eval_files``. Default:
+            ``save_steps``. The loss is also measured before the first step and at each checkpoint.
+        report_rows: number of rows whose pictures and answers the report shows, held-out rows if there are any. 0:
+            none.
         logging_steps: steps between two lines of the log.
-        seed: of new weights, the order of rows and dropout.
+        seed: seed of new weights, of the order of rows and of dropout.
         report_to: trackers by their names in transformers, such as ``tensorboard`` and ``wandb``.
-        deepspeed: DeepSpeed's configuration: a JSON file, or the mapping itself.
-        fsdp: the options of ``TrainingArguments.fsdp`` in words, or the mapping ``fsdp_config`` for full sharding.
-        output_dir: folder for checkpoints; default: ``outputs/`` and the recipe's name.
+        deepspeed: DeepSpeed's configuration, as a JSON file or a mapping.
+        fsdp: the options of ``TrainingArguments.fsdp`` as text, or the mapping ``fsdp_config`` for full sharding.
+        output_dir: folder for checkpoints. Default: ``outputs/`` and the recipe's name.
     """
 
     trainer: Literal["hf", "trl"] = "hf"
@@ -200,7 +204,7 @@ class TrainSettings(Settings):
             )
         if self.batch_size % self.per_device_batch_size:
             raise SettingsClashError(
-                f"batch_size {self.batch_size} cannot be made of per_device_batch_size {self.per_device_batch_size}",
+                f"batch_size {self.batch_size} is not a multiple of per_device_batch_size {self.per_device_batch_size}",
                 "batch_size",
                 "per_device_batch_size",
             )
@@ -212,9 +216,9 @@ class StoreSettings(Settings):
 
     Attributes:
         url: a folder, or a URL that fsspec opens, such as ``s3://bucket/features``.
-        form: in which maps are kept: ``native``, ``aligned`` (on the host's token grid: smaller, and the same results),
-            either with ``-bf16`` or ``-int8`` (smaller still, rounded).
-        cache_gb: for a URL: how much of it may lie on this machine's disk, in GB; 0 for nothing.
+        form: how features are kept: ``native``, or ``aligned`` (on the host's token grid: smaller, with equal results).
+            ``-bf16`` or ``-int8`` behind either rounds them (smaller still).
+        cache_gb: for a URL: largest size of the local cache, in GB. 0: no cache.
     """
 
     url: Annotated[str, Field(min_length=1)]
@@ -236,8 +240,9 @@ class PartSettings(Settings):
     """How one part of the model trains. A word such as ``full`` stands for ``{mode: full}``.
 
     Attributes:
-        mode: ``frozen``; ``full``: every weight; ``lora``: low-rank adapters, as the block ``lora`` says.
-        learning_rate: default: that of ``train``.
+        mode: ``frozen``: not trained. ``full``: every weight is trained. ``lora``: low-rank adapters, set by the block
+            ``lora``.
+        learning_rate: learning rate of this part. Default: that of ``train``.
     """
 
     mode: Literal["frozen", "full", "lora"]
@@ -265,10 +270,10 @@ class TuneSettings(Settings):
     """Which parts of the model train, and how fast.
 
     Attributes:
-        vision: the host's vision tower; frozen by default.
-        projector: the host's own projector (Qwen-VL's merger); frozen by default.
-        language: the language model and its head; default: ``lora`` in a recipe with that block, else ``full``.
-        branch: what ``patch`` adds; ``full`` by default.
+        vision: the host's vision tower. Default: ``frozen``.
+        projector: the host's own projector (Qwen-VL's merger). Default: ``frozen``.
+        language: the language model and its head. Default: ``lora`` in a recipe with that block, else ``full``.
+        branch: what ``patch`` adds. Default: ``full``.
     """
 
     vision: PartSettings = Field(default_factory=lambda: PartSettings(mode="frozen"))

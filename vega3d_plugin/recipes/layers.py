@@ -66,7 +66,8 @@ def gather(path: Path, overrides: Sequence[str], find: Find, blocks: Collection[
 
     Args:
         path: the recipe's file.
-        overrides: such as ``prior.tap=16``; each replaces the setting it names.
+        overrides: such as ``prior.tap=16``; each replaces the setting it names. Two that contradict each other are a
+            mistake.
         find: the file of a recipe that comes with the library, by name.
         blocks: blocks whose variables must be set; elsewhere those that are not set stay as they are written.
             None: all.
@@ -76,8 +77,9 @@ def gather(path: Path, overrides: Sequence[str], find: Find, blocks: Collection[
             be said about the settings. Other mistakes are noted in ``problems``.
     """
     layers = _chain(path, find, ())
+    given: dict[Keys, tuple[Place, Any]] = {}
     for text in overrides:
-        _override(layers, text)
+        _override(layers, text, given)
     _expand(layers, blocks)
     return layers
 
@@ -168,7 +170,8 @@ def _forget(keys: Keys, places: dict[Keys, Place]) -> None:
         del places[below]
 
 
-def _override(layers: Layers, text: str) -> None:
+def _override(layers: Layers, text: str, given: dict[Keys, tuple[Place, Any]]) -> None:
+    """Apply one override; ``given`` holds those before it, which it must not contradict."""
     place = Place(None, override=text)
     name, equals, written = text.partition("=")
     keys = tuple(name.strip().split("."))
@@ -188,6 +191,10 @@ def _override(layers: Layers, text: str) -> None:
         value = parse_value(written)
     except ValueError as error:
         return wrong(str(error))
+    problem = _contradiction(keys, value, given, layers.path)
+    if problem:
+        return wrong(problem)
+    given[keys] = (place, value)
     inner = layers.values
     for depth, key in enumerate(keys[:-1], start=1):
         below = inner.get(key)
@@ -202,6 +209,25 @@ def _override(layers: Layers, text: str) -> None:
     _forget(keys, layers.places)
     layers.places[keys] = place
     return None
+
+
+def _contradiction(keys: Keys, value: Any, given: Mapping[Keys, tuple[Place, Any]], path: Path) -> str:
+    """Why an override cannot stand beside an earlier one of the same command; an empty text if it can.
+
+    One that silently replaced another, such as `prior.name=...` after `prior=null`, would run another experiment than
+    the one that was meant.
+    """
+    name = ".".join(map(str, keys))
+    for earlier, (place, before) in given.items():
+        other, block = place.words(path), ".".join(map(str, earlier))
+        if earlier == keys:
+            if (type(before), before) != (type(value), value):
+                return f"{other} gives the same setting another value. Remove one of the two."
+        elif earlier == keys[: len(earlier)] and before is None and value is not None:
+            return f"{other} turns the whole of `{block}` off. Remove one of the two."
+        elif keys == earlier[: len(keys)]:
+            return f"it would replace the whole of `{name}`, and {other} sets a value in it. Remove one of the two."
+    return ""
 
 
 def _put_folder(layers: Layers) -> None:

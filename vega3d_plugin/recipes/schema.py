@@ -20,10 +20,10 @@ class HostSettings(Settings):
     """Which host, and what its processor is given.
 
     Attributes:
-        adapter: a registered host, ``vega3d ls hosts``.
-        model: hub id or folder; ``tiny``: the adapter's own small random model, which needs no download.
-        dtype: of the host's weights.
-        min_pixels, max_pixels: area of an image after the processor's resizing.
+        adapter: a registered host (``vega3d ls hosts``).
+        model: hub id or folder. ``tiny``: the adapter's own small random model, which needs no download.
+        dtype: dtype of the host's weights.
+        min_pixels, max_pixels: smallest and largest area of an image after the processor's resizing.
     """
 
     adapter: str
@@ -42,15 +42,15 @@ class RecipeSettings(BranchSettings):
     """All settings of a recipe: those of the branch, and the rest of the experiment.
 
     Attributes:
-        version: of this schema.
-        env: variables of the environment that values may name as ``${NAME}``, each with what it stands for.
-        host: see there.
-        prior: as for ``patch``; None: the host trains as it is, without a branch. The ablation.
-        lora: arguments of ``peft.LoraConfig``; None to train without.
-        data: rows to train on.
-        train: the numbers of the run.
+        version: version of the recipe format.
+        env: environment variables that values may use as ``${NAME}``, each with a description.
+        host: the host and its processor.
+        prior: as for ``patch``. None: the host trains without a branch, as a baseline.
+        lora: arguments of ``peft.LoraConfig``. None: no LoRA.
+        data: the rows to train on.
+        train: the training run.
         tune: which parts of the host train.
-        store: where features are kept, so that each clip is encoded once; ``--store`` overrides it.
+        store: where features are kept, so that each clip is encoded once. ``--store`` overrides it.
     """
 
     version: Annotated[Int, Field(ge=1, le=VERSION)] = VERSION

@@ -65,6 +65,6 @@ def fetch(
         return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=patterns))
     except Exception as cause:
         raise error(
-            f"{repo_id!r} is no folder here and could not be fetched from the hub "
+            f"{repo_id!r} is no folder here and could not be downloaded from the hub "
             f"({type(cause).__name__}: {first_line(cause)}).{f' {hint}' if hint else ''}"
         ) from cause

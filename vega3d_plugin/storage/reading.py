@@ -194,7 +194,7 @@ def _plain_name(names: JsonObject, key: str) -> str:
 
 
 @contextmanager
-def open_safetensors(file: Path, error: type[Vega3dError], advice: str = "Fetch it again.") -> Iterator[Any]:
+def open_safetensors(file: Path, error: type[Vega3dError], advice: str = "Download it again.") -> Iterator[Any]:
     """An open file of safetensors: ``keys()``, ``get_tensor``, ``get_slice``, ``metadata()``.
 
     Raises:

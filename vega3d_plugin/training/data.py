@@ -90,7 +90,7 @@ class ConversationData(Dataset[Encoded]):
             except RowError as error:
                 bad = BadRow(self.rows.name(number), str(error))
                 if not self.settings.skip_bad_rows:
-                    raise BadRowsError(f"{bad}. Mend it, or pass --skip-bad-rows.") from error
+                    raise BadRowsError(f"{bad}. Correct it, or pass --skip-bad-rows.") from error
                 self._note(number, bad)
         raise BadRowsError(f"None of the {len(self)} rows can be used.")
 
@@ -136,7 +136,7 @@ class ConversationData(Dataset[Encoded]):
             except RowError as error:
                 bad.append(BadRow(self.rows.name(number), str(error)))
         if bad and not (self.settings.skip_bad_rows and good):
-            advice = "" if self.settings.skip_bad_rows else " Mend them, or pass --skip-bad-rows to leave them out."
+            advice = "" if self.settings.skip_bad_rows else " Correct them, or pass --skip-bad-rows to leave them out."
             raise BadRowsError(f"{_counted(bad, len(self.rows))}:\n{list_rows(bad)}\n{advice.strip()}".rstrip())
         self.usable = good if bad else None
         text = unknown.message(len(good))

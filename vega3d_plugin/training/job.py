@@ -284,7 +284,7 @@ def claim_output(folder: Path) -> FolderClaim:
         raise TrainError(f"train.output_dir: {folder} is a file.")
     claim = claim_folder(folder, TrainError, "another run", "Set train.output_dir to a new folder.")
     if claim.taken_over:
-        log.info("%s: took over the claim of a run that has ended without letting go (%s).", folder, claim.taken_over)
+        log.info("%s: took over the claim of a run that ended without releasing it (%s).", folder, claim.taken_over)
     return claim
 
 
@@ -313,7 +313,7 @@ def _checkpoint(
     checkpoint, damaged = newest_whole(output)
     if damaged and rank() == 0:
         warnings.warn(
-            f"{'; '.join(damaged)}. The run goes on from {checkpoint}, the last one that is whole.",
+            f"{'; '.join(damaged)}. The run resumes from {checkpoint}, the last complete one.",
             Vega3dWarning,
             stacklevel=3,
         )

@@ -107,8 +107,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / RUN_FILE
     if not path.is_file():
         raise TrainError(
-            f"{folder} has no {RUN_FILE}, so it was not written by `vega3d train`. "
-            "It cannot be told which recipe it is of."
+            f"{folder} has no {RUN_FILE}, so it was not written by `vega3d train`. So its recipe is not known."
         )
     found = read_json(path, TrainError)
     if found.get("format") != FORMAT:
@@ -139,7 +138,7 @@ def check_output(folder: Path) -> None:
         run = _described(folder)
         last = f", last checkpoint {found[-1].name}" if found else ", no checkpoint yet"
         raise TrainError(
-            f"{folder} holds another run ({run}{last}). Pass --resume to go on with it, or set train.output_dir to a "
+            f"{folder} holds another run ({run}{last}). Pass --resume to resume it, or set train.output_dir to a "
             "new folder."
         )
     _check_empty(folder)
@@ -192,7 +191,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
         wrong.append(f"{checkpoint} is damaged: {problem}")
     if wrong:
         raise TrainError(
-            f"No checkpoint in {folder} is whole:\n  " + "\n  ".join(wrong) + "\nStart anew in another "
+            f"No checkpoint in {folder} is complete:\n  " + "\n  ".join(wrong) + "\nStart a new run in another "
             "train.output_dir."
         )
     return None, []
@@ -208,8 +207,8 @@ def check_whole(checkpoint: Path) -> None:
     if not problem:
         return
     others = [path for path in checkpoints(checkpoint.parent) if path != checkpoint and not defect(path, quick=True)]
-    advice = f"Go on from {others[-1]}." if others else "No other checkpoint beside it is whole."
-    raise TrainError(f"{checkpoint} is damaged: {problem}. No run can go on from it as if it had not stopped. {advice}")
+    advice = f"Resume from {others[-1]}." if others else "No other checkpoint beside it is complete."
+    raise TrainError(f"{checkpoint} is damaged: {problem}. A run cannot resume from it. {advice}")
 
 
 def check_same_run(checkpoint: Path, recipe: RecipeSettings, rows: Rows) -> None:
@@ -237,7 +236,7 @@ def _compare(checkpoint: Path, recipe: RecipeSettings, rows: Rows) -> None:
     if different:
         raise TrainError(
             f"{checkpoint} is of another recipe ({saved.get('recipe')}):\n  " + "\n  ".join(different) + "\n"
-            "Go on with the recipe it was made with, or start anew in another train.output_dir."
+            "Resume with the recipe it was made with, or start a new run in another train.output_dir."
         )
 
 

@@ -124,7 +124,7 @@ class Samples:
             self.failed = True
             warnings.warn(
                 f"The rows of the report could not be asked {when} ({type(error).__name__}: {str(error)[:300]}). "
-                "Training goes on without them; train.report_rows=0 leaves them out.",
+                "Training continues without them; train.report_rows=0 leaves them out.",
                 Vega3dWarning,
                 stacklevel=3,
             )

@@ -183,7 +183,7 @@ def accumulation(train: TrainSettings) -> int:
     together = train.per_device_batch_size * world_size()
     if train.batch_size % together:
         raise TrainError(
-            f"train.batch_size {train.batch_size} cannot be made of per_device_batch_size "
+            f"train.batch_size {train.batch_size} is not a multiple of per_device_batch_size "
             f"{train.per_device_batch_size} on {world_size()} processes: {together} is not a divisor."
         )
     return train.batch_size // together
@@ -426,8 +426,8 @@ class RunMixin:
         claim = self.vega3d.claim
         if claim is not None and not claim.is_mine():
             raise TrainError(
-                f"{claim.folder} has been taken over by another run: this one gave no sign of life for too long, or "
-                "its claim was deleted. Nothing more is written there. Go on from its last checkpoint with "
+                f"{claim.folder} has been taken over by another run: this one did not renew its claim in time, or "
+                "its claim was deleted. Nothing more is written there. Resume from its last checkpoint with "
                 "--resume-from, in another train.output_dir."
             )
 
@@ -439,8 +439,8 @@ def _explained(checkpoint: Any) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError, KeyError, TypeError, OSError, EOFError, pickle.UnpicklingError) as error:
         raise TrainError(
-            f"{checkpoint} cannot be gone on from: its optimiser, its schedule or its random numbers cannot be read "
-            f"({type(error).__name__}: {str(error)[:300]}). Go on from an earlier checkpoint with --resume-from."
+            f"{checkpoint} cannot be resumed from: its optimiser, its schedule or its random numbers cannot be read "
+            f"({type(error).__name__}: {str(error)[:300]}). Resume from an earlier checkpoint with --resume-from."
         ) from error
 
 

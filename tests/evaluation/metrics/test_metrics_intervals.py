@@ -231,13 +231,13 @@ def test_pairs_tell_more_than_two_intervals() -> None:
     (difference, _) = compare(first, second).differences
     assert difference.difference == pytest.approx(10)
     assert (difference.low or 0) > 0
-    assert difference.verdict == "higher: the interval does not hold 0"
-    assert compare(second, first).differences[0].verdict == "lower: the interval does not hold 0"
+    assert difference.verdict == "higher: the interval does not contain 0"
+    assert compare(second, first).differences[0].verdict == "lower: the interval does not contain 0"
 
 
 def test_a_difference_that_may_be_chance_is_none() -> None:
     found = compare(run(sqa([1, 0, 1, 0, 1, 0])), run(sqa([0, 1, 1, 0, 0, 1]))).differences[0]
-    assert found.verdict == "no difference shown: the interval holds 0"
+    assert found.verdict == "no difference shown: the interval contains 0"
 
 
 def test_the_same_answers_have_no_difference() -> None:
@@ -316,4 +316,4 @@ def test_a_comparison_prints_and_saves() -> None:
     found = compare(run(sqa([1, 0, 1, 1])), run(sqa([0, 0, 1, 0])))
     assert found.differences[0].verdict in found.table()
     assert json.loads(found.to_json())["differences"][0]["verdict"] == found.differences[0].verdict
-    assert any("no interval is widened" in note for note in found.notes)
+    assert any("the intervals are not corrected" in note for note in found.notes)

@@ -142,7 +142,7 @@ def test_a_file_is_no_folder(diffusers_folder: Path) -> None:
 
 
 def test_a_hub_id_that_cannot_be_fetched_is_named() -> None:
-    with pytest.raises(CheckpointError, match=r"'nobody/nothing' is no folder here and could not be fetched"):
+    with pytest.raises(CheckpointError, match=r"'nobody/nothing' is no folder here and could not be downloaded"):
         wan(Path("nobody/nothing"))
 
 
@@ -188,7 +188,7 @@ DIFFUSERS_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "image channels": (lambda f: edit(f / "transformer" / "config.json", in_channels=36), "image-to-video"),
     "cut weights": (
         lambda f: cut(f / "transformer" / "diffusion_pytorch_model.safetensors"),
-        r"diffusion_pytorch_model\.safetensors is damaged or incomplete .*Fetch it again",
+        r"diffusion_pytorch_model\.safetensors is damaged or incomplete .*Download it again",
     ),
     "wrong shape": (
         lambda f: rewrite(

@@ -164,7 +164,9 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
         vega3d.load_prior("external")
     with pytest.raises(CheckpointError, match=r"holds no features: expected files <clip key>\.safetensors"):
         external(tmp_path)
-    with pytest.raises(CheckpointError, match=r"'nobody/nothing' is no folder here\. It is not fetched from the hub"):
+    with pytest.raises(
+        CheckpointError, match=r"'nobody/nothing' is no folder here\. `external` does not download from the hub"
+    ):
         external(Path("nobody/nothing"))
     with pytest.raises(SettingsError, match=r"layout: .*'htwc'"):
         external(tmp_path, layout="htwc")

@@ -141,7 +141,8 @@ def _answer(evidence: Sequence[tuple[str, Evidence]]) -> str:
             text = f"{label} is clearly better than its untrained twin in {listed(better)}"
             sentences.append(f"{text}, and worse in {listed(worse)}." if worse else f"{text}.")
         else:
-            text = f"{label} is nowhere clearly better than its untrained twin: nothing here shows that it has learned "
+            text = f"{label} is not clearly better than its untrained twin in any figure: nothing here shows "
+            "that it has learned "
             sentences.append(f"{text}anything about space.")
     more = f" {len(sentences) - 3} more below." if len(sentences) > 3 else ""
     return " ".join(sentences[:3]) + more
@@ -161,7 +162,9 @@ def _conclusions(evidence: Sequence[tuple[str, Evidence]]) -> Section:
     items = [Finding(MAY, "good", "you may"), Finding(MAY_NOT, "bad", "you may not")]
     without = sorted({label for label, each in evidence if not each.twin.units})
     if without:
-        text = f"{listed(without)}: judged without an untrained twin, so nothing tells what was learned from what the "
+        text = (
+            f"{listed(without)}: judged without an untrained twin, so nothing separates what was learned from what the "
+        )
         items.append(Finding(f"{text}architecture gives for free.", "open"))
     next_step = Commands(
         ["vega3d ablate MODEL --data mine.json", "vega3d analyse compare analysis_out/*.json --downstream scores.csv"],

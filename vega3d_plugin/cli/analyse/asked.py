@@ -33,17 +33,17 @@ Scenes = Annotated[
     typer.Option(
         "--scenes",
         metavar="SCENE",
-        help="Scenes with depth and poses: folders, files, room:0..7; may be repeated. See `vega3d scene`.",
+        help="Scenes with depth and poses: folders, files, room:0..7; repeatable. See `vega3d scene`.",
     ),
 ]
 Views = Annotated[int, typer.Option("--views", min=2, help="Views of each scene, spread evenly.")]
 Rule = Annotated[str, typer.Option("--protocol", help="visible, released or probe3d.")]
-Device = Annotated[str | None, typer.Option(help="Where to run; default: CUDA when there is any.")]
+Device = Annotated[str | None, typer.Option(help="Device; default: CUDA if there is any.")]
 Change = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A setting of every prior, see `vega3d prior info`; repeatable."),
 ]
-Seed = Annotated[int, typer.Option(help="Of the twin's weights, of noise and of shuffled views.")]
+Seed = Annotated[int, typer.Option(help="Seed of the twin's weights, the noise and the shuffled views.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for results; a run is resumed from it.")]
 
 OUT = Path("analysis_out")

@@ -19,9 +19,11 @@ def compare(
         Path | None,
         typer.Option(metavar="CSV", help="Columns prior, score and, if it matters, context; one line each."),
     ] = None,
-    column: Annotated[str | None, typer.Option(help="Of the CSV, with the score; default: its only one.")] = None,
+    column: Annotated[
+        str | None, typer.Option(help="Column of the CSV that holds the score; default: the only one.")
+    ] = None,
     context: Annotated[
-        str | None, typer.Option(help="Whose figures stand for a prior that was judged in several; default: its first.")
+        str | None, typer.Option(help="Context to take for a prior that was judged in several; default: its first.")
     ] = None,
     folder: Out = OUT,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,

@@ -40,7 +40,7 @@ def readout(
     size: Annotated[
         HeadSize, typer.Option(help="small: minutes on a CPU. full: the published head, 384 M parameters.")
     ] = HeadSize.small,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of both trainings. Default: 600 and 300.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of both trainings. Default: 600 and 300.")] = None,
     views: Annotated[int, typer.Option("--views", min=4, help="Views of each scene, spread evenly.")] = 12,
     held_out: Annotated[
         float, typer.Option("--held-out", min=0.01, max=0.99, help="Share of the scenes to judge on.")
@@ -50,7 +50,7 @@ def readout(
         typer.Option("--controls", metavar="NAME", help="Only these, such as 'position only'; repeatable; or none."),
     ] = None,
     change: Change = None,
-    seed: Annotated[int, typer.Option(help="Of the split, the heads, the clips, the twin and the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the split, the heads, the clips, the twin and the noise.")] = 0,
     device: Device = None,
     store: Store = None,
     folder: Out = OUT,

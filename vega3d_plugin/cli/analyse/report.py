@@ -15,7 +15,7 @@ from ..targets import OutputError, check_target
 def report(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that the other verbs wrote their results to.")],
     to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help="Default: OUT/report.html.")] = None,
-    title: Annotated[str | None, typer.Option(help="Of the page. Default: a question about the priors.")] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the page. Default: a question about the priors.")] = None,
 ) -> None:
     """Put all results of a folder on one HTML page.
 

@@ -20,7 +20,7 @@ def triview(
     frames: Annotated[int, typer.Option(min=2, help="Of each clip, spread evenly.")] = 32,
     fps: Annotated[int, typer.Option(min=1, help="Frames per second of the video.")] = 8,
     change: Change = None,
-    device: Annotated[str | None, typer.Option(help="Where to run; default: CUDA when there is any.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device; default: CUDA if there is any.")] = None,
     to: Annotated[Path, typer.Option("--out", metavar="FILE", help="The video to write.")] = Path("triview.mp4"),
 ) -> None:
     """Compare clips of one place or one robot as a video, without geometry.

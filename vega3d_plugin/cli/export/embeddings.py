@@ -32,7 +32,7 @@ from ..targets import check_target
 
 def embeddings(
     model: Model,
-    data: Annotated[list[str], typer.Option(metavar="ROWS", help="Rows, .json or .jsonl; may be given again.")],
+    data: Annotated[list[str], typer.Option(metavar="ROWS", help="Rows, .json or .jsonl; repeatable.")],
     target: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write to.")],
     branch: BranchOrNone = None,
     adapter: Adapter = None,

@@ -6,7 +6,7 @@ import typer
 
 from . import features, info, prompt
 
-HELP = """Look into a prior: what it is, what it sees, its empty prompt.
+HELP = """Inspect a prior: its settings, its features of a video, its empty prompt.
 
 [bold]vega3d ls priors[/] lists them.
 

@@ -42,14 +42,14 @@ def features(
     ] = 8,
     change: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting, see `vega3d prior info`; may be repeated."),
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting, see `vega3d prior info`; repeatable."),
     ] = None,
     to: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Default: VIDEO_PRIOR.safetensors, in this folder.")
     ] = None,
     picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: as --out, but .png.")] = None,
     no_picture: Annotated[bool, typer.Option("--no-picture", help="Write no picture.")] = False,
-    device: Annotated[str | None, typer.Option(help="Where to run; default: CUDA when there is any.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device; default: CUDA if there is any.")] = None,
 ) -> None:
     """Run a prior on a video; write its features and a picture of them.
 

@@ -8,7 +8,7 @@ from .clip import clip
 from .export import export
 from .info import info
 
-HELP = """Look into a scene: views of one place, with depth and poses.
+HELP = """Inspect a scene: views of one place, with depth and poses.
 
 A scene is a folder or file (ScanNet as exported, EmbodiedScan's info files,
 transforms.json, TUM RGB-D, COLMAP, a stereo pair, pictures, a video), or

@@ -80,7 +80,7 @@ class Questions(Sequence[Question]):
             known |= dict.fromkeys(found, name)
             self._places += [(number, place, id) for place, id in enumerate(found)]
         if self.left_out and not (settings.skip_bad_rows and self._places):
-            advice = "" if settings.skip_bad_rows else "\nMend them, or pass --skip-bad-rows to leave them out."
+            advice = "" if settings.skip_bad_rows else "\nCorrect them, or pass --skip-bad-rows to leave them out."
             raise BadRowsError(
                 f"{len(self.left_out)} of {len(numbers)} rows cannot be used:\n{list_rows(self.left_out)}{advice}"
             )

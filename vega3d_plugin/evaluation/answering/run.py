@@ -209,7 +209,7 @@ class _Asking:
             except RowError as error:
                 if not self.questions.settings.skip_bad_rows:
                     raise BadRowsError(
-                        f"{question.where}: {error}. Mend it, or pass --skip-bad-rows. The answers before are kept."
+                        f"{question.where}: {error}. Correct it, or pass --skip-bad-rows. The answers before are kept."
                     ) from error
                 yield {"number": question.number, "left_out": f"{question.where}: {error}"}
         if not usable:

@@ -219,7 +219,9 @@ def _judged(answers: Sequence[_Answers], told: list[str], seed: int, resamples: 
             if there.any():
                 found.effects.append(_effect((first, second), kind, measure, tables, there, groups, seed, resamples))
     if len(found.effects) > 1:
-        found.notes.append(f"{len(found.effects)} differences are looked at, and no interval is widened for that.")
+        found.notes.append(
+            f"{len(found.effects)} differences are tested, and the intervals are not corrected for that number."
+        )
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ...checkpoints.reading import holds_branch, saved_folder
 from ...checkpoints.trainer_folder import NONE, holds_host
 from ...contracts.errors import SavedBranchError, SettingsError
+from ...recipes.schema import TINY
 from ...storage.reading import read_json
 from ...storage.record import read_run
 from ...training.manifest import find_checkpoint
@@ -118,7 +119,7 @@ def _host_of(source: str) -> str | None:
     run = read_run(folder, SavedBranchError)
     if run is not None:
         model = (run["settings"].get("host") or {}).get("model")
-        if isinstance(model, str) and model != "tiny":
+        if isinstance(model, str):
             return model
     config = folder / "adapter_config.json"
     base = read_json(config, SavedBranchError).get("base_model_name_or_path") if config.is_file() else None
@@ -126,6 +127,11 @@ def _host_of(source: str) -> str | None:
 
 
 def _needed(host: str | None, source: str) -> str:
+    if host == TINY:
+        raise SettingsError(
+            f"{source} was trained on the adapter's own small model (host.model: {TINY}), which is never saved, so "
+            "it cannot answer here. `vega3d report RUN RUN` compares such runs."
+        )
     if host is None:
         raise SettingsError(f"{source} does not say which host it was trained from. Name it: --model MODEL.")
     return host

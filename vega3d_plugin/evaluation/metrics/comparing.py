@@ -52,8 +52,8 @@ class Difference:
         if self.low == self.high == 0:
             return "no difference: the same in every resample"
         if self.low <= 0 <= self.high:
-            return "no difference shown: the interval holds 0"
-        return f"{'higher' if self.difference > 0 else 'lower'}: the interval does not hold 0"
+            return "no difference shown: the interval contains 0"
+        return f"{'higher' if self.difference > 0 else 'lower'}: the interval does not contain 0"
 
     @property
     def shown(self) -> str:
@@ -132,7 +132,7 @@ def compare(first: Score, second: Score, *, common: bool = False) -> Comparison:
     notes = [*(f"first: {note}" for note in first.notes), *(f"second: {note}" for note in second.notes)]
     several = sum(found.low is not None for found in differences)
     if several > 1:
-        notes.append(f"{several} differences are looked at, and no interval is widened for that.")
+        notes.append(f"{several} differences are tested, and the intervals are not corrected for that number.")
     headline = f"{'PART OF THE QUESTIONS: ' if alone else ''}first minus second over {over}, as {first.protocol.name}"
     return Comparison(headline, tuple(differences), tuple(notes))
 

@@ -87,7 +87,9 @@ class _Problems:
             " A question without an answer can also count as wrong: --count-missing." if "missing" in refused else ""
         )
         raise ScoreError(
-            "These answers cannot be scored as they are:\n" + "\n".join(lines) + f"\nMend them, or leave them out with "
+            "These answers cannot be scored as they are:\n"
+            + "\n".join(lines)
+            + f"\nCorrect them, or leave them out with "
             f"{request} (in Python: leave_out={sorted(refused)}); the score then says so.{wrong}"
         )
 

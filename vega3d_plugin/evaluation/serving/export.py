@@ -101,7 +101,7 @@ class _Writer:
         except RowError as error:
             if not self.host.encoder.settings.skip_bad_rows:
                 raise BadRowsError(
-                    f"{question.where}: {error}. Mend it, or pass --skip-bad-rows. The tokens before are kept."
+                    f"{question.where}: {error}. Correct it, or pass --skip-bad-rows. The tokens before are kept."
                 ) from error
             return {"number": question.number, "left_out": f"{question.where}: {error}"}
         tokens = fused_tokens(self.host.model, inputs)

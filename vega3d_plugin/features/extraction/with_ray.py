@@ -83,8 +83,8 @@ def extract_with_ray(
             count(Done(**{**values, "names": tuple(values["names"])}))
     except Exception as error:
         raise StoreError(
-            f"Ray gave up after {count.tally.units:,} of {len(units):,} units: {type(error).__name__}: {error}. What "
-            "is stored stays; the same command goes on from there."
+            f"Ray stopped after {count.tally.units:,} of {len(units):,} units: {type(error).__name__}: {error}. What "
+            "is stored stays; the same command resumes."
         ) from error
     finally:
         count.journal.write()

@@ -12,8 +12,8 @@ class Cosmos2Options(Settings):
     """Settings of Cosmos-Predict2 alone.
 
     Attributes:
-        fps: frames per second that the positions in time are made for (pipeline: 16); matters where steps see each
-            other.
+        fps: frames per second, for the positions in time (diffusers' pipeline: 16). It has an effect only in contexts
+            ``views`` and ``video``.
     """
 
     fps: Float = Field(default=16.0, gt=0)
@@ -23,8 +23,8 @@ class Cosmos1Options(Settings):
     """Settings of Cosmos-Predict1 alone.
 
     Attributes:
-        fps: frames per second that the positions in time are made for (pipeline: 30); matters where steps see each
-            other.
+        fps: frames per second, for the positions in time (diffusers' pipeline: 30). It has an effect only in contexts
+            ``views`` and ``video``.
     """
 
     fps: Float = Field(default=30.0, gt=0)
@@ -37,7 +37,7 @@ PREDICT1 = Rows("generators.cosmos:PREDICT1", Cosmos1Options, licence=LICENCE)
 SPECS = (
     PREDICT2.row(
         "cosmos-predict2-2b",
-        "Cosmos-Predict2 Video2World, 2B, 28 blocks, with Wan's VAE; without given frames",
+        "Cosmos-Predict2 Video2World, 2B, 28 blocks, with Wan's VAE; runs without conditioning frames",
         source="nvidia/Cosmos-Predict2-2B-Video2World",
         width=2048,
         blocks=28,
@@ -50,7 +50,7 @@ SPECS = (
     ),
     PREDICT1.row(
         "cosmos-predict1-7b",
-        "Cosmos-Predict1 Text2World, 7B, 28 blocks, latent steps of 8 frames",
+        "Cosmos-Predict1 Text2World, 7B, 28 blocks; 8 frames make a latent step",
         source="nvidia/Cosmos-1.0-Diffusion-7B-Text2World",
         width=4096,
         blocks=28,

@@ -13,11 +13,11 @@ class ExternalOptions(Settings):
     """Settings of ``external`` alone.
 
     Attributes:
-        key: how files are named; ``content``: by ``vega3d_plugin.contracts.clips.clip_key``.
-        layout: of the maps in the files: ``tchw`` is ``[T', C, h, w]``, ``thwc`` is ``[T', h, w, C]``.
-        feature_dim: channels of the maps; default: those of the first file.
-        made_by: names the model and the settings that made the features. It then stands for them in the fingerprint,
-            so that one may add files, or evaluate with another folder than one trained with.
+        key: how files are named. ``content``: by the hash of the frames, ``vega3d.clip_key(frames)``.
+        layout: axes of the maps in the files: ``tchw`` is ``[T', C, h, w]``, ``thwc`` is ``[T', h, w, C]``.
+        feature_dim: channels of the maps. Default: those of the first file.
+        made_by: a name for the model and settings that made the features. The fingerprint then contains this name
+            instead of the files, so you may add files, or evaluate with another folder than the one of the training.
     """
 
     key: Literal["content"] = "content"
@@ -30,7 +30,7 @@ SPECS = (
     PriorSpec(
         "external",
         later("yours.external:load_external"),
-        "features computed elsewhere, one file per clip in a folder (`pretrained`)",
+        "reads features that you computed elsewhere: a folder (`pretrained`) with one file per clip",
         # Whoever computed them saw what he saw; here a clip is looked up as a whole.
         contexts=("views",),
         defaults={"context": "views"},

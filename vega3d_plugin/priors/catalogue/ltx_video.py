@@ -14,8 +14,8 @@ class LTXVideoOptions(Settings):
     """Settings of LTX-Video alone.
 
     Attributes:
-        frame_rate: frames per second, > 0, by which the transformer counts time; matters in contexts ``views`` and
-            ``video`` (diffusers' pipeline: 25).
+        frame_rate: frames per second, > 0, for the positions in time (diffusers' pipeline: 25). It has an effect only
+            in contexts ``views`` and ``video``.
     """
 
     frame_rate: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 25.0
@@ -26,7 +26,7 @@ FAMILY = Rows("generators.ltx_video:FAMILY", LTXVideoOptions, licence="LTX-Video
 SPECS = (
     FAMILY.row(
         "ltx-video",
-        "LTX-Video text-to-video, 2B, 28 blocks: fast, with coarse maps (32 pixels a feature)",
+        "LTX-Video text-to-video, 2B, 28 blocks: fast, with coarse maps (32x32 pixels a feature)",
         source="Lightricks/LTX-Video",
         width=2048,
         blocks=28,

@@ -12,9 +12,9 @@ class MochiOptions(Settings):
     """Settings of Mochi alone.
 
     Attributes:
-        prompt: ``zeros``: every text token masked, as Genmo's code does it without text; ``encoded``: T5's embedding of
-            the empty text, as diffusers' pipeline does it by default, from ``empty_prompt.safetensors`` beside the
-            weights or from the checkpoint's own text encoder.
+        prompt: ``zeros``: all text tokens are masked, as in Genmo's code for an empty text. ``encoded``: T5's embedding
+            of the empty text, as in diffusers' pipeline, read from ``empty_prompt.safetensors`` beside the weights or
+            computed by the checkpoint's text encoder.
     """
 
     prompt: Literal["zeros", "encoded"] = "zeros"
@@ -25,7 +25,7 @@ FAMILY = Rows("generators.mochi:FAMILY", MochiOptions)
 SPECS = (
     FAMILY.row(
         "mochi-1",
-        "Mochi 1 text-to-video, 10B, 48 blocks, latent steps of 6 frames",
+        "Mochi 1 text-to-video, 10B, 48 blocks; 6 frames make a latent step",
         source="genmo/mochi-1-preview",
         width=3072,
         blocks=48,

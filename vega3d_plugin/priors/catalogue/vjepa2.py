@@ -13,8 +13,8 @@ class Vjepa2Options(Settings):
     """Settings of V-JEPA 2 alone.
 
     Attributes:
-        short_side: pixels that the shorter side of a frame is resized to before the centre is cropped to ``size``; the
-            released code takes 256 before a crop of 224. None: as few as cover ``size``.
+        short_side: the shorter side of a frame is resized to so many pixels before the centre is cropped to ``size``.
+            The released code uses 256 before a crop of 224. None: the smallest that covers ``size``.
     """
 
     short_side: Positive | None = None
@@ -24,7 +24,7 @@ def _spec(name: str, size: str, hub: str, dim: int, layers: int, parameters: flo
     return PriorSpec(
         name,
         later("encoders.vjepa2:load_vjepa2"),
-        f"V-JEPA 2, {size}, {layers} layers: a self-supervised video encoder, no generator",
+        f"V-JEPA 2, {size}, {layers} layers: a self-supervised video encoder, as a baseline",
         source=hub,
         feature_dim=dim,
         contexts=ALL_CONTEXTS,

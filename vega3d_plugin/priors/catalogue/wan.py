@@ -23,7 +23,7 @@ SPECS = (
     ),
     TEXT_TO_VIDEO.row(
         "wan2.1-t2v-14b",
-        "Wan 2.1 text-to-video, 14B, 40 blocks; the tap keeps the 1.3B's relative depth",
+        "Wan 2.1 text-to-video, 14B, 40 blocks; default tap at the relative depth of the 1.3B's",
         source="Wan-AI/Wan2.1-T2V-14B-Diffusers",
         width=5120,
         blocks=40,
@@ -34,7 +34,7 @@ SPECS = (
     ),
     TI2V.row(
         "wan2.2-ti2v-5b",
-        "Wan 2.2 text-and-image-to-video, 5B, 30 blocks, a latent for 16x16 pixels: fewer tokens per frame",
+        "Wan 2.2 text-and-image-to-video, 5B, 30 blocks, one latent per 16x16 pixels: fewer tokens per frame",
         source="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
         width=3072,
         blocks=30,
@@ -46,7 +46,7 @@ SPECS = (
     ),
     LOW_NOISE.row(
         "wan2.2-a14b",
-        "Wan 2.2 text-to-video A14B, the low-noise expert of its two, 40 blocks",
+        "Wan 2.2 text-to-video A14B, its low-noise expert, 40 blocks",
         source="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
         width=5120,
         blocks=40,

@@ -91,6 +91,6 @@ def _apply(prior: Any) -> None:
 
 FOLDED_MODULATION = Reduction(
     "folded_modulation",
-    "There is one timestep, so the six modulation vectors of a block are constants. Holds in every context.",
+    "A prior runs at one timestep, so the six modulation vectors of a block are constants. Works in every context.",
     _apply,
 )

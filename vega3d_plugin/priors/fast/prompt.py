@@ -83,13 +83,13 @@ def _fold(prior: Any) -> None:
 
 COLLAPSED_PROMPT = Reduction(
     "collapsed_prompt",
-    "Of the 512 keys of the empty prompt 511 are equal, so two keys with a log-count bias give the same; their keys "
-    "and values are computed once. Holds in every context, and for prompts of several tokens.",
+    "Of the 512 keys of the empty prompt, 511 are equal. Two keys with a log-count bias give the same attention. Keys "
+    "and values are computed once. Works in every context, and for prompts of several tokens.",
     _collapse,
 )
 FOLDED_PROMPT_OUTPUT = Reduction(
     "folded_prompt_output",
-    "With a few constant keys, scores and output projection are of low rank and become two thin matrices. Needs "
-    "collapsed_prompt; holds in every context.",
+    "With a few constant keys, scores and output projection have low rank and become two thin matrices. Needs "
+    "collapsed_prompt. Works in every context.",
     _fold,
 )

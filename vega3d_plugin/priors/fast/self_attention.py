@@ -78,8 +78,8 @@ def _release(prior: Any) -> None:
 
 FUSED_QKV = Reduction(
     "fused_qkv",
-    "Queries, keys and values are one matrix product of the same input, and their rotation one complex product. "
-    "Holds in every context.",
+    "Computes queries, keys and values with one matrix product, and their rotation with one complex product. "
+    "Works in every context.",
     _apply,
     _release,
 )

@@ -98,13 +98,13 @@ def _norms(prior: Any) -> None:
 
 SINGLE_FRAME_VAE = Reduction(
     "single_frame_vae",
-    "On one frame a causal 3x3x3 convolution sees two frames of zeros, so its last temporal slice suffices, and no "
-    "frames need be remembered for the next. Holds in contexts frame and views; in video it runs nowhere but is safe.",
+    "On a single frame, a causal 3x3x3 convolution sees zeros for the two frames before it, so only its last temporal "
+    "slice is computed. Works in contexts frame and views. In video it has no effect.",
     _convs,
 )
 SINGLE_PASS_NORMS = Reduction(
     "single_pass_norms",
-    "A normalisation goes once over the memory instead of six times, and the activation behind it works in "
-    "place. Holds in every context, and does something where channels are last in memory: with single_frame_vae.",
+    "A normalisation reads the memory once instead of six times, and the activation after it works in place. It has an "
+    "effect where channels are last in memory, which single_frame_vae makes them.",
     _norms,
 )

@@ -68,7 +68,7 @@ def check_latents(vae: Any, read: Sequence[JsonObject]) -> None:
         if value is not None and not right:
             file = next((each.file for each in read if key in each), "The configuration of the VAE")
             wanted = f"a list of numbers for {channels} channels" if key.startswith("latents") else "a number"
-            raise CheckpointError(f"{file}: {key} is {brief(value)}, expected {wanted}. Fetch the file again.")
+            raise CheckpointError(f"{file}: {key} is {brief(value)}, expected {wanted}. Download the file again.")
 
 
 def _finite(value: Any) -> TypeGuard[int | float]:
@@ -85,9 +85,9 @@ def _suspects(read: list[JsonObject]) -> str:
         if key in config and _differs(value, default)
     ]
     if found:
-        return f"Most likely because {'; '.join(found[:_SHOWN])}. Fetch the file again."
+        return f"Most likely because {'; '.join(found[:_SHOWN])}. Download the file again."
     names = list(dict.fromkeys(str(config.file) for config in read))
-    return f"Read before that: {', '.join(names[:_SHOWN])}. Fetch them again." if names else ""
+    return f"Read before that: {', '.join(names[:_SHOWN])}. Download them again." if names else ""
 
 
 def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,5 +71,5 @@ def _advice(prior: HeldPrior) -> str:
     if prior.dtype == torch.float32 and prior.device.type != "cpu":
         ways.append("dtype='bfloat16'")
     if not s.offload and prior.device.type != "cpu":
-        ways.append("offload=True (between calls the prior waits in the host's memory)")
-    return f"What lowers it: {'; '.join(ways)}. Features from a store need no prior at all."
+        ways.append("offload=True (moves the prior to the CPU between calls)")
+    return f"These settings lower it: {'; '.join(ways)}. With features from a store, the prior does not run."

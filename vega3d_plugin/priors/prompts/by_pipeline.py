@@ -288,7 +288,7 @@ def _text_encoder(folder: Path, settings: PriorSettings, part: str, entry: Any) 
         )
     except Exception as error:
         raise PromptError(
-            f"The text encoder {home} cannot be loaded as {name}: {brief(error)}. It may be half fetched: fetch it "
+            f"The text encoder {home} cannot be loaded as {name}: {brief(error)}. It may be incomplete: download it "
             "again."
         ) from error
     # transformers would go on with random numbers, or without any.
@@ -296,7 +296,8 @@ def _text_encoder(folder: Path, settings: PriorSettings, part: str, entry: Any) 
     missing = sorted({*report.get("missing_keys", ()), *without})
     if missing:
         raise PromptError(
-            f"The text encoder {home} lacks {len(missing)} weights of {name}: {', '.join(missing[:3])}. Fetch it again."
+            f"The text encoder {home} lacks {len(missing)} weights of {name}: {', '.join(missing[:3])}. "
+            "Download it again."
         )
     return model.eval().requires_grad_(False)
 
@@ -321,7 +322,7 @@ def _tokenizer(folder: Path, settings: PriorSettings, part: str, entry: Any) -> 
         return loader.from_pretrained(home, local_files_only=True)
     except Exception as error:
         raise PromptError(
-            f"The tokenizer {home} cannot be loaded as {name}: {brief(error)}. Fetch it again."
+            f"The tokenizer {home} cannot be loaded as {name}: {brief(error)}. Download it again."
         ) from error
 
 
@@ -381,7 +382,7 @@ _T5_TOKENS = {"eos_token_id": 1, "pad_token_id": 0}
 def _nowhere(folder: Path, settings: PriorSettings, problem: str) -> PromptError:
     return PromptError(
         f"No empty prompt for prior {settings.name!r} in {folder}: there is no {SAVED_NAME}, nothing in the cache, and "
-        f"the text encoder cannot be used: {problem.rstrip('.')}. Either fetch the checkpoint's model_index.json, "
+        f"the text encoder cannot be used: {problem.rstrip('.')}. Either download the checkpoint's model_index.json, "
         "text_encoder*/ and tokenizer*/, which are needed once, or export the prompt where they are: "
         f"`vega3d prior export-prompt {settings.name} --pretrained DIR`, and put the file beside the weights."
     )

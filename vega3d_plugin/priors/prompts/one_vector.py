@@ -283,7 +283,7 @@ def _nowhere(folder: Path, problems: list[str]) -> PromptError:
         return PromptError(f"No empty prompt: {folder} is not a folder. Give the folder of a Wan checkpoint.")
     return PromptError(
         f"No empty prompt for the checkpoint in {folder}. Looked for {', '.join(BESIDE)} and for a text encoder "
-        f"to compute it with; found {'; '.join(problems)}. Either fetch the checkpoint's text_encoder/ (in the "
+        f"to compute it with; found {'; '.join(problems)}. Either download the checkpoint's text_encoder/ (in the "
         f"original layout models_t5_umt5-xxl-enc-bf16.pth), which is needed once, or put {SAVED_NAME} there: "
         "`vega3d prior export-prompt` writes it where the text encoder is, and an export from the released code, "
         "wan_prompt_embedding.pt, is read as it is."

@@ -95,7 +95,7 @@ def check_width(width: int, text_dim: int, where: str) -> None:
     if width != text_dim:
         raise PromptError(
             f"The text encoder {where} gives {width} numbers per token, the transformer expects {text_dim}. "
-            "It belongs to another checkpoint: fetch the text encoder this one was published with."
+            "It belongs to another checkpoint: download the text encoder this one was published with."
         )
 
 
@@ -145,12 +145,12 @@ def _read_diffusers(files: TextEncoderFiles, text_dim: int) -> tuple[Any, dict[s
         config = UMT5Config.from_dict(raw) if kind == "umt5" else None
     except Exception as error:
         raise PromptError(
-            f"{path} is not a readable model configuration: {brief(error)}. Fetch the text encoder again."
+            f"{path} is not a readable model configuration: {brief(error)}. Download the text encoder again."
         ) from error
     if config is None:
         raise PromptError(
             f"{path} describes a text encoder of type {kind!r}; a Wan checkpoint has one of type 'umt5'. "
-            "Fetch the text encoder this checkpoint was published with."
+            "Download the text encoder this checkpoint was published with."
         )
     check_width(config.d_model, text_dim, files.name)
     token = config.eos_token_id
@@ -182,26 +182,26 @@ def _read_original(path: Path, text_dim: int) -> tuple[Any, dict[str, Tensor]]:
         raise _unreadable(path, error) from error
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise PromptError(
-            f"{path} holds a {type(found).__name__}, not the named tensors of a T5 encoder. Fetch the file again."
+            f"{path} holds a {type(found).__name__}, not the named tensors of a T5 encoder. Download the file again."
         )
     renamed, unknown = names_from_wan(found)
     if unknown:
         raise PromptError(
             f"{path} holds {len(unknown)} weights that Wan's T5 encoder does not have ({_some(unknown)}). "
-            "Fetch models_t5_umt5-xxl-enc-bf16.pth of the checkpoint."
+            "Download models_t5_umt5-xxl-enc-bf16.pth of the checkpoint."
         )
     needed = ("attn.q.weight", "ffn.fc1.weight", "pos_embedding.embedding.weight")
     shapes = {name: tuple(value.shape) for name, value in found.items()}
     absent = [name for name in (_TABLE, *(f"blocks.0.{name}" for name in needed)) if len(shapes.get(name, ())) != 2]
     if absent:
-        raise PromptError(f"{path} has no matrix named {_some(absent)}. Fetch the file again.")
+        raise PromptError(f"{path} has no matrix named {_some(absent)}. Download the file again.")
     vocabulary, width = shapes[_TABLE]
     check_width(width, text_dim, str(path))
     inner, hidden = shapes["blocks.0.attn.q.weight"][0], shapes["blocks.0.ffn.fc1.weight"][0]
     buckets, heads = shapes["blocks.0.pos_embedding.embedding.weight"]
     if heads == 0 or inner % heads:
         raise PromptError(
-            f"{path}: an attention width of {inner} cannot be split into {heads} heads. Fetch the file again."
+            f"{path}: an attention width of {inner} cannot be split into {heads} heads. Download the file again."
         )
     config = UMT5Config(
         vocab_size=vocabulary,
@@ -222,18 +222,18 @@ def _keep_one_row(
 ) -> tuple[Any, dict[str, Tensor]]:
     token = config.eos_token_id
     if not tables:
-        raise PromptError(f"The text encoder {where} has no token table ({_TABLE_NAMES[0]}). Fetch it again.")
+        raise PromptError(f"The text encoder {where} has no token table ({_TABLE_NAMES[0]}). Download it again.")
     for table in tables:
         if table.ndim != 2 or not 0 <= token < len(table):
             raise PromptError(
                 f"The text encoder {where} has a token table of shape {list(table.shape)}, without a row for the "
-                f"end-of-sequence token {token}. Fetch it again."
+                f"end-of-sequence token {token}. Download it again."
             )
     row = tables[0][token : token + 1].clone()
     if not all(torch.equal(row, table[token : token + 1]) for table in tables):
         raise PromptError(
             f"The text encoder {where} has two token tables ({' and '.join(_TABLE_NAMES)}) that differ, while UMT5 has "
-            "one. It was not saved as it should be: fetch the checkpoint's own text encoder."
+            "one. It was not saved as it should be: download the checkpoint's own text encoder."
         )
     config.vocab_size, config.eos_token_id, config.pad_token_id = 1, 0, 0
     return config, {**state, **dict.fromkeys(_TABLE_NAMES, row)}
@@ -256,7 +256,7 @@ def _build(config: Any, state: dict[str, Tensor], where: str) -> Any:
     if problems:
         raise PromptError(
             f"The weights of the text encoder {where} do not make a UMT5 encoder: {_some(problems, '; ')}. "
-            "Fetch the text encoder again, complete and not quantised."
+            "Download the text encoder again, complete and not quantised."
         )
     if {value.dtype for value in state.values()} not in ({torch.bfloat16}, {torch.float32}, {torch.float64}):
         state = {name: value.float() for name, value in state.items()}
@@ -267,7 +267,7 @@ def _build(config: Any, state: dict[str, Tensor], where: str) -> Any:
 def _unreadable(path: Path, error: Exception) -> PromptError:
     return PromptError(
         f"{path} cannot be read as weights ({path.stat().st_size} bytes): {brief(error)}. "
-        "It may be half fetched, or hold more than tensors, which is never loaded. Fetch it again."
+        "It may be incomplete, or hold more than tensors, which is never loaded. Download it again."
     )
 
 

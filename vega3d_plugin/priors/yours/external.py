@@ -181,5 +181,7 @@ def load_external(settings: PriorSettings) -> Prior:
         raise CheckpointError(f"{who} needs `pretrained`: the folder with the features, one file per clip.")
     folder = local_folder(settings.pretrained, CheckpointError, who)
     if folder is None:
-        raise CheckpointError(f"{who}: {settings.pretrained!r} is no folder here. It is not fetched from the hub.")
+        raise CheckpointError(
+            f"{who}: {settings.pretrained!r} is no folder here. `external` does not download from the hub."
+        )
     return ExternalPrior(folder, settings)

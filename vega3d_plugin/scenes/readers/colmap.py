@@ -82,7 +82,9 @@ def _pictures(path: Path, folder: Path, model: Model, given: str | Path | None) 
             root = base / name
             if root.is_dir() and below(root, first, str(folder)).is_file():
                 return root
-    raise SceneError(f"{folder}: its picture {first!r} is in none of {', '.join(PICTURES)}. Say with `images` where.")
+    raise SceneError(
+        f"{folder}: its picture {first!r} is in none of {', '.join(PICTURES)}. Give their folder with `images`."
+    )
 
 
 def _sorted(model: Model) -> list[Image]:

@@ -40,7 +40,7 @@ def restore_weights(model: Any, checkpoint: Path) -> None:
     if lost:
         raise TrainError(
             f"{checkpoint} does not hold the weights of this model: {len(lost)} have no counterpart, the first is "
-            f"{lost[0]!r}. Go on from another checkpoint with --resume-from."
+            f"{lost[0]!r}. Resume from another checkpoint with --resume-from."
         )
     if is_patched(model):
         load_pretrained(model, checkpoint)

@@ -45,7 +45,8 @@ def figures(runs: Sequence[Run]) -> Section:
         "answered exactly",
     ]  # fmt: skip
     mind = (
-        "One run a side shows no effect: seeds differ too. Compare several seeds, on rows that none was trained on, "
+        "One run a side cannot show an effect, because seeds differ too. Compare several seeds, on rows that "
+        "none was trained on, "
         "with intervals."
     )
     return Section("Figures", [Table(columns, rows), Prose([mind], small=True)])
@@ -97,7 +98,7 @@ def answers(runs: Sequence[Run]) -> Section | None:
         heading = (name, str(row.get("question", "")))
         rows.append((heading, str(row.get("expected", "")), one_line(str(row.get("base", ""))), *said))
     table = Table(["row", "expected", "host alone", *names_of(runs)], rows, numeric=False)
-    return Section("Answers", [table], "Rows that all of these runs looked at, after their last checkpoint.")
+    return Section("Answers", [table], "Rows that all of these runs answered, after their last checkpoint.")
 
 
 def _chart(runs: Sequence[Run], title: str, names: Sequence[str]) -> Lines:

@@ -63,13 +63,13 @@ def state_of(run: Run) -> Finding:
         return Finding(text, "open", "interrupted")
     if run.logged.how == "failed":
         return Finding(f"The run failed at {far}: {run.logged.reason}", "bad", "failed")
-    return Finding(f"The log ends at {far}: the run is still going on, or was killed.", "open", "not ended")
+    return Finding(f"The log ends at {far}: the run is still running, or was killed.", "open", "not ended")
 
 
 def conclusions(run: Run) -> Section:
     """What happened, in sentences."""
     items = [state_of(run), *_of_validation(run), *_of_share(run)]
-    text = "Whether the branch makes answers better is not shown by a loss: `vega3d ablate` measures it."
+    text = "A loss does not show whether the branch makes answers better: `vega3d compare` measures it."
     items.append(Finding(text, "note", "mind"))
     return Section("What happened", [Findings(items)])
 
