@@ -48,8 +48,9 @@ class AnnotationRows:
 
     @property
     def scenes(self) -> int:
-        """Different scenes of the rows."""
-        return len({row.get("video") or row.get("scene") for row in self.rows})
+        """Different scenes, or videos, of the rows."""
+        keys = ("video", "videos", "scene")
+        return len({str(next(row[key] for key in keys if row.get(key))) for row in self.rows})
 
 
 @dataclass(frozen=True)
