@@ -58,6 +58,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             "NOT RUN: tests in LIBERO's simulator, which has an environment of its own: make test-libero.", yellow=True
         )
     optional |= {"ray": "extraction with the real Ray (make test-ray)"}
+    optional |= {"lerobot": "data sets of episodes with lerobot's own reader"}
     for name, what in optional.items():
         if importlib.util.find_spec(name) is None:
             terminalreporter.write_line(

@@ -243,10 +243,36 @@ def test_what_is_needed_is_asked_for(tmp_path: Path) -> None:
         annotation_rows("scanref", [file], Sources("val"))
     with pytest.raises(ScoreError, match="split 'dev' is unknown"):
         annotation_rows("scanqa", [file], Sources("dev"))
-    with pytest.raises(ScoreError, match="has 5 numbers"):
+    with pytest.raises(ScoreError, match=r"None of the 1 entries of .* is a box; the first: .* has 5 numbers"):
         read_boxes(save(tmp_path / "b.json", {SCENE: [[1, 2, 3, 4, 5]]}))
     with pytest.raises(ScoreError, match="found str"):
         read_boxes(save(tmp_path / "b.json", {SCENE: "x"}))
+
+
+@pytest.mark.parametrize("benchmark", ["scanrefer", "multi3drefer", "scan2cap"])
+def test_a_bad_box_is_left_out_with_what_needs_it(benchmark: str, tmp_path: Path) -> None:
+    boxes = save(tmp_path / "gt.json", {SCENE: [OTHER, BOX, [1, 2, 3], [0, 0, 0, 1, -1, 1]], "scene9009_00": "x"})
+    asked = [
+        {**REFERRED, "object_id": str(i), "object_ids": [i], "ann_id": str(i), "eval_type": "unique"} for i in (1, 2)
+    ]
+    file = save(tmp_path / "annotations.json", asked)
+    found = annotation_rows(benchmark, [file], Sources("train", boxes=boxes))
+    assert len(found.rows) == 1
+    for message, words in zip(
+        found.left_out,
+        (f"gt.json, {SCENE}: key '2' has 3 numbers", "a size below 0", "gt.json, scene9009_00: a list or an object",
+         f"the box of its object 2 of {SCENE} was left out"),
+        strict=True,
+    ):  # fmt: skip
+        assert words in message
+
+
+def test_a_bad_proposal_is_left_out(tmp_path: Path) -> None:
+    proposals = save(tmp_path / "pred.json", {SCENE: [[1, 2], BOX]})
+    rows = [{**REFERRED, "eval_type": "unique"}]
+    found = made(tmp_path, "scan2cap", rows, proposals=proposals)
+    assert found.rows[0]["box_input"] == BOX
+    assert ["pred.json" in message and "has 2 numbers" in message for message in found.left_out] == [True]
 
 
 def test_rows_with_scenes_can_be_trained_on(tmp_path: Path) -> None:

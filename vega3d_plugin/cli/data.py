@@ -1,10 +1,10 @@
-"""``vega3d data``: a benchmark's public annotation files to rows of data."""
+"""``vega3d data``: a benchmark's public annotation files, or a data set of episodes, to rows of data."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -12,15 +12,22 @@ from rich.text import Text
 from .output import err, out, print_json
 from .targets import check_target, write
 
+if TYPE_CHECKING:
+    from ..evaluation.annotations import AnnotationRows
+
+#: What is no benchmark but a layout of episodes.
+LEROBOT = "lerobot"
 #: Messages that are printed; all of them are in the file of ``--left-out``.
 SHOWN = 10
 
 
 def data(
     benchmark: Annotated[
-        str, typer.Argument(metavar="BENCHMARK", help="scanqa, sqa3d, scanrefer, multi3drefer or scan2cap.")
+        str, typer.Argument(metavar="BENCHMARK", help="scanqa, sqa3d, scanrefer, multi3drefer, scan2cap; or lerobot.")
     ],
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Its annotation files, of one split.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Its annotation files, of one split; lerobot: the folder.")
+    ],
     to: Annotated[Path, typer.Option("--out", metavar="FILE", help="The rows: .jsonl, or .json for a list.")],
     split: Annotated[
         str | None, typer.Option(metavar="SPLIT", help="train, val or test; default: as the files' names say.")
@@ -40,6 +47,10 @@ def data(
     ] = None,
     labels: Annotated[
         Path | None, typer.Option(metavar="FILE", help="scannetv2-labels.combined.tsv, for unique and multiple.")
+    ] = None,
+    camera: Annotated[
+        list[str] | None,
+        typer.Option("--camera", metavar="NAME", help="lerobot: one of its cameras; may be repeated; default: all."),
     ] = None,
     left_out: Annotated[
         Path | None, typer.Option("--left-out", metavar="FILE", help="Write every annotation left out, .txt.")
@@ -61,16 +72,22 @@ def data(
           v1_balanced_sqa_annotations_test_scannetv2.json --out sqa3d.jsonl
       vega3d data scanrefer ScanRefer_filtered_val.json --boxes gt.json \\
           --labels scannetv2-labels.combined.tsv --out scanrefer_val.jsonl
-    """
-    from ..evaluation.annotations import SPLITS, Sources, annotation_rows
 
+    A data set in lerobot's layout (2.x, 3.0) becomes a row for each episode:
+    its cameras' videos, or the parts of them that are the episode, and the
+    task as the answer.
+
+    \b
+      vega3d data lerobot libero_spatial --camera image --out episodes.jsonl
+    """
     check_target(to, ".jsonl", ".json", force=force)
     if left_out is not None:
         check_target(left_out, ".txt")
-    named = {name for name in SPLITS for file in files if name in file.stem.lower()}
-    if split is None and len(named) != 1:
-        raise typer.BadParameter("the files' names do not say which split they are of: pass --split train, val or test")
-    found = annotation_rows(benchmark, files, Sources(split or named.pop(), scenes, boxes, proposals, labels))
+    read, about = ("episode", "video") if benchmark == LEROBOT else ("annotation", "scene")
+    if benchmark == LEROBOT:
+        found = _episodes(files, camera or [], split, (scenes, boxes, proposals, labels))
+    else:
+        found = _annotations(benchmark, files, split, (scenes, boxes, proposals, labels), camera)
     if found.rows:
         lines = [json.dumps(row, ensure_ascii=False) for row in found.rows]
         text = "[" + ",\n".join(lines) + "]\n" if to.suffix == ".json" else "".join(f"{line}\n" for line in lines)
@@ -79,16 +96,39 @@ def data(
         told = "".join(f"{line}\n" for line in found.left_out)
         write(left_out, lambda path: path.write_text(told, encoding="utf-8"))
     if as_json:
-        counts = {"rows": len(found.rows), "read": found.read, "scenes": found.scenes}
+        counts = {"rows": len(found.rows), "read": found.read, f"{about}s": found.scenes}
         print_json({**counts, "left_out": found.left_out, "out": str(to) if found.rows else None})
     else:
         _tell(found.left_out, left_out)
         if found.rows:
-            made, places = _some(len(found.rows), "row"), _some(found.scenes, "scene")
-            out.print(Text(f"{made} about {places} from {_some(found.read, 'annotation')}: {to}"), soft_wrap=True)
+            made, places = _some(len(found.rows), "row"), _some(found.scenes, about)
+            out.print(Text(f"{made} about {places} from {_some(found.read, read)}: {to}"), soft_wrap=True)
     if not found.rows:
-        err.print(Text(f"None of {_some(found.read, 'annotation')} became a row; nothing was written.", style="red"))
+        err.print(Text(f"None of {_some(found.read, read)} became a row; nothing was written.", style="red"))
         raise typer.Exit(1)
+
+
+def _annotations(
+    benchmark: str, files: list[Path], split: str | None, others: tuple[Any, ...], camera: list[str] | None
+) -> AnnotationRows:
+    from ..evaluation.annotations import SPLITS, Sources, annotation_rows
+
+    if camera:
+        raise typer.BadParameter(f"--camera is of {LEROBOT} alone")
+    named = {name for name in SPLITS for file in files if name in file.stem.lower()}
+    if split is None and len(named) != 1:
+        raise typer.BadParameter("the files' names do not say which split they are of: pass --split train, val or test")
+    return annotation_rows(benchmark, files, Sources(split or named.pop(), *others))
+
+
+def _episodes(files: list[Path], cameras: list[str], split: str | None, others: tuple[Any, ...]) -> AnnotationRows:
+    from tqdm import tqdm
+
+    from ..evaluation.lerobot import lerobot_rows
+
+    if len(files) != 1 or any(other is not None for other in others):
+        raise typer.BadParameter(f"{LEROBOT} takes one folder, --camera and --split, and no other sources")
+    return lerobot_rows(files[0], cameras, split, lambda episodes: tqdm(episodes, desc="Episodes", disable=None))
 
 
 def _some(count: int, what: str) -> str:

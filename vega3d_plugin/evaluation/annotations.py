@@ -48,8 +48,9 @@ class AnnotationRows:
 
     @property
     def scenes(self) -> int:
-        """Different scenes of the rows."""
-        return len({row.get("video") or row.get("scene") for row in self.rows})
+        """Different scenes, or videos, of the rows."""
+        keys = ("video", "videos", "scene")
+        return len({str(next(row[key] for key in keys if row.get(key))) for row in self.rows})
 
 
 @dataclass(frozen=True)
@@ -142,22 +143,46 @@ def annotation_rows(benchmark: str, files: Sequence[Path], sources: Sources) -> 
     return found
 
 
-def read_boxes(path: Path) -> dict[str, dict[str, list[float]]]:
+@dataclass
+class BoxFile:
+    """The boxes of a file.
+
+    Attributes:
+        boxes: centre and full size of each object, by scene and object.
+        left_out: what is wrong with each that is none, by scene and object; the object None: a whole scene.
+    """
+
+    boxes: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    left_out: dict[tuple[str, str | None], RowProblem] = field(default_factory=dict)
+
+
+def read_boxes(path: Path) -> BoxFile:
     """Boxes of objects by scene and object: ``{"scannet/scene0000_00": [[cx, cy, cz, dx, dy, dz], ...]}``.
 
     In a list the place is the object's id, as in the released ``scannet_train_gt_box.json``; ``{"12": [...]}`` in its
-    place names each.
+    place names each. A box that is none is left out, and named.
 
     Raises:
-        ScoreError: no such file, or other contents.
+        ScoreError: no such file, no JSON object, or a file without a single box.
     """
-    found: dict[str, dict[str, list[float]]] = {}
-    for scene, objects in read_json(path, ScoreError, limit=LARGEST_BOXES).items():
-        row = Row({scene: objects}, f"{path}, {scene}")
+    found, total = BoxFile(), 0
+    for name, objects in read_json(path, ScoreError, limit=LARGEST_BOXES).items():
+        scene = name.removeprefix("scannet/")
+        row, boxes = Row({name: objects}, f"{path}, {name}"), found.boxes.setdefault(scene, {})
         if not isinstance(objects, list | dict):
-            raise row.problem(f"a list or an object of boxes is expected, found {type(objects).__name__}")
+            problem = row.problem(f"a list or an object of boxes is expected, found {type(objects).__name__}")
+            found.left_out[scene, None], total = problem, total + 1
+            continue
         pairs: Iterable[tuple[Any, Any]] = objects.items() if isinstance(objects, dict) else enumerate(objects)
-        found[scene.removeprefix("scannet/")] = {str(key): list(row.box(str(key), value)) for key, value in pairs}
+        for key, value in pairs:
+            total += 1
+            try:
+                boxes[str(key)] = list(row.box(str(key), value))
+            except RowProblem as problem:
+                found.left_out[scene, str(key)] = problem
+    if found.left_out and not any(found.boxes.values()):
+        first = str(next(iter(found.left_out.values()))).rstrip(".")
+        raise ScoreError(f"None of the {total:,} entries of {path} is a box; the first: {first}.")
     return found
 
 
@@ -229,6 +254,7 @@ def _sqa3d(given: Sequence[Row], sources: Sources, rows: list[Made]) -> Iterator
 
 def _scanrefer(given: Sequence[Row], sources: Sources, rows: list[Made]) -> Iterator[RowProblem]:
     scenes, boxes, kinds = _Scenes(sources.scenes), _boxes(sources.boxes, "scanrefer"), _kinds(given, sources)
+    yield from boxes.left_out.values()
     places = {id(row): place for place, row in enumerate(given)}
 
     def make(row: Row) -> list[Made]:
@@ -251,11 +277,12 @@ def _scanrefer(given: Sequence[Row], sources: Sources, rows: list[Made]) -> Iter
             }
         ]
 
-    return _each(given, make, rows, _reference)
+    yield from _each(given, make, rows, _reference)
 
 
 def _multi3drefer(given: Sequence[Row], sources: Sources, rows: list[Made]) -> Iterator[RowProblem]:
     scenes, boxes = _Scenes(sources.scenes), _boxes(sources.boxes, "multi3drefer")
+    yield from boxes.left_out.values()
     places = {id(row): place for place, row in enumerate(given)}
 
     def make(row: Row) -> list[Made]:
@@ -282,13 +309,15 @@ def _multi3drefer(given: Sequence[Row], sources: Sources, rows: list[Made]) -> I
             }
         ]
 
-    return _each(given, make, rows, lambda row: "|".join(map(row.id_of, ("scene_id", "ann_id", "description"))))
+    yield from _each(given, make, rows, lambda row: "|".join(map(row.id_of, ("scene_id", "ann_id", "description"))))
 
 
 def _scan2cap(given: Sequence[Row], sources: Sources, rows: list[Made]) -> Iterator[RowProblem]:
     scenes, boxes, kinds = _Scenes(sources.scenes), _boxes(sources.boxes, "scan2cap"), _kinds(given, sources)
     judged = sources.split != "train"
-    proposals = _boxes(sources.proposals, "scan2cap of another split than train", "--proposals") if judged else {}
+    yield from boxes.left_out.values()
+    proposed = _boxes(sources.proposals, "scan2cap of another split than train", "--proposals") if judged else BoxFile()
+    yield from proposed.left_out.values()
     places = {id(row): place for place, row in enumerate(given)}
     captions: defaultdict[str, list[str]] = defaultdict(list)
     firsts: list[Row] = []
@@ -311,7 +340,7 @@ def _scan2cap(given: Sequence[Row], sources: Sources, rows: list[Made]) -> Itera
                 "<image> Given an object located at <coord> , describe the object in detail.",
                 row.text(*row.need("description")).capitalize(),
             ),
-            "box_input": _proposal(truth, proposals.get(row.id_of("scene_id"), {})) if judged else truth,
+            "box_input": _proposal(truth, proposed.boxes.get(row.id_of("scene_id"), {})) if judged else truth,
             "gt_box": truth,
             "metadata": {
                 "dataset": "scan2cap",
@@ -363,19 +392,21 @@ def _object(row: Row) -> str:
     return "|".join(map(row.id_of, ("scene_id", "object_id", "object_name")))
 
 
-def _boxes(path: Path | None, what: str, option: str = "--boxes") -> dict[str, dict[str, list[float]]]:
+def _boxes(path: Path | None, what: str, option: str = "--boxes") -> BoxFile:
     if path is None:
         raise ScoreError(f"The rows of {what} hold boxes: name their file, {option} FILE.")
     return read_boxes(path)
 
 
-def _box(row: Row, boxes: Mapping[str, Mapping[str, list[float]]], number: str) -> list[float]:
+def _box(row: Row, found: BoxFile, number: str) -> list[float]:
     scene = row.id_of("scene_id")
-    if scene not in boxes:
+    if scene not in found.boxes:
         raise row.problem(f"the file of boxes has no scene {scene}")
-    if number not in boxes[scene]:
+    if (scene, number) in found.left_out or (scene, None) in found.left_out:
+        raise row.problem(f"the box of its object {number} of {scene} was left out")
+    if number not in found.boxes[scene]:
         raise row.problem(f"the file of boxes has no object {number} of {scene}")
-    return boxes[scene][number]
+    return found.boxes[scene][number]
 
 
 def _kinds(given: Sequence[Row], sources: Sources) -> Callable[[Row], str]:

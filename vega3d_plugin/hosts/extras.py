@@ -19,6 +19,7 @@ PURPOSES = {
     "train": "train with train.trainer: trl",
     "remote": "stores at URLs: extract, train and store with s3://, gs:// and others",
     "ray": "extract --ray",
+    "lerobot": "data lerobot with data sets of version 3.0",
 }
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -170,12 +172,105 @@ def measure(path: Path) -> tuple[int, float | None]:
         return 0, None
 
 
-def decoded(path: Path, doing: str) -> Iterator[ShownFrame]:
+@dataclass(frozen=True)
+class FramePts:
+    """Where the frames of a video lie in time, as its packets say.
+
+    Attributes:
+        pts: of each frame in the order in which they are shown, in the stream's ticks; None where one has none.
+        keys: those of ``pts`` from which decoding can begin.
+        second: how long a tick is, in seconds.
+        total: frames.
+        fps: on average; None where it is not known.
+    """
+
+    pts: NDArray[np.int64] | None
+    keys: NDArray[np.int64]
+    second: float
+    total: int
+    fps: float | None
+
+
+def frame_pts(path: Path) -> FramePts:
+    """Look through the packets of a video, without decoding; once for each file.
+
+    Raises:
+        VideoError: it is no video, or has no frames.
+    """
+    _check_file(path)
+    about = path.stat()
+    return _frame_pts(path, about.st_size, about.st_mtime_ns)
+
+
+# Half an hour of a video is half a megabyte.
+@lru_cache(maxsize=256)
+def _frame_pts(path: Path, *version: int) -> FramePts:
+    try:
+        with av.open(str(path)) as container:
+            stream = _stream(container, path)
+            packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size and not p.is_discard]
+            rate = float(stream.average_rate) if stream.average_rate else None
+            second = float(stream.time_base or 0)
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(
+            f"{path} cannot be read: it is not a video, or damaged ({error}). Check that it plays, or export it again."
+        ) from error
+    if not packets:
+        raise VideoError(f"{path} holds no frames: its video stream is empty. Record or export it again.")
+    known = all(pts is not None for pts, _ in packets)
+    pts = np.array(sorted(pts for pts, _ in packets), np.int64) if known else None
+    keys = np.array(sorted(pts for pts, key in packets if key) if known else [], np.int64)
+    return FramePts(pts, keys, second, len(packets), rate)
+
+
+def read_range(path: Path, chosen: Sequence[int]) -> NDArray[np.uint8]:
+    """Some frames of a video by number, uint8 [len(chosen), H, W, 3] RGB; those before their key frame stay undecoded.
+
+    Args:
+        path: of the video.
+        chosen: numbers of frames, ascending, from 0.
+
+    Raises:
+        VideoError: it is no video, or one of them cannot be decoded.
+    """
+    found = frame_pts(path)
+    kept = {}
+    if found.pts is not None and chosen[-1] < found.total:
+        before = found.keys[found.keys <= found.pts[chosen[0]]]
+        # A file whose key frames are marked wrongly is read again from its beginning.
+        for since in (int(before[-1]) if len(before) else None, None):
+            kept = _numbered(path, chosen, found.pts, since)
+            if len(kept) == len(set(chosen)):
+                break
+    else:
+        kept = _numbered(path, chosen, None, None)
+    lacking = next((number for number in chosen if number not in kept), None)
+    if lacking is not None:
+        raise VideoError(f"{path} has no frame {lacking} that can be decoded. Check that it plays, or export it again.")
+    return np.stack([kept[number] for number in chosen])
+
+
+def _numbered(
+    path: Path, chosen: Sequence[int], pts: NDArray[np.int64] | None, since: int | None
+) -> dict[int, NDArray[np.uint8]]:
+    """The pixels of those of the chosen frames that decoding from ``since`` shows, by number."""
+    wanted, kept = set(chosen), {}
+    for counted, shown in enumerate(decoded(path, f"Reading {path.name}", since)):
+        number = counted if pts is None else int(np.searchsorted(pts, shown.frame.pts))
+        if number in wanted and (pts is None or pts[number] == shown.frame.pts):
+            kept[number] = shown.pixels()
+        if number >= chosen[-1]:
+            break
+    return kept
+
+
+def decoded(path: Path, doing: str, since: int | None = None) -> Iterator[ShownFrame]:
     """Yield the frames of a video one by one, all of the first one's size.
 
     Args:
         path: of the video.
         doing: what the progress bar of a long video says.
+        since: begin at the last key frame up to this time, in the stream's ticks; None: at the first frame.
 
     Raises:
         VideoError: it is no video, or breaks off.
@@ -192,6 +287,8 @@ def decoded(path: Path, doing: str) -> Iterator[ShownFrame]:
             stream.thread_type = "AUTO"
             bar = size = None
             showing = showing_of(path, stream.index)
+            if since is not None:
+                container.seek(since, stream=stream)
             room = path.stat().st_size
             cut, last = False, 0.0
             for packet in container.demux(stream):
@@ -211,7 +308,7 @@ def decoded(path: Path, doing: str) -> Iterator[ShownFrame]:
                     elif done == QUIET_FRAMES:
                         known = stream.frames if stream.frames >= done else None
                         bar = stack.enter_context(tqdm(total=known, initial=done, desc=doing, unit="frame"))
-            if cut or _lacks(container, stream, done, last):
+            if cut or (since is None and _lacks(container, stream, done, last)):
                 raise VideoError(
                     f"{path} is cut short: it ends in the middle of frame {done}. Copy or export it again."
                 )

@@ -48,7 +48,9 @@ def _identity(medium: Medium) -> str:
     """A medium by what its pixels depend on, without opening it."""
     source = medium.source
     parts = [_file_identity(part) for part in (source if isinstance(source, list) else [source])]
-    return repr((medium.kind, medium.fps, medium.marks, parts))
+    whole = (medium.kind, medium.fps, medium.marks, parts)
+    # What has no part keeps the name that it had before there were parts.
+    return repr(whole if medium.part is None else (*whole, medium.part))
 
 
 def _file_identity(source: Any) -> Any:

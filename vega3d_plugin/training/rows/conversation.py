@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ...contracts.errors import RowError, Vega3dError
+from ...contracts.errors import FramesError, RowError, Vega3dError, VideoError
 from ...recipes.blocks import DataSettings
 from ...scenes.images import IMAGES, find_images, in_order
 from ...scenes.rows import ScenePoints, scene_frames
+from ...scenes.video_parts import KEYS, Timeline, VideoPart, read_part, timeline
 from .marks import Mark, read_marks
 from .paths import find_path
 from .released import released_row
@@ -32,6 +33,7 @@ class Medium:
         marks: what is drawn on an image when it is read.
         points: where the pixels of a scene's views lie; None for what is no view of a scene.
         view: place of an image among the scene's views.
+        part: what of a video file is meant; None: all of it.
     """
 
     kind: Kind
@@ -40,6 +42,14 @@ class Medium:
     marks: tuple[Mark, ...] = ()
     points: ScenePoints | None = None
     view: int = 0
+    part: VideoPart | None = None
+
+
+#: What ``video`` may be as an object: a path and a part of it.
+_PATHS = ("path", "video", "url")
+#: What qwen-vl-utils calls the bounds of a part, in seconds.
+_QWEN = {"video_start": "start", "video_end": "end"}
+_BOUNDS = tuple(name for pair in KEYS.values() for name in pair)
 
 
 class _Views(list[Any]):
@@ -81,8 +91,9 @@ def read_conversation(row: Mapping[str, Any], settings: DataSettings, root: Path
     Args:
         row: LLaVA-style (``conversations``, with placeholders in the text, and ``image``, ``images``, ``video`` or
             ``videos``), or chat-style (``messages``, or TRL's ``prompt`` and ``completion``; pictures in the parts or
-            in ``images`` and ``videos``). ``scene`` names a scene, whose chosen views are a video; ``spar_info`` what
-            is drawn on the images.
+            in ``images`` and ``videos``). A video may be an object, ``path`` with ``start`` and ``end`` in seconds,
+            or ``start_frame`` and ``end_frame``: that part of it. ``scene`` names a scene, whose chosen views are a
+            video; ``spar_info`` what is drawn on the images.
         settings: format, placeholders and the system text.
         root: folder that relative paths start from.
 
@@ -140,7 +151,14 @@ class _Media:
             kind = "video" if kind == "video" else "image"
             keys = (kind, "path", "url", f"{kind}_url")
             source = next((part[key] for key in keys if part.get(key) is not None), None)
-            if isinstance(source, Mapping):
+            if kind == "video" and (isinstance(source, str | Path) or source is None):
+                bounds = {key: part[key] for key in (*_QWEN, *_BOUNDS) if part.get(key) is not None}
+                if bounds and source is None:
+                    raise RowError(
+                        f"{', '.join(bounds)} beside no path: write them in `videos`, with each video's path"
+                    )
+                source = {"path": source, **bounds} if bounds else source
+            elif kind == "image" and isinstance(source, Mapping):
                 source = source.get("url")
             yield self._next(kind) if source is None else self._medium(kind, source, part.get("fps"))
         else:
@@ -168,14 +186,18 @@ class _Media:
 
     def _medium(self, kind: str, source: Any, fps: Any) -> Medium:
         if kind == "video":
+            part = None
+            if isinstance(source, Mapping):
+                source, part = _part_of(source)
             if isinstance(source, str | Path):
                 path = self._path(source)
-                if path.is_dir() and not find_images(path):
+                if not path.is_dir():
+                    _check_part(path, part)
+                    return Medium("video", path, fps, part=part)
+                if not find_images(path):
                     raise RowError(f"the folder {path} has no images")
-                if path.is_dir():
-                    fps = self.settings.folder_fps if fps is None else fps
-                    return Medium("video", in_order(find_images(path)), fps)
-                return Medium("video", path, fps)
+                fps = self.settings.folder_fps if fps is None else fps
+                return Medium("video", _within(path, in_order(find_images(path)), fps, part), fps)
             if not isinstance(source, Sequence) or not source:
                 raise RowError(f"a video must be a path or a list of frames, found {_brief(source)}")
             frames = [self._path(f) if isinstance(f, str | Path) else f for f in source]
@@ -185,6 +207,40 @@ class _Media:
 
     def _path(self, source: str | Path) -> Path:
         return find_path(source, self.root)
+
+
+def _part_of(source: Mapping[str, Any]) -> tuple[str | Path, VideoPart | None]:
+    """The path and the part of a video that is written as an object."""
+    path = next((source[key] for key in _PATHS if source.get(key) is not None), None)
+    odd = [key for key, value in source.items() if value is not None and key not in (*_PATHS, *_QWEN, *_BOUNDS)]
+    if not isinstance(path, str | Path) or odd:
+        what = f"unknown {', '.join(map(repr, odd))}" if odd else f"its path is {_brief(path)}"
+        raise RowError(f"a video as an object has `path` and, for a part of it, {', '.join(_BOUNDS)}; {what}")
+    try:
+        return path, read_part(source, _QWEN)
+    except FramesError as error:
+        raise RowError(f"{path}: {error}") from error
+
+
+def _check_part(path: Path, part: VideoPart | None) -> None:
+    """Raise unless the part is one of the video, which costs a look through each file's packets, once."""
+    if part is None:
+        return
+    try:
+        timeline(path).frames(part)
+    except (FramesError, VideoError) as error:
+        raise RowError(str(error).rstrip(".")) from error
+
+
+def _within(folder: Path, frames: list[Path], fps: float | None, part: VideoPart | None) -> list[Path]:
+    """The frames of a folder that a part means."""
+    if part is None:
+        return frames
+    try:
+        chosen = Timeline(str(folder), None, len(frames), fps).frames(part)
+    except FramesError as error:
+        raise RowError(str(error).rstrip(".")) from error
+    return [frames[i] for i in chosen]
 
 
 def _style(row: Mapping[str, Any]) -> str:
@@ -241,7 +297,7 @@ def _videos(row: Mapping[str, Any]) -> list[Any]:
     if not isinstance(value, list | tuple):
         return [value]
     # A flat list under `video`, or one of images, is one video's frames; otherwise each entry is a video.
-    flat = all(not isinstance(entry, list | tuple) for entry in value)
+    flat = all(not isinstance(entry, list | tuple | Mapping) for entry in value)
     frames = flat and all(not isinstance(e, str) or Path(e).suffix.lower() in IMAGES for e in value)
     return [list(value)] if value and frames else list(value)
 

@@ -15,7 +15,8 @@ from PIL import Image
 from ...contracts.errors import FramesError, RowError, VideoError
 from ...recipes.blocks import DataSettings
 from ...scenes.images import read_image
-from ...scenes.video import measure, sample_video
+from ...scenes.video import measure, read_range, sample_video
+from ...scenes.video_parts import VideoPart, timeline
 from .conversation import Medium
 from .marks import draw_marks
 from .places import frame_places, spread
@@ -29,8 +30,8 @@ class Video:
 
     Attributes:
         frames: uint8 ``[H, W, 3]`` RGB each, all of one size.
-        indices: their places in the video, or in its list of frames.
-        total: frames of the whole video.
+        indices: their places in the video, in the part of it that the row names, or in its list of frames.
+        total: frames of the whole video, or part.
         fps: of the whole video; None for frames without a time.
     """
 
@@ -69,8 +70,10 @@ def load_video(medium: Medium, settings: DataSettings) -> Video:
     :func:`~vega3d_plugin.scenes.video.sample_video`.
 
     Raises:
-        RowError: it cannot be read, or its frames differ in size.
+        RowError: it cannot be read, its frames differ in size, or the row's part of it ends after it.
     """
+    if isinstance(medium.source, Path) and medium.part is not None:
+        return _part(medium.source, medium.part, settings)
     if isinstance(medium.source, Path):
         return _file(medium.source, settings)
     sources = medium.source
@@ -99,6 +102,17 @@ def _file(path: Path, settings: DataSettings) -> Video:
     once = [i for i, index in enumerate(indices) if index not in indices[:i]]
     kept = [indices[i] for i in once]
     return Video([frames[i] for i in once], kept, max(expected, kept[-1] + 1), rate)
+
+
+def _part(path: Path, part: VideoPart, settings: DataSettings) -> Video:
+    try:
+        found = timeline(path)
+        frames = found.frames(part)
+        places = frame_places(len(frames), found.fps, settings)
+        pictures = read_range(path, [frames[i] for i in places])
+    except (VideoError, FramesError) as error:
+        raise RowError(str(error).rstrip(".")) from error
+    return Video(list(pictures), places, len(frames), found.fps)
 
 
 @lru_cache(maxsize=4096)
