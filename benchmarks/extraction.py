@@ -36,15 +36,18 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 
 import vega3d
-from vega3d_plugin.features.extraction.shard import Worker
+from vega3d_plugin.contracts.clips import Clip
+from vega3d_plugin.features.extraction.shard import Worker, extract_shard
 from vega3d_plugin.features.forms import FORMS, Form, entry_bytes
 from vega3d_plugin.features.store import FeatureStore
-from vega3d_plugin.training.extraction import RecipeUnits, make_request
+from vega3d_plugin.training.extraction import OpenedRows, RecipeUnits, make_request
 from vega3d_qwen_vl.tiny import tiny_model
 
 app = typer.Typer(add_completion=False)
 out = Console(width=116)
 RECIPE = "qwen_vl/smoke"
+#: Frames of a clip, and their size for the prior.
+SIZES = "8@480x832,32@240x416"
 
 
 @app.callback(invoke_without_command=True)
@@ -73,40 +76,45 @@ def sizes() -> None:
 
 @app.command("extract")
 def extract(
-    clips: Annotated[int, typer.Option(help="Clips of each length.")] = 6,
-    repeats: Annotated[int, typer.Option(help="Runs of each side.")] = 3,
-    side: Annotated[str, typer.Option(help="Size of the prior's frames.")] = "[192, 320]",
-    lengths: Annotated[str, typer.Option(help="Frames of the clips.")] = "8,32",
+    clips: Annotated[int, typer.Option(help="Clips of each size; Ray hands four at once to an actor.")] = 12,
+    repeats: Annotated[int, typer.Option(help="Runs of each side.")] = 1,
+    sizes: Annotated[str, typer.Option(help="Frames of a clip, and their size for the prior.")] = SIZES,
     launchers: Annotated[str, typer.Option(help="Of two processes: torchrun, ray.")] = "torchrun,ray",
 ) -> None:
     """Clips a second of one and two processes against bare calls of the prior, on the same frames."""
     chosen = {name: LAUNCHERS[name] for name in launchers.split(",") if name}
     made = table(
-        f"extraction, {RECIPE}, frames for the prior {side}",
-        "frames", "bare calls", "one process", "ratio", "CPU seconds, ratio", *(f"2 by {name}" for name in chosen),
+        f"extraction, {RECIPE} with {clips} clips on {len(os.sched_getaffinity(0))} core(s)",
+        "clip", "bare calls", "one process", "ratio", "CPU seconds, ratio", "beside the prior",
+        *(f"2 by {name}" for name in chosen),
     )  # fmt: skip
-    for frames in map(int, lengths.split(",")):
+    for size in sizes.split(","):
+        frames, _, side = size.partition("@")
         folder = Path(tempfile.mkdtemp())
-        rows = _videos(folder, clips, frames)
-        settings = ["projector.hidden_dim=16", f"prior.size={side}", f"data.frames={frames}", "host.max_pixels=50176"]
+        rows = _videos(folder, clips, int(frames))
+        settings = [
+            "projector.hidden_dim=16", f"prior.size=[{side.replace('x', ', ')}]", f"data.frames={frames}",
+            "host.max_pixels=50176",
+        ]  # fmt: skip
         bare: list[tuple[float, float]] = []
         ours: list[tuple[float, float]] = []
         rates: dict[str, list[float]] = {name: [] for name in chosen}
         for number in range(repeats):
             units = _units(folder / f"{number}", settings, rows)
             worker = Worker(units)
-            found = [clip for unit in range(len(units)) for clip in worker.opened.clips(unit)]
-            prior = worker.opened.prior  # type: ignore[attr-defined]  # OpenedRows
-            prior(found[0].frames)
-            bare.append(clock(lambda found=found, prior=prior: [prior(clip.frames) for clip in found]))
+            opened = _rows_of(worker)
+            found = [clip for unit in range(len(units)) for clip in opened.clips(unit)]
+            opened.prior(found[0].frames)
+            bare.append(clock(lambda found=found, prior=opened.prior: [prior(clip.frames) for clip in found]))
             ours.append(clock(lambda worker=worker, units=units: (list(worker.run(range(len(units)))), worker.pack())))
             for name, launch in chosen.items():
                 rates[name].append(launch(folder / f"{name}{number}", settings, rows))
         base, own = (median(each[0] for each in side) for side in (bare, ours))
         ratio, of_cpu = (median(b[i] / o[i] for b, o in zip(bare, ours, strict=True)) for i in (0, 1))
+        beside = median(o[1] - b[1] for b, o in zip(bare, ours, strict=True)) / clips
         made.add_row(
-            str(frames), f"{clips / base:.3f}/s", f"{clips / own:.3f}/s", f"{ratio:.1%}", f"{of_cpu:.1%}",
-            *(f"{median(found):.3f}/s" for found in rates.values()),
+            size, f"{clips / base:.3f}/s", f"{clips / own:.3f}/s", f"{ratio:.1%}", f"{of_cpu:.1%}",
+            f"{beside * 1e3:.0f} ms a clip", *(f"{median(found):.3f}/s" for found in rates.values()),
         )  # fmt: skip
         shutil.rmtree(folder)
     out.print(made)
@@ -243,7 +251,8 @@ def _error(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 def _bare_logits(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.no_grad():
-        return tiny_model(hidden_size=256).eval()(**batch).logits.float()  # type: ignore[no-any-return]
+        logits: torch.Tensor = tiny_model(hidden_size=256).eval()(**batch).logits
+    return logits.float()
 
 
 def _correspondence_by_way(scenes: int) -> dict[str, float]:
@@ -372,45 +381,76 @@ def _units(store: Path, settings: list[str], rows: Path) -> RecipeUnits:
     return RecipeUnits(make_request(RECIPE, settings, store=str(store), files=[str(rows)]))
 
 
+def _rows_of(worker: Worker) -> OpenedRows:
+    assert isinstance(worker.opened, OpenedRows)
+    return worker.opened
+
+
+class TimedUnits(RecipeUnits):
+    """Units whose workers note when each clip is done, so that all launchers are measured alike."""
+
+    def open(self) -> OpenedRows:
+        return TimedRows(self)
+
+
+class TimedRows(OpenedRows):
+    """A line for each clip, in a file of each process."""
+
+    def keep(self, clip: Clip) -> None:
+        super().keep(clip)
+        with _notes(Path(self.units.request.store.url)).joinpath(str(os.getpid())).open("a") as file:
+            file.write(f"{time.time()}\n")
+
+
+def _notes(store: Path) -> Path:
+    folder = store.with_name(f"{store.name}.times")
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _timed(store: Path, settings: list[str], rows: Path) -> TimedUnits:
+    return TimedUnits(make_request(RECIPE, settings, store=str(store), files=[str(rows)]))
+
+
+def _rate(store: Path) -> float:
+    """Clips a second while both processes work: neither's start counts, nor what one does alone at the end."""
+    times = [sorted(map(float, path.read_text().split())) for path in _notes(store).iterdir()]
+    if len(times) != 2:
+        raise typer.BadParameter(f"{len(times)} process(es) did all clips, expected 2: ask for more --clips.")
+    begin, end = max(own[0] for own in times), min(own[-1] for own in times)
+    count = sum(begin < at <= end for own in times for at in own)
+    if not count:
+        raise typer.BadParameter("The two processes did not work at the same time: ask for more --clips.")
+    return count / (end - begin)
+
+
 def _by_torchrun(store: Path, settings: list[str], rows: Path) -> float:
-    """Clips a second of two ranks, from the first clip to the last, without the start of Python."""
+    """Two ranks, as ``torchrun ... vega3d extract`` makes them."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, __file__, "rank", str(store), str(rows), *settings]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    subprocess.run(command, check=True, capture_output=True, env=environment)
-    times = [json.loads(path.read_text()) for path in store.parent.glob(f"{store.name}.rank*")]
-    return sum(done for _, _, done in times) / (max(end for _, end, _ in times) - min(begun for begun, _, _ in times))
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LONGEST)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return _rate(store)
 
 
 @app.command("rank", hidden=True)
 def rank(store: Path, rows: Path, settings: list[str]) -> None:
     """One of two ranks."""
-    own, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    units = _units(store, settings, rows)
-    worker = Worker(units)
-    worker.opened.prior(worker.opened.clips(0)[0].frames)  # type: ignore[attr-defined]
-    # They begin together, so that the time of neither is counted while the other is still loading.
-    store.with_name(f"{store.name}.ready{own}").touch()
-    while not all(store.with_name(f"{store.name}.ready{other}").exists() for other in range(world)):
-        time.sleep(0.05)
-    begun, mine = time.time(), range(own, len(units), world)
-    list(worker.run(mine))
-    worker.pack()
-    store.with_name(f"{store.name}.rank{own}").write_text(json.dumps([begun, time.time(), len(mine)]))
+    extract_shard(_timed(store, settings, rows), rank=int(os.environ["RANK"]), world=int(os.environ["WORLD_SIZE"]))
 
 
 def _by_ray(store: Path, settings: list[str], rows: Path) -> float:
-    """Clips a second of two actors, behind the first units of each, so that their start does not count."""
-    from vega3d_plugin.features.extraction.with_ray import TOGETHER, extract_with_ray
+    """Two actors on this machine."""
+    from vega3d_plugin.features.extraction.with_ray import extract_with_ray
 
-    units, done = _units(store, settings, rows), []
-    first = 2 * TOGETHER
-    if len(units) <= first:
-        raise typer.BadParameter(f"Ray hands {TOGETHER} clips at once to an actor: more than {first} clips are needed.")
-    extract_with_ray(units, actors=2, told=lambda unit: done.append(time.perf_counter()))
-    return (len(done) - first) / (done[-1] - done[first - 1])
+    extract_with_ray(_timed(store, settings, rows), actors=2)
+    return _rate(store)
 
 
+#: Seconds that ranks may take before they are given up.
+LONGEST = 900
 LAUNCHERS = {"torchrun": _by_torchrun, "ray": _by_ray}
 
 

@@ -8,7 +8,7 @@ gives shapes only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -66,19 +66,22 @@ class _ShapesOnly(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See the class."""
         kwargs = kwargs or {}
-        empty = False
-
-        def look(value: Any) -> Any:
-            nonlocal empty
-            empty = empty or (isinstance(value, Tensor) and value.is_meta)
-            return value
-
-        tree_map(look, (args, kwargs))
-        if empty:
+        if _any_empty(args) or _any_empty(kwargs.values()):
             args, kwargs = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, (args, kwargs))
             if "device" in kwargs:
                 kwargs = {**kwargs, "device": torch.device("meta")}
         return func(*args, **kwargs)
+
+
+def _any_empty(values: Iterable[Any]) -> bool:
+    """Whether there is a tensor without content among an operator's arguments, which hold tensors or lists of them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            if value.is_meta:
+                return True
+        elif isinstance(value, list | tuple) and _any_empty(value):
+            return True
+    return False
 
 
 class HollowHost:
