@@ -30,7 +30,8 @@ from vega3d_plugin.evaluation.serving.files import (
     sglang_inputs,
     vllm_inputs,
 )
-from vega3d_plugin.evaluation.serving.tokens import fused_tokens, logits_of
+from vega3d_plugin.evaluation.serving.tokens import fused_tokens, fused_tokens_of, logits_of
+from vega3d_plugin.hosts.peft import base_model
 from vega3d_plugin.recipes.blocks import DataSettings
 from vega3d_plugin.training.answers import encode_question
 from vega3d_plugin.training.rows.conversation import Medium, Turn
@@ -95,6 +96,29 @@ def test_an_unpatched_host_given_fused_tokens_says_the_same(name: str) -> None:
     # The branch does change what is said.
     assert not torch.equal(logits_of(bare, inputs), online)
     assert fused_tokens(model, encode_question(Encoder(processor, DATA), [Turn("user", ("Hi",))])).embeds == {}
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_prompts_go_together_and_have_the_tokens_that_they_have_alone(name: str) -> None:
+    make, make_processor = HOSTS[name]
+    processor = make_processor()
+    model = shaken(make(), processor)
+    text = encode_question(Encoder(processor, DATA), [Turn("user", ("Hi",))])
+    prompts = [encoded(processor, "images"), text, encoded(processor, "image"), encoded(processor, "images")]
+    calls: list[int] = []
+    hook = base_model(model).register_forward_pre_hook(
+        lambda module, args, given: calls.append(given["input_ids"].shape[0]), with_kwargs=True
+    )
+    together = fused_tokens_of(model, prompts, processor.tokenizer.pad_token_id)
+    hook.remove()
+    # The two of several pictures and, where pictures' sizes need not be equal, the one of one picture too.
+    assert max(calls) >= 2
+    assert sum(calls) == 4
+    assert together[1].embeds == {}
+    for inputs, tokens in zip(prompts, together, strict=True):
+        alone = fused_tokens(model, inputs)
+        assert tokens.embeds.keys() == alone.embeds.keys()
+        assert all(torch.allclose(tokens.embeds[kind], alone.embeds[kind], atol=1e-5) for kind in alone.embeds)
 
 
 def test_tokens_of_another_prompt_are_refused() -> None:
@@ -229,6 +253,15 @@ def test_a_stopped_export_is_resumed_and_another_is_refused(root: Path, tmp_path
     assert seen == [(4, 1)]
     assert lines(out) == lines(whole)
     assert all(read_tokens(out, line) for line in lines(out))
+    # Several at once, behind the one that is compared.
+    export_embeddings(arguments(root), [root / "rows.jsonl"], tmp_path / "some", host=load, batch_size=3)
+    for line, alone in zip(lines(tmp_path / "some"), lines(whole), strict=True):
+        assert {k: v for k, v in line.items() if k not in ("run", "checksum")} == {
+            k: v for k, v in alone.items() if k not in ("run", "checksum")
+        }
+        one, other = read_tokens(tmp_path / "some", line), read_tokens(whole, alone)
+        assert one.keys() == other.keys()
+        assert all(torch.allclose(one[key].float(), other[key].float(), atol=1e-5) for key in one)
     # There is nothing left to do, and no model is loaded for it.
     export_embeddings(arguments(root), [root / "rows.jsonl"], out, host=None)  # type: ignore[arg-type]
     with pytest.raises(AnswersError, match="fused tokens of another run:\n  limit: None there, 2 here"):
