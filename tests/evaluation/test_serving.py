@@ -29,10 +29,12 @@ from vega3d_plugin.evaluation.serving.files import (
     read_tokens,
     sglang_inputs,
     vllm_inputs,
+    write_tokens,
 )
-from vega3d_plugin.evaluation.serving.tokens import fused_tokens, fused_tokens_of, logits_of
+from vega3d_plugin.evaluation.serving.tokens import fused_tokens, fused_tokens_of, logits_of, placeholders
 from vega3d_plugin.hosts.peft import base_model
 from vega3d_plugin.recipes.blocks import DataSettings
+from vega3d_plugin.scenes.view_points import POINTS
 from vega3d_plugin.training.answers import encode_question
 from vega3d_plugin.training.rows.conversation import Medium, Turn
 from vega3d_plugin.training.rows.encoding import Encoder
@@ -209,11 +211,61 @@ def test_an_export_is_what_servers_take(root: Path, tmp_path: Path, load: Any) -
 
     request = sglang_inputs(out, film)
     (item,) = request["video_data"]
-    assert item["format"] == "precomputed_embedding"
-    assert request["input_ids"].count(tiny_id("<|video_pad|>")) == item["feature"].shape[0]
+    assert request["input_ids"].count(tiny_id("<|video_pad|>")) == item["precomputed_embeddings"].shape[0]
     assert {"video_grid_thw", "second_per_grid_ts"} <= item.keys()
     assert sglang_inputs(out, two)["image_data"][0]["image_grid_thw"].shape == (2, 3)
     assert sglang_inputs(out, text).keys() == {"input_ids"}
+
+
+#: What SGLang 0.5.23 takes for its own in an item (its ``base_processor.py``), and what models ask for.
+SGLANG_OWN = {"format", "modality", "precomputed_embeddings"}
+SGLANG_OF_MODELS = {"image_grid_thw", "video_grid_thw", "second_per_grid_ts", "image_sizes"}
+
+
+def sglang_items(request: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The items of a request by their modality, after the checks that SGLang makes of them."""
+    found = {}
+    for key, items in request.items():
+        if key == "input_ids":
+            assert isinstance(items, list)
+            assert all(type(token) is int for token in items)
+            continue
+        # "when providing a 'processor_output' or 'precomputed_embedding', you must pass exactly one item"
+        (item,) = items
+        assert item["format"] == "processor_output"
+        assert key == f"{item['modality'].lower()}_data"
+        assert item.keys() <= SGLANG_OWN | SGLANG_OF_MODELS
+        found[item["modality"]] = item
+    return found
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_sglang_finds_a_token_for_each_placeholder_and_what_positions_need(name: str, tmp_path: Path) -> None:
+    """Its own rules, since its engine was not run: tokens go to the stretches of a kind's placeholder, in order."""
+    make, make_processor = HOSTS[name]
+    processor = make_processor()
+    model = shaken(make(), processor)
+    inputs = encoded(processor, "video and image")
+    tokens = fused_tokens(model, inputs)
+    # Neither points nor pixels nor masks are a server's.
+    checksum = write_tokens(
+        tmp_path / "t.safetensors", tokens, {**inputs, POINTS: torch.zeros(1), "attention_mask": torch.ones(1)}
+    )
+    line = {"file": "t.safetensors", "checksum": checksum, "hidden_size": tokens.hidden_size}
+    assert not {POINTS, "attention_mask", "pixel_values", "pixel_values_videos"} & read_tokens(tmp_path, line).keys()
+    request = sglang_inputs(tmp_path, line)
+    items = sglang_items(request)
+    assert items.keys() == {"IMAGE", "VIDEO"}
+    ids = torch.tensor(request["input_ids"])
+    for kind, token in placeholders(model).items():
+        embeds = items[kind.upper()]["precomputed_embeddings"]
+        assert embeds.ndim == 2
+        assert int((ids == token).sum()) == len(embeds)
+        grid = items[kind.upper()].get(f"{kind}_grid_thw")
+        # It cuts an item apart only where its length is that of all patches, which no length of tokens is.
+        assert grid is None or int(grid.prod(dim=-1).sum()) == 4 * len(embeds)
+    if "second_per_grid_ts" in inputs:
+        assert "second_per_grid_ts" in items["IMAGE"]
 
 
 def read_parts(root: Path, medium: Medium) -> tuple[Any, ...]:
