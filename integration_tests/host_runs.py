@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -39,6 +39,7 @@ def run(
     processes: int = 0,
     beside: Mapping[str, Path] | None = None,
     out: bool = False,
+    verb: Sequence[object] = ("run",),
     **variables: str,
 ) -> str:
     """Run a script of a checkout; what was said.
@@ -51,6 +52,7 @@ def run(
         processes: of torchrun; 0: without it.
         beside: what lies in the folder of the run beside the checkout's own entries: name to path.
         out: give what it wrote to its standard output.
+        verb: of vega3d, with its own options.
         variables: of the environment.
     """
     source = host_source(checkout)
@@ -59,7 +61,7 @@ def run(
     if processes:
         python = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", str(processes)]
         python += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    through = [] if recipe is None else ["run", "--recipe", recipe, "--"]
+    through = [] if recipe is None else [*verb, "--recipe", recipe, "--"]
     command = [*python, STAND_INS, host, *through, *words]
     environment = {
         **os.environ,

@@ -27,10 +27,17 @@ from scripts import said
 from torch import Tensor
 from transformers import TrainingArguments
 
+from vega3d_plugin.features.store import FeatureStore
 from vega3d_plugin.recipes.library import list_recipes
 from vega3d_qwen_vl.tiny import tiny_tokenizer
 
 HERE = Path(__file__).parent
+
+
+def last_json(text: str) -> dict[str, Any]:
+    """The object at the end of what a script and the command have written."""
+    found: dict[str, Any] = json.loads(text[text.rindex("\n{\n") :])
+    return found
 
 
 @pytest.mark.skipif(installed() != "LLaVA-NeXT", reason="no checkout of LLaVA-NeXT that this environment can import")
@@ -127,6 +134,31 @@ class TestLlavaNext:
         found, lines = self.evaluate(recipe, tmp_path, base, out)
         assert lines[-1] == f"LlavaQwenForCausalLM from {base} has the branch of {out}"
         assert same(found, trained)
+
+    def test_extracted_features_are_those_that_training_stores(self, base: Path, data: Path, tmp_path: Path) -> None:
+        """By the training's own command; no weights are there to be loaded, neither the host's nor its tower's."""
+        recipe, out = write_recipe(tmp_path / "r.yaml", "llava_video"), tmp_path / "out"
+        parts = {"mm_tunable_parts": "mm_mlp_adapter", "image_aspect_ratio": "anyres", "frames_upbound": 4}
+        parts["image_grid_pinpoints"] = f"[[{CROP}, {2 * CROP}], [{2 * CROP}, {CROP}]]"
+        script = "llava/train/train_mem.py"
+        words = self.arguments(base, data, out, **parts)
+        run("llava", "LLaVA-NeXT", recipe, script, *words, verb=("run", "--store", tmp_path / "trained"))
+        bare, tower = tmp_path / "llava-qwen-bare", tmp_path / "tower"
+        for source, target in ((base, bare), (Path(tower_folder()), tower)):
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors", "*.bin", "*.index.json"))
+        config = json.loads((bare / "config.json").read_text())
+        (bare / "config.json").write_text(json.dumps({**config, "mm_vision_tower": str(tower)}))
+        words = self.arguments(bare, data, tmp_path / "nothing", **parts, vision_tower=tower)
+        verb = ("extract", "--json", "--store", tmp_path / "extracted", "--verify", 4)
+        found = last_json(run("llava", "LLaVA-NeXT", recipe, script, *words, verb=verb, out=True))
+        trained, extracted = FeatureStore(tmp_path / "trained"), FeatureStore(tmp_path / "extracted")
+        assert trained.owner()["fingerprint"] == extracted.owner()["fingerprint"]
+        assert trained.names() == extracted.names()
+        # The video, and the image with the two tiles that it is cut into.
+        assert len(trained.names()) == 4
+        assert all(torch.equal(trained.get(name), extracted.get(name)) for name in trained.names())
+        assert (found["rows"], found["clips"], found["bad"], found["different"]) == (4, 4, {}, {})
+        assert not (tmp_path / "nothing").exists() or not list((tmp_path / "nothing").rglob("*.safetensors"))
 
     def test_a_vision_tower_that_is_loaded_later(self, base: Path, data: Path, tmp_path: Path) -> None:
         late = tmp_path / "llava-qwen-late"

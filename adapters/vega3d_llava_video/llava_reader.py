@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,9 @@ class LlavaReader:
     Attributes:
         statistics: with which the pixels were normalised.
     """
+
+    #: See :func:`vega3d_plugin.contracts.seams.fuses_several_times`: images at once, then each video.
+    fuses_several_times: ClassVar[bool] = True
 
     statistics: PixelStatistics
 

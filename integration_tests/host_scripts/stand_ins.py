@@ -1,4 +1,4 @@
-"""``python stand_ins.py HOST run ...``: the command ``vega3d`` where packages that a host's script imports are absent.
+"""``python stand_ins.py HOST run ...``: the command ``vega3d run|extract`` where packages of a script are absent.
 
 Stands in for imports alone: data pipelines in tensorflow, parsers, trackers, the simulator LIBERO, and calls to a GPU
 that is not there. The models, their code, PEFT, the optimisers and all that saves are the real ones.
@@ -335,7 +335,7 @@ if __name__ == "__main__":
         sys.path.remove(str(here))
     sys.argv = ["vega3d", *rest]
     install(name)
-    if rest[0] == "run":
+    if rest[0] in ("run", "extract"):
         from vega3d_plugin.cli import main
 
         main()

@@ -29,9 +29,12 @@ from vega3d_plugin.evaluation.serving.files import (
     read_tokens,
     sglang_inputs,
     vllm_inputs,
+    write_tokens,
 )
-from vega3d_plugin.evaluation.serving.tokens import fused_tokens, logits_of
+from vega3d_plugin.evaluation.serving.tokens import fused_tokens, fused_tokens_of, logits_of, placeholders
+from vega3d_plugin.hosts.peft import base_model
 from vega3d_plugin.recipes.blocks import DataSettings
+from vega3d_plugin.scenes.view_points import POINTS
 from vega3d_plugin.training.answers import encode_question
 from vega3d_plugin.training.rows.conversation import Medium, Turn
 from vega3d_plugin.training.rows.encoding import Encoder
@@ -95,6 +98,29 @@ def test_an_unpatched_host_given_fused_tokens_says_the_same(name: str) -> None:
     # The branch does change what is said.
     assert not torch.equal(logits_of(bare, inputs), online)
     assert fused_tokens(model, encode_question(Encoder(processor, DATA), [Turn("user", ("Hi",))])).embeds == {}
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_prompts_go_together_and_have_the_tokens_that_they_have_alone(name: str) -> None:
+    make, make_processor = HOSTS[name]
+    processor = make_processor()
+    model = shaken(make(), processor)
+    text = encode_question(Encoder(processor, DATA), [Turn("user", ("Hi",))])
+    prompts = [encoded(processor, "images"), text, encoded(processor, "image"), encoded(processor, "images")]
+    calls: list[int] = []
+    hook = base_model(model).register_forward_pre_hook(
+        lambda module, args, given: calls.append(given["input_ids"].shape[0]), with_kwargs=True
+    )
+    together = fused_tokens_of(model, prompts, processor.tokenizer.pad_token_id)
+    hook.remove()
+    # The two of several pictures and, where pictures' sizes need not be equal, the one of one picture too.
+    assert max(calls) >= 2
+    assert sum(calls) == 4
+    assert together[1].embeds == {}
+    for inputs, tokens in zip(prompts, together, strict=True):
+        alone = fused_tokens(model, inputs)
+        assert tokens.embeds.keys() == alone.embeds.keys()
+        assert all(torch.allclose(tokens.embeds[kind], alone.embeds[kind], atol=1e-5) for kind in alone.embeds)
 
 
 def test_tokens_of_another_prompt_are_refused() -> None:
@@ -185,11 +211,61 @@ def test_an_export_is_what_servers_take(root: Path, tmp_path: Path, load: Any) -
 
     request = sglang_inputs(out, film)
     (item,) = request["video_data"]
-    assert item["format"] == "precomputed_embedding"
-    assert request["input_ids"].count(tiny_id("<|video_pad|>")) == item["feature"].shape[0]
+    assert request["input_ids"].count(tiny_id("<|video_pad|>")) == item["precomputed_embeddings"].shape[0]
     assert {"video_grid_thw", "second_per_grid_ts"} <= item.keys()
     assert sglang_inputs(out, two)["image_data"][0]["image_grid_thw"].shape == (2, 3)
     assert sglang_inputs(out, text).keys() == {"input_ids"}
+
+
+#: What SGLang 0.5.23 takes for its own in an item (its ``base_processor.py``), and what models ask for.
+SGLANG_OWN = {"format", "modality", "precomputed_embeddings"}
+SGLANG_OF_MODELS = {"image_grid_thw", "video_grid_thw", "second_per_grid_ts", "image_sizes"}
+
+
+def sglang_items(request: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The items of a request by their modality, after the checks that SGLang makes of them."""
+    found = {}
+    for key, items in request.items():
+        if key == "input_ids":
+            assert isinstance(items, list)
+            assert all(type(token) is int for token in items)
+            continue
+        # "when providing a 'processor_output' or 'precomputed_embedding', you must pass exactly one item"
+        (item,) = items
+        assert item["format"] == "processor_output"
+        assert key == f"{item['modality'].lower()}_data"
+        assert item.keys() <= SGLANG_OWN | SGLANG_OF_MODELS
+        found[item["modality"]] = item
+    return found
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_sglang_finds_a_token_for_each_placeholder_and_what_positions_need(name: str, tmp_path: Path) -> None:
+    """Its own rules, since its engine was not run: tokens go to the stretches of a kind's placeholder, in order."""
+    make, make_processor = HOSTS[name]
+    processor = make_processor()
+    model = shaken(make(), processor)
+    inputs = encoded(processor, "video and image")
+    tokens = fused_tokens(model, inputs)
+    # Neither points nor pixels nor masks are a server's.
+    checksum = write_tokens(
+        tmp_path / "t.safetensors", tokens, {**inputs, POINTS: torch.zeros(1), "attention_mask": torch.ones(1)}
+    )
+    line = {"file": "t.safetensors", "checksum": checksum, "hidden_size": tokens.hidden_size}
+    assert not {POINTS, "attention_mask", "pixel_values", "pixel_values_videos"} & read_tokens(tmp_path, line).keys()
+    request = sglang_inputs(tmp_path, line)
+    items = sglang_items(request)
+    assert items.keys() == {"IMAGE", "VIDEO"}
+    ids = torch.tensor(request["input_ids"])
+    for kind, token in placeholders(model).items():
+        embeds = items[kind.upper()]["precomputed_embeddings"]
+        assert embeds.ndim == 2
+        assert int((ids == token).sum()) == len(embeds)
+        grid = items[kind.upper()].get(f"{kind}_grid_thw")
+        # It cuts an item apart only where its length is that of all patches, which no length of tokens is.
+        assert grid is None or int(grid.prod(dim=-1).sum()) == 4 * len(embeds)
+    if "second_per_grid_ts" in inputs:
+        assert "second_per_grid_ts" in items["IMAGE"]
 
 
 def read_parts(root: Path, medium: Medium) -> tuple[Any, ...]:
@@ -229,6 +305,15 @@ def test_a_stopped_export_is_resumed_and_another_is_refused(root: Path, tmp_path
     assert seen == [(4, 1)]
     assert lines(out) == lines(whole)
     assert all(read_tokens(out, line) for line in lines(out))
+    # Several at once, behind the one that is compared.
+    export_embeddings(arguments(root), [root / "rows.jsonl"], tmp_path / "some", host=load, batch_size=3)
+    for line, alone in zip(lines(tmp_path / "some"), lines(whole), strict=True):
+        assert {k: v for k, v in line.items() if k not in ("run", "checksum")} == {
+            k: v for k, v in alone.items() if k not in ("run", "checksum")
+        }
+        one, other = read_tokens(tmp_path / "some", line), read_tokens(whole, alone)
+        assert one.keys() == other.keys()
+        assert all(torch.allclose(one[key].float(), other[key].float(), atol=1e-5) for key in one)
     # There is nothing left to do, and no model is loaded for it.
     export_embeddings(arguments(root), [root / "rows.jsonl"], out, host=None)  # type: ignore[arg-type]
     with pytest.raises(AnswersError, match="fused tokens of another run:\n  limit: None there, 2 here"):

@@ -203,6 +203,21 @@ def test_without_ray_it_is_told_what_to_install(tmp_path: Path, monkeypatch: pyt
         with_ray.extract_with_ray(Numbers(tmp_path))
 
 
+def test_a_short_list_is_given_to_all_the_actors_that_it_keeps_busy() -> None:
+    from vega3d_plugin.features.extraction import with_ray
+
+    def strategy(*, min_size: int, max_size: int, initial_size: int = 1, max_tasks_in_flight_per_actor: int) -> int:
+        return initial_size
+
+    def older(*, min_size: int, max_size: int, max_tasks_in_flight_per_actor: int) -> tuple[int, int]:
+        return min_size, max_size
+
+    assert with_ray._pool(strategy, 4, 2 * with_ray.TOGETHER) == 2
+    assert with_ray._pool(strategy, 4, 1) == 1
+    assert with_ray._pool(strategy, 4, 1000) == 4
+    assert with_ray._pool(older, 4, 1000) == (1, 4)
+
+
 @pytest.fixture(scope="module")
 def ray() -> Any:
     import ray

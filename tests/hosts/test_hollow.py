@@ -81,6 +81,21 @@ def test_the_clips_are_those_of_the_real_host(tiny: Any, family: str, video_as: 
     assert keys == {clip.key for clip in apart}
 
 
+@pytest.mark.parametrize("images", ["scene", "separate"])
+def test_a_host_that_fuses_several_times_in_one_call_shows_all_its_clips(images: str) -> None:
+    from doubles.llava import double_model
+    from rows.llava_package import mixed_batch, text_batch
+
+    batch = {**mixed_batch(), "attention_mask": torch.ones(1, 10, dtype=torch.bool)}
+    hollow = HollowHost(build_hollow(type(double_model()), double_model().config, "float32"), None, settings(images))
+    real = seen(double_model(), None, images, batch)
+    assert [clip.kind for clip in real] == (["scene"] if images == "scene" else ["image", "image"]) + ["video"]
+    # Twice: what the first call showed is forgotten.
+    for _ in range(2):
+        check_same(real, hollow.clips(batch, torch.device("cpu")))
+    assert hollow.clips(text_batch()) == []
+
+
 def test_text_alone_has_no_clips() -> None:
     model = qwen.tiny_model()
     hollow = HollowHost(build_hollow(type(model), model.config, "float32"), qwen.tiny_processor(), settings("separate"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,12 +12,14 @@ import typer
 from rich.text import Text
 from tqdm import tqdm
 
+from ..contracts.errors import Vega3dError
 from .output import err, live_warnings, print_json, print_pairs
 from .store import size
 
 if TYPE_CHECKING:
     from ..features.extraction.shard import Done, Tally
     from ..training.extraction import RecipeUnits
+    from ..training.scripts.extraction import ScriptUnits
 
 SHOWN = 10
 ROWS = (".json", ".jsonl")
@@ -27,9 +30,9 @@ def extract(
     given: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPE | ROWS | VIDEOS | SCENES",
-            help="A recipe; with --recipe, files of rows, or videos, pictures, folders of frames and scenes. Then "
-            "overrides: prior.tap=16.",
+            metavar="RECIPE | ROWS | VIDEOS | SCENES | -- SCRIPT ARGS",
+            help="A recipe; with --recipe, files of rows, or videos, pictures, folders of frames and scenes, or a "
+            "training script with its arguments. Then overrides: prior.tap=16.",
         ),
     ],
     store: Annotated[str | None, typer.Option(metavar="URL", help="Folder or URL; default: the recipe's.")] = None,
@@ -63,15 +66,22 @@ def extract(
       vega3d extract room:0..7 kitchen.mp4 --recipe mine.yaml --store features
       torchrun --nproc-per-node 8 --no-python vega3d extract mine.yaml
       vega3d extract mine.yaml --ray auto
+      vega3d extract --recipe llava_video/full_scene_understanding --store
+          features -- llava/train/train_mem.py ARGS
     """
     from ..features.extraction.ranks import rank_and_world
 
     rank, world = rank_and_world()
     with live_warnings():
-        units = _units(given, recipe, store or ("." if plan else None), form, device, first=rank == 0)
-        if plan:
-            _plan(units, on, as_json)
-            return
+        if _is_script(given):
+            _check_script(recipe, plan=plan, ray=ray)
+            units: RecipeUnits | ScriptUnits = _of_script(given, recipe or "", store, form, device)
+        else:
+            rows = _units(given, recipe, store or ("." if plan else None), form, device, first=rank == 0)
+            if plan:
+                _plan(rows, on, as_json)
+                return
+            units = rows
         tally = _run(units, rank, world, ray, actors, shard_mb << 20)
         different = _verify(units, verify) if verify and rank == 0 else {}
     if keys is not None and rank == 0:
@@ -79,6 +89,35 @@ def extract(
     _report(units, tally, different, verify, rank, world, as_json)
     if different or (tally.bad and not tally.clips):
         raise typer.Exit(1)
+
+
+def _is_script(given: Sequence[str]) -> bool:
+    return given[0] == "-m" or given[0].endswith(".py")
+
+
+def _check_script(recipe: str | None, *, plan: bool, ray: str | None) -> None:
+    if recipe is None:
+        raise typer.BadParameter("which host and prior? Pass --recipe RECIPE before the script")
+    if plan or ray is not None:
+        raise typer.BadParameter("a script's rows are known to its own process alone: leave out --plan and --ray")
+
+
+def _of_script(
+    words: Sequence[str], recipe: str, store: str | None, form: str | None, device: str | None
+) -> ScriptUnits:
+    from ..training.scripts import parse_command, script_traceback
+    from ..training.scripts.extraction import script_request, units_of_script
+
+    command = parse_command(words)
+    request = script_request(recipe, store=store, form=form, device=device)
+    try:
+        return units_of_script(request, command)
+    except Vega3dError:
+        raise
+    except Exception as error:
+        # The script's own mistake, shown as python shows it.
+        sys.stderr.write(script_traceback(error, command))
+        raise SystemExit(1) from None
 
 
 def _units(
@@ -105,7 +144,9 @@ def _units(
     return RecipeUnits(request, media, bar)
 
 
-def _run(units: RecipeUnits, rank: int, world: int, ray: str | None, actors: int | None, shard_bytes: int) -> Tally:
+def _run(
+    units: RecipeUnits | ScriptUnits, rank: int, world: int, ray: str | None, actors: int | None, shard_bytes: int
+) -> Tally:
     from ..features.extraction.shard import extract_shard
 
     total = len(units) if world == 1 else None
@@ -134,14 +175,20 @@ def _teller(bar: Any) -> Callable[[Done], None]:
     return tell
 
 
-def _verify(units: RecipeUnits, count: int) -> dict[str, str]:
+def _verify(units: RecipeUnits | ScriptUnits, count: int) -> dict[str, str]:
     from ..training.extraction import verify_sample
 
     return verify_sample(units, count, lambda some: tqdm(some, desc="Verifying", unit="row", disable=None))
 
 
 def _report(
-    units: RecipeUnits, tally: Tally, different: dict[str, str], verified: int, rank: int, world: int, as_json: bool
+    units: RecipeUnits | ScriptUnits,
+    tally: Tally,
+    different: dict[str, str],
+    verified: int,
+    rank: int,
+    world: int,
+    as_json: bool,
 ) -> None:
     bad = {**{row.name: row.reason for row in units.bad}, **tally.bad}
     values: dict[str, Any] = {

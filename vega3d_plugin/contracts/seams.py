@@ -118,6 +118,15 @@ def needs_no_tokens(reader: SeamReader) -> bool:
     return bool(getattr(reader, "clips_from_arguments", False))
 
 
+def fuses_several_times(reader: SeamReader) -> bool:
+    """Whether one forward of a host comes to the branch more than once, all of it before it looks up its words.
+
+    A reader says so by an attribute ``fuses_several_times = True``. It is used where clips are looked for without a
+    host's weights: the forward must not be stopped at the first clips.
+    """
+    return bool(getattr(reader, "fuses_several_times", False))
+
+
 @runtime_checkable
 class NotingReader(Protocol):
     """A reader whose seam has points with the role ``note``: hosts whose pixels are not among the seam's arguments."""

@@ -8,7 +8,8 @@ gives shapes only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from torch.utils._pytree import tree_map
 from ..branch import calls
 from ..contracts.clips import Clip
 from ..contracts.errors import HostError, Vega3dError
-from ..contracts.seams import Seam, needs_no_tokens
+from ..contracts.seams import Seam, fuses_several_times, needs_no_tokens
 from ..contracts.settings import BranchSettings
 from .attaching import attach
 from .checking import checked_seam
@@ -46,6 +47,8 @@ class _Catcher(nn.Module):
 
     def __init__(self, settings: BranchSettings, seam: Seam, host: str) -> None:
         super().__init__()
+        self._mine = threading.local()
+        self.several = fuses_several_times(seam.reader)
         self.settings, self.seam, self.host = settings, seam, host
         self.key = calls.BranchKey()
         #: Nothing is fused here, so nothing is asked for.
@@ -55,9 +58,23 @@ class _Catcher(nn.Module):
         """As of a branch; nothing is ever switched off here."""
         return frozenset()
 
-    def forward(self, tokens: Tensor | None, clips: list[Clip], **rest: Any) -> Tensor:
-        """Stop with the clips of this call."""
-        raise _Seen(list(clips))
+    @property
+    def found(self) -> list[Clip]:
+        """The clips that one forward, in this thread, has shown so far."""
+        clips: list[Clip] = self._mine.__dict__.setdefault("clips", [])
+        return clips
+
+    def forward(self, tokens: Tensor | None, clips: list[Clip], **rest: Any) -> Tensor | None:
+        """Stop with the clips of this call; or take them, where the host comes back with more."""
+        if not self.several:
+            raise _Seen(list(clips))
+        self.found.extend(clips)
+        return tokens
+
+    def stop(self, *_: Any) -> None:
+        """Stop with the clips of all calls, if there were any."""
+        if self.found:
+            raise _Seen(list(self.found))
 
 
 class _ShapesOnly(TorchDispatchMode):
@@ -66,19 +83,22 @@ class _ShapesOnly(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See the class."""
         kwargs = kwargs or {}
-        empty = False
-
-        def look(value: Any) -> Any:
-            nonlocal empty
-            empty = empty or (isinstance(value, Tensor) and value.is_meta)
-            return value
-
-        tree_map(look, (args, kwargs))
-        if empty:
+        if _any_empty(args) or _any_empty(kwargs.values()):
             args, kwargs = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, (args, kwargs))
             if "device" in kwargs:
                 kwargs = {**kwargs, "device": torch.device("meta")}
         return func(*args, **kwargs)
+
+
+def _any_empty(values: Iterable[Any]) -> bool:
+    """Whether there is a tensor without content among an operator's arguments, which hold tensors or lists of them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            if value.is_meta:
+                return True
+        elif isinstance(value, list | tuple) and _any_empty(value):
+            return True
+    return False
 
 
 class HollowHost:
@@ -108,7 +128,12 @@ class HollowHost:
         if needs_no_tokens(self.seam.reader):
             home: Any = model.get_submodule(self.seam.path)
             home.forward = _nothing(self.seam.hidden_size)
-        attach(model, model, _Catcher(self.settings, self.seam, adapter.name))  # type: ignore[arg-type]
+        self._catcher = _Catcher(self.settings, self.seam, adapter.name)
+        attach(model, model, self._catcher)  # type: ignore[arg-type]
+        if self._catcher.several:
+            # Pictures come first in such a host, so with its words it has shown them all.
+            words: Any = model
+            words.get_input_embeddings().register_forward_pre_hook(self._catcher.stop)
 
     def clips(self, batch: Mapping[str, Any], device: torch.device | None = None) -> list[Clip]:
         """The clips of a batch as the branch would be given them; empty for text alone.
@@ -121,8 +146,9 @@ class HollowHost:
             HostError: the host took pixels, and its seam did not fire.
             Vega3dError: what the adapter finds wrong with them.
         """
-        placed = {k: v.to(device) if isinstance(v, Tensor) and device is not None else v for k, v in batch.items()}
-        kinds = [key for key in PIXELS if placed.get(key) is not None]
+        placed = dict(batch) if device is None else tree_map(lambda v: _on(v, device), dict(batch))
+        named = self.seam.reader.visual_input(placed)
+        kinds = [key for key in PIXELS if placed.get(key) is not None] or ([] if named is None else [named])
         clips = []
         for kind in kinds:
             others = [key for key in kinds if key != kind]
@@ -130,6 +156,7 @@ class HollowHost:
         return clips
 
     def _seen(self, kind: str, batch: Mapping[str, Any]) -> list[Clip]:
+        self._catcher.found.clear()
         try:
             with torch.no_grad(), _quiet(), _ShapesOnly():  # type: ignore[no-untyped-call]
                 self.model(**{key: value for key, value in batch.items() if key != "labels"})
@@ -167,11 +194,22 @@ def build_hollow(model_class: Any, config: Any, dtype: str) -> nn.Module:
     return model.to(getattr(torch, dtype))
 
 
+def _on(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
 def _nothing(width: int) -> Any:
     def forward(*args: Any, **kwargs: Any) -> Tensor:
         return torch.empty(0, width, device="meta")
 
     return forward
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Within it, code may move, cast and combine tensors without content as if they had any."""
+    with _ShapesOnly():  # type: ignore[no-untyped-call]
+        yield
 
 
 @contextmanager

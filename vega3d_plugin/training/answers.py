@@ -83,8 +83,8 @@ def generate_batch(model: Any, processor: Any, prompts: Sequence[Encoded], **opt
     if tokenizer.pad_token_id is not None:
         chosen.setdefault("pad_token_id", tokenizer.pad_token_id)
     answers: list[tuple[str, int]] = [("", 0)] * len(prompts)
-    for places in _fitting(prompts):
-        batch = _padded([prompts[place] for place in places], _pad(tokenizer))
+    for places in fitting(prompts):
+        batch = padded([prompts[place] for place in places], pad_token(tokenizer))
         out = model.generate(**on_model(model, batch), **chosen)[:, batch["input_ids"].shape[1] :]
         for place, new in zip(places, out, strict=True):
             answer = _until_end(new, _ends(model, tokenizer))
@@ -93,7 +93,7 @@ def generate_batch(model: Any, processor: Any, prompts: Sequence[Encoded], **opt
     return answers
 
 
-def _fitting(prompts: Sequence[Encoded]) -> list[list[int]]:
+def fitting(prompts: Sequence[Encoded]) -> list[list[int]]:
     """Places of prompts that go into one batch: with the same kinds of inputs, of sizes that can be stacked."""
     groups: dict[Any, list[int]] = {}
     for place, prompt in enumerate(prompts):
@@ -109,7 +109,7 @@ def _inner(key: str, value: Any) -> tuple[int, ...]:
     return tuple(value.shape[2:] if key == "pixel_values" and value.ndim == 5 else value.shape[1:])
 
 
-def _padded(prompts: Sequence[Encoded], pad: int) -> Encoded:
+def padded(prompts: Sequence[Encoded], pad: int) -> Encoded:
     """One batch, padded on the left, where an answer does not begin: ``[B, L]`` along the tokens."""
     if len(prompts) == 1:
         return dict(prompts[0])
@@ -130,7 +130,8 @@ def _along(value: Any, prompt: Encoded) -> bool:
     return isinstance(value, Tensor) and value.shape == prompt["input_ids"].shape
 
 
-def _pad(tokenizer: Any) -> int:
+def pad_token(tokenizer: Any) -> int:
+    """What a tokenizer's shorter prompts are filled up with."""
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 

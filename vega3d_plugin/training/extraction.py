@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,9 @@ from ..contracts.clips import Clip
 from ..contracts.errors import BadRowsError, RowError, StoreError, TrainError
 from ..contracts.priors import Prior
 from ..contracts.settings import BranchSettings
+from ..contracts.tables import HOSTS
 from ..features.extraction.planning import cost_of, rate_of
+from ..features.extraction.shard import Opened
 from ..features.forms import decode, encode
 from ..features.store import FeatureStore
 from ..hosts.hollow import HollowHost, build_hollow
@@ -26,7 +28,7 @@ from ..hosts.loading import load_processor, read_source
 from ..priors.load import load_prior
 from ..recipes.blocks import DataSettings, StoreSettings
 from ..recipes.library import Recipe, branch_settings, read_recipe
-from ..recipes.schema import TINY, RecipeSettings
+from ..recipes.schema import TINY, HostSettings, RecipeSettings
 from ..scenes.images import find_images
 from ..scenes.opening import expand
 from .data import BadRow, Collator
@@ -38,6 +40,14 @@ from .unit_keys import common_key, media_key
 
 #: Rows of one unit that are tried before it is given up: one may be too long for the host, another not.
 TRIES = 3
+
+#: What to do with a host whose rows only its own script can read.
+NO_ROWS = (
+    "If that trains a list of rows with the Trainer of transformers: vega3d extract --recipe RECIPE --store URL -- "
+    "SCRIPT ARGS, with the arguments of the training. If it reads an endless stream in random order with crops drawn "
+    "anew, as policies' scripts do, no clip comes twice, and nothing can be extracted beforehand; where it draws no "
+    "crops, its first epoch fills a store: vega3d run --recipe RECIPE --store URL -- SCRIPT ARGS."
+)
 
 
 @dataclass(frozen=True)
@@ -144,41 +154,24 @@ class RecipeUnits:
         return self.rows.name(number) if isinstance(self.rows, Rows) else f"{self.rows[number].get('name', number + 1)}"
 
 
-class OpenedRows:
-    """Rows in a worker: a host without weights, the prior, and the branch that keeps its features.
+class OpenedClips:
+    """What a worker needs of a host without weights: the prior, and the branch that keeps its features.
 
     Args:
-        units: of the recipe.
+        request: what is extracted.
+        store: where to.
+        host: the model on the meta device, and its processor.
         bind: claim the store for the prior; without, nothing is written.
     """
 
-    def __init__(self, units: RecipeUnits, *, bind: bool = True) -> None:
-        self.units = units
-        recipe = units.request.recipe
-        settings = branch_settings(recipe)
-        # Before the weights are read: a mistake here is told at once.
-        self.store = units.store()
-        model, processor = hollow_host(recipe)
-        self.host = HollowHost(model, processor, settings, recipe.host.adapter)
-        self.encoder = Encoder(processor, units.data, recipe.train.max_length if recipe.train else None)
+    def __init__(self, request: Request, store: FeatureStore, host: tuple[Any, Any], *, bind: bool = True) -> None:
+        settings = branch_settings(request.recipe)
+        self.request, self.store = request, store
+        self.host = HollowHost(*host, settings, request.recipe.host.adapter)
         self.prior = load_prior(settings.prior)
         if bind:
             self.store.bind(self.prior)
         self.branch = branch_without_weights(settings, self.prior, self.host, self.store)
-        # DeepSpeed hands floating-point inputs to a model in its own dtype.
-        sharded = recipe.train is not None and recipe.train.deepspeed is not None and uses_bf16(recipe, recipe.train)
-        self._dtype = torch.bfloat16 if sharded else None
-
-    def clips(self, unit: int) -> list[Clip]:
-        """See the protocol."""
-        problem: Exception | None = None
-        for conversation in self.units.conversations(unit):
-            try:
-                batch = Collator(self.encoder)([self.encoder(conversation)])
-                return self.host.clips(self._cast(batch), self.units.request.place)
-            except RowError as error:
-                problem = problem or error
-        raise problem or RowError("it has no rows")
 
     def name(self, clip: Clip) -> str:
         """See the protocol."""
@@ -194,6 +187,38 @@ class OpenedRows:
         form = self.store.form
         features = alone.aligned(clip, clip.frames.device) if form.aligned else alone.features(clip)
         return decode(encode(features.cpu(), form.numbers))
+
+
+class OpenedRows(OpenedClips):
+    """Rows in a worker.
+
+    Args:
+        units: of the recipe.
+        bind: as for :class:`OpenedClips`.
+    """
+
+    def __init__(self, units: RecipeUnits, *, bind: bool = True) -> None:
+        self.units = units
+        recipe = units.request.recipe
+        # Before the weights are read: a mistake here is told at once.
+        store = units.store()
+        model, processor = hollow_host(recipe)
+        super().__init__(units.request, store, (model, processor), bind=bind)
+        self.encoder = Encoder(processor, units.data, recipe.train.max_length if recipe.train else None)
+        # DeepSpeed hands floating-point inputs to a model in its own dtype.
+        sharded = recipe.train is not None and recipe.train.deepspeed is not None and uses_bf16(recipe, recipe.train)
+        self._dtype = torch.bfloat16 if sharded else None
+
+    def clips(self, unit: int) -> list[Clip]:
+        """See the protocol."""
+        problem: Exception | None = None
+        for conversation in self.units.conversations(unit):
+            try:
+                batch = Collator(self.encoder)([self.encoder(conversation)])
+                return self.host.clips(self._cast(batch), self.units.request.place)
+            except RowError as error:
+                problem = problem or error
+        raise problem or RowError("it has no rows")
 
     def _cast(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if self._dtype is None:
@@ -229,14 +254,36 @@ def make_request(
     if files and not any(text.partition("=")[0].strip() == "data.media_root" for text in overrides):
         given.append("data.media_root=null")
     settings = read_recipe(recipe, [*given, *overrides], blocks=blocks)
-    check_host(settings.host)
+    _check_has_classes(settings.host)
+    return Request(settings, chosen_store(settings, store, form), device)
+
+
+def chosen_store(settings: RecipeSettings, store: str | None, form: str | None) -> StoreSettings:
+    """Where features go, and in which form: what is given, else what the recipe says.
+
+    Raises:
+        StoreError: nobody has said where.
+    """
     said = settings.store
     if store is None and said is None:
         raise StoreError("Where should features go? Pass --store URL, or give the recipe a block `store`.")
     chosen = {"url": store} if store is not None else {}
     chosen |= {} if form is None else {"form": form}
     merged = {**(said.model_dump() if said is not None else {}), **chosen}
-    return Request(settings, StoreSettings.parse(merged), device)
+    return StoreSettings.parse(merged)
+
+
+def _check_has_classes(host: HostSettings) -> None:
+    try:
+        check_host(host)
+    except TrainError as error:
+        adapter: Any = HOSTS.get(host.adapter)
+        if host.model == TINY or not adapter.classes:
+            raise
+        raise TrainError(
+            f"host.adapter: {host.adapter}: transformers has none of this host's classes "
+            f"({', '.join(adapter.classes)}), so its own script has to show the clips. {NO_ROWS}"
+        ) from error
 
 
 def hollow_host(recipe: RecipeSettings) -> tuple[Any, Any]:
@@ -294,8 +341,26 @@ def _media_row(source: str) -> dict[str, Any]:
     return {"name": source, "messages": [{"role": "user", "content": content}, answer]}
 
 
+class Verifiable(Protocol):
+    """Units that can be extracted again."""
+
+    def __len__(self) -> int: ...
+
+    def open(self) -> OpenedUnits:
+        """See :meth:`.features.extraction.shard.Units.open`."""
+        ...
+
+
+class OpenedUnits(Opened, Protocol):
+    """Units in a worker, which can also do without the store."""
+
+    def online(self, clip: Clip) -> Tensor:
+        """See :meth:`OpenedClips.online`."""
+        ...
+
+
 def verify_sample(
-    units: RecipeUnits, count: int, progress: Callable[[Sequence[int]], Any] = iter, seed: int = 0
+    units: Verifiable, count: int, progress: Callable[[Sequence[int]], Any] = iter, seed: int = 0
 ) -> dict[str, str]:
     """Compute the clips of some units again, as a model without a store does, and compare them with the store's.
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from ..answer import own_device, process_of, progress
 from ..options import (
     Adapter,
+    BatchSize,
     BranchOrNone,
     Device,
     Frames,
@@ -42,6 +43,7 @@ def embeddings(
     frames: Frames = None,
     video_as: VideoAs = None,
     verify: Annotated[int, typer.Option(min=0, metavar="N", help="Compare the logits of N questions.")] = 1,
+    batch_size: BatchSize = 1,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
     shard: Shard = None,
@@ -72,8 +74,9 @@ def embeddings(
     adapter was trained too, what `vega3d export host` writes.
 
     Of the first N questions (--verify) the logits are compared, bit for bit:
-    with the branch, and without it but given the written tokens. The same
-    command resumes a run that was stopped or killed.
+    with the branch, and without it but given the written tokens; they go
+    alone, the others --batch-size at once. The same command resumes a run that
+    was stopped or killed.
     """
     from ...evaluation.harness_host import HostArguments
     from ...evaluation.serving.export import export_embeddings
@@ -97,6 +100,7 @@ def embeddings(
             target,
             data={key: value for key, value in given.items() if value is not None},
             limit=limit,
+            batch_size=batch_size,
             shard=process_of(shard),
             verify=verify,
             start=lambda total, done: start(total, done, "Fusing"),

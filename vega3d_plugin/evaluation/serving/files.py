@@ -164,6 +164,11 @@ def vllm_inputs(folder: str | Path, line: Mapping[str, Any]) -> dict[str, Any]:
 def sglang_inputs(folder: str | Path, line: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of ``sglang.Engine.generate``: ``input_ids``, and one item for all images and one for all videos.
 
+    As SGLang 0.5.23 reads them: of each kind exactly one item, with a ``format``. Its ``precomputed_embedding`` hands
+    ``feature`` to the model, and only Qwen2.5-VL's images are then taken for what they are; videos, and Qwen3-VL, are
+    put through the vision tower. What stands under ``precomputed_embeddings`` in an item of the format
+    ``processor_output`` goes past the model's own code, whatever the model is.
+
     Raises:
         ServingError: as :func:`read_tokens`.
     """
@@ -172,12 +177,12 @@ def sglang_inputs(folder: str | Path, line: Mapping[str, Any]) -> dict[str, Any]
     about = {key: value for key, value in tensors.items() if key != IDS and not key.endswith("_embeds")}
     for kind in KINDS:
         if f"{kind}_embeds" in tensors:
-            item = {"format": "precomputed_embedding", "feature": tensors[f"{kind}_embeds"]}
+            item = {"format": "processor_output", "modality": kind.upper()}
             own = {key: value for key, value in about.items() if _is_about(key, kind)}
-            request[f"{kind}_data"] = [{**item, **own}]
+            request[f"{kind}_data"] = [{**item, "precomputed_embeddings": tensors[f"{kind}_embeds"], **own}]
     return request
 
 
 def _is_about(key: str, kind: Kind) -> bool:
-    video = key.startswith(("video", "second_per_grid"))
-    return video == (kind == "video")
+    # The seconds between steps of videos are looked for in the first item alone, which is the images' if there are any.
+    return key.startswith((kind, "second_per_grid"))

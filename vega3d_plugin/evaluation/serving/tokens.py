@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ...branch.handle import get_handle, is_patched
 from ...contracts.errors import HostError
 from ...hosts.peft import base_model
-from ...training.answers import on_model
+from ...training.answers import fitting, on_model, padded
+from ...training.rows.encoding import Encoded
 from .fused import KINDS, FusedTokens, Kind
 
 #: What is added to the tokens behind the first layers, and the mask of the tokens, as Qwen3-VL calls them.
@@ -42,12 +43,37 @@ def fused_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> FusedTokens:
     Raises:
         HostError: a host whose tokens cannot be found, or whose branch did not see the pixels.
     """
+    return _of_batch(model, inputs)[0]
+
+
+@torch.no_grad()
+def fused_tokens_of(model: nn.Module, prompts: Sequence[Encoded], pad: int) -> list[FusedTokens]:
+    """The same for several prompts; those whose pictures fit into one batch go through tower and branch together.
+
+    A prompt's tokens are those that it has alone, but for rounding: kernels round by the shape of a batch.
+
+    Args:
+        model: as for :func:`fused_tokens`.
+        prompts: the inputs of each.
+        pad: token that fills shorter prompts up.
+
+    Raises:
+        HostError: as :func:`fused_tokens`.
+    """
+    found: dict[int, FusedTokens] = {}
+    for places in fitting(prompts):
+        batch = padded([prompts[place] for place in places], pad)
+        found |= dict(zip(places, _of_batch(model, batch), strict=True))
+    return [found[place] for place in range(len(prompts))]
+
+
+def _of_batch(model: nn.Module, inputs: Mapping[str, Any]) -> list[FusedTokens]:
     base = base_model(model)
     batch = on_model(base, dict(inputs))
     found: list[FusedTokens] = []
 
     def take(given: dict[str, Any]) -> None:
-        found.append(_taken(base, batch["input_ids"], given))
+        found.extend(_taken(base, batch["input_ids"], given))
         raise _EnoughError
 
     try:
@@ -55,10 +81,9 @@ def fused_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> FusedTokens:
             model(**batch)
     except _EnoughError:
         pass
-    tokens = found[0]
-    if tokens.embeds and is_patched(base) and not get_handle(base).branch.fired:
+    if any(tokens.embeds for tokens in found) and is_patched(base) and not get_handle(base).branch.fired:
         raise HostError(f"{type(base).__name__} encoded pictures without its branch: run `vega3d doctor` on it.")
-    return tokens
+    return found
 
 
 @torch.no_grad()
@@ -135,26 +160,31 @@ def placeholders(base: nn.Module) -> dict[Kind, int]:
 
 
 def _masks(base: nn.Module, ids: Tensor) -> dict[Kind, Tensor]:
-    if ids.shape[0] != 1:
-        raise HostError(f"One prompt at a time: input_ids is {list(ids.shape)}.")
+    """Where the placeholders of each kind stand, ``[B, L]``, of the kinds that there are."""
     masks = {kind: ids == token for kind, token in placeholders(base).items()}
     return {kind: mask for kind, mask in masks.items() if bool(mask.any())}
 
 
-def _taken(base: nn.Module, ids: Tensor, given: Mapping[str, Any]) -> FusedTokens:
+def _taken(base: nn.Module, ids: Tensor, given: Mapping[str, Any]) -> list[FusedTokens]:
+    """The tokens of each prompt of a batch."""
     embeds: Tensor = given["inputs_embeds"]
     masks, deeper = _masks(base, ids), given.get(DEEPSTACK) or []
-    taken: dict[Kind, Tensor] = {}
+    taken: list[dict[Kind, Tensor]] = [{} for _ in ids]
     for kind, mask in masks.items():
         streams = [embeds[mask.to(embeds.device)]]
-        # Of all visual tokens, images' and videos', in the order of the prompt.
+        # Of all visual tokens, images' and videos', in the order of the prompts.
         own = mask[given[MASK].to(mask.device)] if deeper else None
         streams += [stream[own.to(stream.device)] for stream in deeper if own is not None]
-        taken[kind] = torch.cat(streams, dim=-1)
-    return FusedTokens(embeds.shape[-1], taken)
+        sizes = mask.sum(dim=-1).tolist()
+        for place, rows in enumerate(torch.cat(streams, dim=-1).split(sizes)):
+            if len(rows):
+                taken[place][kind] = rows
+    return [FusedTokens(embeds.shape[-1], kinds) for kinds in taken]
 
 
 def _put(base: nn.Module, ids: Tensor, given: dict[str, Any], tokens: FusedTokens) -> None:
+    if ids.shape[0] != 1:
+        raise HostError(f"One prompt at a time: input_ids is {list(ids.shape)}.")
     masks = _masks(base, ids)
     sizes = {kind: (_count(masks.get(kind)), _rows(tokens.embeds.get(kind))) for kind in KINDS}
     wrong = [f"{a} placeholders of {kind}s in the prompt, {b} tokens" for kind, (a, b) in sizes.items() if a != b]

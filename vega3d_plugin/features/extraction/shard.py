@@ -40,7 +40,10 @@ class Units(Protocol):
         ...
 
     def key(self, unit: int) -> str:
-        """Names a unit by all that its clips depend on, its files' sizes and times too."""
+        """Names a unit by all that its clips depend on, its files' sizes and times too.
+
+        Empty where that cannot be told: then it is decoded in every run, to find out what is there.
+        """
         ...
 
     def label(self, unit: int) -> str:
@@ -171,7 +174,7 @@ class Worker:
     def _known(self, unit: int) -> Done | None:
         """A unit whose entries are all there, as an earlier run noted; None when it is to be looked at."""
         key = self.units.key(unit)
-        names = self.journal.names(key)
+        names = self.journal.names(key) if key else None
         if names is None or not self.have.issuperset(names):
             return None
         return Done(self.units.label(unit), key, tuple(names))
@@ -256,7 +259,7 @@ def share(units: Units, rank: int, world: int) -> list[int]:
     """
     if not 0 <= rank < world:
         raise StoreError(f"There is no rank {rank} of {world}.")
-    return [unit for unit in range(len(units)) if int(digest(units.key(unit)), 16) % world == rank]
+    return [unit for unit in range(len(units)) if int(digest(units.key(unit) or str(unit)), 16) % world == rank]
 
 
 def digest(text: str) -> str:
@@ -306,7 +309,7 @@ class Counter:
     def __call__(self, done: Done) -> None:
         """Count a unit."""
         self.tally.add(done)
-        if not done.error:
+        if not done.error and done.key:
             self.journal.add(done.key, done.names)
         if time.monotonic() - self._written > NOTE_EVERY:
             self.journal.write()

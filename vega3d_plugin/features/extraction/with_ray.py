@@ -7,8 +7,10 @@ those that it had stored are found in the store.
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -19,6 +21,8 @@ from .shard import Counter, Done, Journal, Tally, Units, Worker
 
 #: Units that an actor is given at once, so that it can decode the next while it works.
 TOGETHER = 4
+#: Times as many that an actor holds: those that it works on, and those that come next.
+IN_FLIGHT = 2
 #: Parts that the units are cut into at most; the last one decides how long the others wait.
 PARTS = 1000
 #: Of a CPU, for an actor without a GPU: two fit on a laptop's core, and Ray's own reading beside them.
@@ -71,7 +75,7 @@ def extract_with_ray(
         Actor,
         fn_constructor_args=(units, shard_bytes),
         batch_size=TOGETHER,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+        compute=_pool(ray.data.ActorPoolStrategy, most, len(units)),
         **places,
     )
     # The driver needs the store too: it notes what was found, and packs what the actors have left.
@@ -91,6 +95,17 @@ def extract_with_ray(
     if shard_bytes:
         opened.pack(shard_bytes=shard_bytes)
     return count.tally
+
+
+def _pool(strategy: Any, most: int, units: int) -> Any:
+    """A pool that begins with all the actors that there is work for, as far as this Ray can.
+
+    Ray by itself adds actors one by one, when those there are have more than enough: a short list is done by one alone.
+    """
+    sizes = {"min_size": 1, "max_size": most, "max_tasks_in_flight_per_actor": IN_FLIGHT}
+    if "initial_size" in inspect.signature(strategy).parameters:
+        sizes["initial_size"] = min(most, math.ceil(units / TOGETHER))
+    return strategy(**sizes)
 
 
 def _ray() -> Any:
