@@ -14,12 +14,12 @@ from vega3d_plugin.analysis.readouts.judging import HIGHER
 from vega3d_plugin.storage.writing import write_json
 
 from .judging import CONTROLS, FIGURES, READ, Found, read
+from .networks import CANDIDATES
 
 #: Fewer units have no verdict.
 FEWEST = 6
 HEADLINE = FIGURES[0]
-SETS = ("motorcycle", "aloe", "graf", "rooms", "LIBERO")
-CANDIDATES = ("RIFE", "small-world", "XFeat", "EfficientNet-lite0", "tiny-wan")
+SETS = ("motorcycle", "aloe", "graf", "rooms", "Blender", "LIBERO")
 Results = dict[tuple[str, str], Found]
 
 
