@@ -66,7 +66,7 @@ def picture_sets(
         PictureSet("rooms", f"{rooms} rendered rooms", (192, 256), rendered, real=False),
         PictureSet(
             "Blender",
-            f"{len(furnished)} furnished rooms, light traced",
+            f"furnished rooms ({len(furnished)}), light traced",
             (224, 320),
             (lambda: [in_memory(scene, 8) for scene in open_scenes(furnished)]) if furnished else None,
             real=False,
