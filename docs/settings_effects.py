@@ -25,6 +25,11 @@ EFFECTS: dict[str, dict[str, tuple[str, str]]] = {
         "preset": (YES, "that of the settings it stands for"),
         "window": ("yes, unless `context: frame`", "shorter: less memory, more windows"),
         "overlap": ("yes, unless `context: frame`", "longer: more windows"),
+        "every": (YES, "approximate: time falls with the frames that are left out: benchmarks/RESULTS.md"),
+        "int8": (
+            "yes, approximate",
+            "less time on a CPU with VNNI, a quarter more memory: benchmarks/RESULTS.md",
+        ),
         "chunk_frames": (NO, "more frames at once: more memory, somewhat less time"),
         "max_tokens": (NO, "more tokens at once: more memory, somewhat less time"),
         "fast": ("up to rounding (1e-5)", "2.6 to 3.4 times as fast on the CPUs tried (benchmarks/RESULTS.md)"),

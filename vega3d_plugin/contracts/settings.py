@@ -138,6 +138,10 @@ class PriorSettings(Settings):
         window: contexts ``views`` and ``video``: latent steps that are attended jointly; longer clips are cut into
             overlapping windows. None: the prior's own, about the length it was trained on.
         overlap: steps that neighbouring windows share at least; features are averaged there.
+        every: context ``frame``, approximate: of a clip's frames every n-th and the last are seen by the prior, and the
+            features of those between are interpolated linearly. 1: all are seen.
+        int8: approximate, Wan on a CPU: the linear layers of the transformer's blocks multiply in 8-bit integers, with
+            a scale for each token and each output channel.
         chunk_frames: frames per forward where each is on its own (context ``frame``; the VAE in ``views``); changes
             memory, not features. None: as many as ``max_tokens`` allows.
         max_tokens: tokens of the denoiser per forward in context ``frame``; changes memory, not features.
@@ -163,6 +167,8 @@ class PriorSettings(Settings):
     preset: str | None = None
     window: Positive | None = None
     overlap: Int = Field(default=4, ge=0)
+    every: Positive = 1
+    int8: Annotated[bool, Field(strict=True)] = False
     chunk_frames: Positive | None = None
     max_tokens: Positive = 16384
     fast: bool | tuple[str, ...] = True

@@ -46,6 +46,7 @@ class WanPrior(VideoTransformerPrior):
     """
 
     family = "wan"
+    multiplies_in_int8 = True
     #: Whether the VAE takes a video in longer chunks than diffusers does.
     joins_chunks = False
     reductions: ClassVar[tuple[Reduction, ...]] = (
