@@ -27,8 +27,8 @@ EFFECTS: dict[str, dict[str, tuple[str, str]]] = {
         "overlap": ("yes, unless `context: frame`", "longer: more windows"),
         "every": (YES, "approximate: time falls with the frames that are left out: benchmarks/RESULTS.md"),
         "int8": (
-            "yes, approximate",
-            "less time on a CPU with VNNI, a quarter more memory: benchmarks/RESULTS.md",
+            YES,
+            "approximate: less time on a CPU with VNNI, a quarter more memory: benchmarks/RESULTS.md",
         ),
         "chunk_frames": (NO, "more frames at once: more memory, somewhat less time"),
         "max_tokens": (NO, "more tokens at once: more memory, somewhat less time"),
