@@ -189,7 +189,7 @@ def test_winograds_convolution(steps: int, cached: int | None, monkeypatch: pyte
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
     # Several strips, whose edges are no edges of the picture.
-    monkeypatch.setattr("vega3d_plugin.priors.fast.winograd._STRIP", 1)
+    monkeypatch.setattr("vega3d_plugin.priors.fast.winograd._LARGEST_STRIP", 1)
     torch.manual_seed(0)
     conv = WanCausalConv3d(64, 65, 3, padding=1)
     x = torch.randn(1, 64, steps, 42, 23)

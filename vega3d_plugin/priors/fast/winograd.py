@@ -26,9 +26,10 @@ _POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)
 _FEWEST_CHANNELS = 64
 #: Smaller maps are mostly edge.
 _SMALLEST_SIDE = 16
-#: Transformed values of a strip at least: 4 MB of float32, near the processor. More where the kernel is larger, which
+#: Transformed values of a strip: from 4 MB of float32, near the processor, to 16 MB where the kernel is larger, which
 #: each strip goes through once.
 _STRIP = 1 << 20
+_LARGEST_STRIP = 1 << 22
 
 
 class WinogradConv(nn.Module):
@@ -110,7 +111,7 @@ def convolved(frames: Sequence[Tensor | None], kernel: Tensor, bias: Tensor | No
     seen = len(frames) - steps + group
     across = -(-width // _TILE)
     per_row = _SEEN**2 * across * (seen * channels + (seen if in_time else group) * outputs)
-    rows = max(1, max(_STRIP, kernel.numel()) // per_row) * _TILE
+    rows = max(1, min(max(_STRIP, kernel.numel()), _LARGEST_STRIP) // per_row) * _TILE
     out = kernel.new_empty(steps, height, width, outputs)
     for top in range(0, height, rows):
         for first in range(0, steps, group):
