@@ -32,7 +32,7 @@ EFFECTS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "chunk_frames": (NO, "more frames at once: more memory, somewhat less time"),
         "max_tokens": (NO, "more tokens at once: more memory, somewhat less time"),
-        "fast": ("up to rounding (1e-5)", "2.6 to 3.4 times as fast on the CPUs tried (benchmarks/RESULTS.md)"),
+        "fast": ("up to rounding (1e-5)", "2.0 to 3.7 times as fast on the CPUs tried (benchmarks/RESULTS.md)"),
         "compile": ("up to rounding", "less time a clip; the first clip of each size takes minutes"),
         "offload": (NO, "frees the GPU's memory between calls, takes a copy of the weights at each"),
         "dtype": ("up to rounding", "half precision: half the memory"),
