@@ -66,6 +66,7 @@ def test_a_verdict_says_that_one_seed_was_trained() -> None:
     assert "The branch is better: the interval does not contain 0. Intervals are over rooms alone: one seed" in said
 
 
+@pytest.mark.once
 def test_a_broken_promise_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def leaky(model: torch.nn.Module) -> torch.nn.Module:
         return model
@@ -77,6 +78,7 @@ def test_a_broken_promise_is_reported(tmp_path: Path, monkeypatch: pytest.Monkey
     assert failed == ["unpatch gives the base back", "no key of the branch is left"]
 
 
+@pytest.mark.once
 def test_the_users_own_video_and_host(tmp_path: Path) -> None:
     video, host = tmp_path / "mine.mp4", tmp_path / "host"
     write_video(video, render_room(12, (96, 128), seed=3).frames)

@@ -66,6 +66,7 @@ def test_answers_are_read_out_on_scenes_not_seen_before(scores: dict[str, Scores
     assert found["rmse fitted"] < 0.85 * none["rmse fitted"]
 
 
+@pytest.mark.long
 def test_noise_is_no_better_than_positions(scores: dict[str, Scores]) -> None:
     found, none = scores["noise"], scores["positions"]
     assert found["points"] > 0.95 * none["points"]
