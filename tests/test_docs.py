@@ -60,8 +60,8 @@ def test_the_table_says_which_settings_change_features(refresh: Any, context: st
     """By the fingerprint, which a feature store asks."""
     other = {
         "timestep": 400, "shift": 3.0, "tap": 1, "size": [48, 80], "resize": "stretch", "seed": 1, "window": 5,
-        "overlap": 2, "chunk_frames": 1, "max_tokens": 4096, "fast": False, "offload": True, "dtype": "float16",
-        "context": "video",
+        "overlap": 2, "int8": True, "chunk_frames": 1, "max_tokens": 4096, "fast": False, "offload": True,
+        "dtype": "float16", "context": "video",
     }  # fmt: skip
     if context == "frame":
         # What else changes a feature does so in every context.

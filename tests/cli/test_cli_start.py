@@ -14,6 +14,7 @@ import torch
 import vega3d
 from vega3d_plugin.builtin import FUSERS
 from vega3d_plugin.cli.ls import _first_sentence
+from vega3d_plugin.cli.prior import class_facts
 from vega3d_plugin.contracts.later import Later, LazyFuser, LazyHost
 from vega3d_plugin.contracts.tables import HOSTS, PRIORS
 from vega3d_plugin.recipes import known_lora
@@ -34,6 +35,8 @@ info --help
 convert --help
 doctor --help
 prior --help
+prior info wan2.1-t2v-1.3b
+prior info vggt --json
 train --help
 """
 
@@ -57,6 +60,9 @@ def test_commands_that_touch_no_model_import_no_torch(tmp_path: Path, monkeypatc
     # PEFT, which needs torch, is asked about each block `lora` once.
     for recipe in list_recipes():
         assert not examine_recipe(recipe.name).problems
+    # So is the class of a prior.
+    for name in ("wan2.1-t2v-1.3b", "vggt"):
+        class_facts.class_facts(PRIORS.get(name))
     store = vega3d.FeatureStore(tmp_path / "store", memory_bytes=0)
     store.bind(vega3d.CallablePrior(lambda frames: frames, 3, fingerprint="mine"))
     store.put("0" * 32, torch.zeros(1, 3, 2, 2))
@@ -66,6 +72,26 @@ def test_commands_that_touch_no_model_import_no_torch(tmp_path: Path, monkeypatc
     told = [line.rpartition("|") for line in ended.stdout.splitlines()]
     assert [first for first, _, _ in told] == [f"0 | {line} " for line in commands.splitlines()], ended.stderr
     assert all(int(lines) for _, _, lines in told)
+
+
+def test_a_prior_class_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VEGA3D_CACHE", str(tmp_path))
+    spec = PRIORS.get("wan2.1-t2v-1.3b")
+    said = class_facts.class_facts(spec)
+    assert [r["name"] for r in said["reductions"]] == [r.name for r in spec.prior_class().reductions]
+    assert said["identity"] == list(spec.prior_class().identity)
+    monkeypatch.setattr(class_facts, "_said", lambda cls: pytest.fail("asked again"))
+    assert class_facts.class_facts(spec) == said
+    # Another version may say another thing, and a note that cannot be read says nothing.
+    (note,) = (tmp_path / class_facts.FOLDER).iterdir()
+    other = {"reductions": [], "identity": None}
+    monkeypatch.setattr(class_facts, "_said", lambda cls: other)
+    note.write_text("{")
+    assert class_facts.class_facts(spec) == other
+    monkeypatch.setattr(class_facts, "library_version", lambda: "another")
+    monkeypatch.setattr(class_facts, "_said", lambda cls: said)
+    assert class_facts.class_facts(spec) == said
+    assert len(list((tmp_path / class_facts.FOLDER).iterdir())) == 1
 
 
 def test_peft_is_asked_once_about_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,10 @@ class PriorSettings(Settings):
         window: in contexts ``views`` and ``video``: number of latent steps that attend to each other. Longer clips are
             cut into overlapping windows. None: the prior's own, about the length it was trained on.
         overlap: smallest number of steps that neighbouring windows share. Features are averaged there.
+        every: an approximation, in context ``frame``: the prior sees every n-th frame of a clip and the last, and the
+            features of the frames between are interpolated linearly. 1: it sees all frames.
+        int8: an approximation, for Wan on a CPU: the linear layers of the transformer's blocks multiply in 8-bit
+            integers, with a scale for each token and each output channel.
         chunk_frames: frames per forward where frames are independent (context ``frame``, and the VAE in ``views``).
             Changes memory, not features. None: as many as ``max_tokens`` allows.
         max_tokens: largest number of tokens per forward of the denoiser in context ``frame``. Changes memory, not
@@ -166,6 +170,8 @@ class PriorSettings(Settings):
     preset: str | None = None
     window: Positive | None = None
     overlap: Int = Field(default=4, ge=0)
+    every: Positive = 1
+    int8: Annotated[bool, Field(strict=True)] = False
     chunk_frames: Positive | None = None
     max_tokens: Positive = 16384
     fast: bool | tuple[str, ...] = True

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..contracts.errors import PriorError
 from ..contracts.priors import Prior
 from ..contracts.settings import PriorSettings
 from ..contracts.tables import PRIORS
@@ -33,6 +34,8 @@ def load_prior(
     seed: int | None = None,
     window: int | None = None,
     overlap: int | None = None,
+    every: int | None = None,
+    int8: bool | None = None,
     chunk_frames: int | None = None,
     max_tokens: int | None = None,
     fast: bool | Sequence[str] | None = None,
@@ -59,6 +62,8 @@ def load_prior(
         context: ``frame`` (default, as released), ``views`` or ``video``.
         seed: of the noise; default 0.
         window, overlap: latent steps attended jointly in ``views`` and ``video``, and how many neighbours share.
+        every: approximate: see every n-th frame alone and interpolate between; context ``frame``; default 1.
+        int8: approximate: linear layers in 8-bit integers, Wan on a CPU; default False.
         chunk_frames, max_tokens: frames or tokens per forward; change memory, not features.
         fast: exact reductions of the work: True (default), False, or a list of names.
         compile: ``torch.compile`` the blocks; default False.
@@ -79,20 +84,31 @@ def load_prior(
         given = {
             "name": name, "pretrained": pretrained, "revision": revision, "tower": tower, "preset": preset,
             "timestep": timestep, "shift": shift, "tap": tap, "size": size, "resize": resize, "context": context,
-            "seed": seed, "window": window, "overlap": overlap, "chunk_frames": chunk_frames,
-            "max_tokens": max_tokens, "fast": fast, "compile": compile, "offload": offload, "dtype": dtype,
-            "device": device, "options": options, **own,
+            "seed": seed, "window": window, "overlap": overlap, "every": every, "int8": int8,
+            "chunk_frames": chunk_frames, "max_tokens": max_tokens, "fast": fast, "compile": compile,
+            "offload": offload, "dtype": dtype, "device": device, "options": options, **own,
         }  # fmt: skip
         settings = PriorSettings.parse({k: v for k, v in given.items() if v is not None})
     settings = resolve(settings)
     # Under a caller's inference mode the weights would be inference tensors, which no other mode can use.
     with torch.inference_mode(False), explained(f"Prior {settings.name!r}", settings.pretrained) as read:
         prior = PRIORS.get(settings.name).load(settings)
+        _check_approximations(prior, settings)
         apply_tower(prior, settings.tower)
         check_latents(getattr(prior, "vae", None), read)
     if prior.settings is None:
         prior.settings = settings
     return prior
+
+
+def _check_approximations(prior: Prior, settings: PriorSettings) -> None:
+    """Refuse approximations that a prior would pass over without a word."""
+    for setting, is_asked, able in (
+        ("every", settings.every > 1, "interpolates"),
+        ("int8", settings.int8, "multiplies_in_int8"),
+    ):
+        if is_asked and not getattr(prior, able, False):
+            raise PriorError(f"Prior {settings.name!r} has no approximation {setting!r}: leave it at its default.")
 
 
 def list_priors(pattern: str = "*") -> list[str]:

@@ -40,6 +40,11 @@ def resolve(settings: PriorSettings) -> PriorSettings:
         raise PriorError(
             f"Prior {spec.name!r} has no context {resolved.context!r}. It has: {', '.join(spec.contexts)}."
         )
+    if resolved.every > 1 and resolved.context != "frame":
+        raise PriorError(
+            f"Prior {spec.name!r}: every={resolved.every} leaves frames out where each is seen alone, and in context "
+            f"{resolved.context!r} frames see each other. Use context='frame', or give it fewer frames."
+        )
     if resolved.window is not None and resolved.context != "frame":
         windows(1, resolved.window, resolved.overlap)
     return resolved

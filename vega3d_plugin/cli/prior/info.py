@@ -16,10 +16,10 @@ from rich.text import Text
 from ...contracts.specs import PriorSpec
 from ...contracts.tables import PRIORS
 from ..output import GAP, out, print_json, print_pairs, stacked
+from .class_facts import class_facts
 
 if TYPE_CHECKING:
     from ...contracts.settings import Settings
-    from ...priors.fast import Reduction
 
 BYTES = 2  # of a parameter in bfloat16
 
@@ -93,7 +93,7 @@ def describe(spec: PriorSpec, preset: str | None = None) -> dict[str, Any]:
         "settings": _resolved(spec, preset),
         "presets": {name: _changes(default, _resolved(spec, name)) for name in spec.presets},
         "options": options_of(spec),
-        "reductions": [{"name": r.name, "why": r.why} for r in reductions_of(spec)],
+        "reductions": class_facts(spec)["reductions"],
     }
 
 
@@ -112,16 +112,6 @@ def options_of(spec: PriorSpec) -> list[dict[str, Any]] | None:
         }
         for name, field in spec.options.model_fields.items()
     ]
-
-
-def reductions_of(spec: PriorSpec) -> Sequence[Reduction]:
-    """What its fast path is made of; empty where that cannot be known before loading."""
-    kind = spec.prior_class()
-    if kind is None and PRIORS.plugin_of(spec.name) == "builtin_priors":
-        from ...priors.frozen.prior import FrozenPrior
-
-        kind = FrozenPrior  # those that all built-in priors share
-    return getattr(kind, "reductions", ())
 
 
 def attributes(cls: type[Settings]) -> dict[str, str]:
@@ -221,7 +211,7 @@ def _settings(spec: PriorSpec, found: dict[str, Any]) -> dict[str, str]:
     hidden = set(LEFT_OUT)
     if found["contexts"] == ["frame"]:
         hidden |= set(JOINT)
-    identity = getattr(spec.prior_class(), "identity", None)
+    identity = class_facts(spec)["identity"]
     if identity is not None:
         hidden |= set(NOISE) - set(identity)
     return {

@@ -18,6 +18,7 @@ from ...contracts.clips import check_frames
 from ...contracts.errors import FramesError, PriorError
 from ...contracts.priors import Span
 from ...contracts.settings import PriorSettings
+from ..frozen.interpolation import interpolated, seen_frames
 from ..frozen.prior import FrozenPrior
 from ..frozen.windows import average, windows
 from .flow_matching import NoiseLevel, add_noise, draw_noise, noise_level
@@ -32,6 +33,7 @@ class DiffusionPrior(FrozenPrior):
     """
 
     identity: ClassVar[tuple[str, ...]] = ("timestep", "shift", "tap", "size", "resize", "context", "seed")
+    interpolates = True
     #: Frames per latent step of the video VAE, but for the first step.
     time_stride: int = 4
 
@@ -123,7 +125,17 @@ class DiffusionPrior(FrozenPrior):
                 f"Prior {self.settings.name!r} got one frame, and context 'video' needs a video. "
                 "Use context='frame' or 'views' for images."
             )
-        return self.features(self.encode(frames), noise)
+        count = frames.shape[0]
+        kept = seen_frames(count, self.settings.every)
+        if len(kept) == count:
+            return self.features(self.encode(frames), noise)
+        latents = self.encode(frames[kept])
+        if noise is None:
+            # Each with the noise that it has among all frames, so that its features are the same.
+            noise = draw_noise(tuple(latents.shape[1:]), self.settings.seed, range(count))[kept]
+        else:
+            noise = noise[kept]
+        return interpolated(self.features(latents, noise), kept)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames ``[T, 3, H, W]`` in [0, 1] to normalised latents ``[T', z, h, w]``, float32 (the VAE's mean)."""

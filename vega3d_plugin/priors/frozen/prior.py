@@ -21,6 +21,7 @@ from ..fast import Reduction, chosen
 from ..fast.linears import CONVOLVED_LINEARS
 from .devices import has_bfloat16, usable
 from .fingerprint import fingerprint
+from .int8 import use_int8
 from .memory import explain_out_of_memory
 from .resizing import resize_crop, resize_stretch
 from .taps import asking
@@ -69,6 +70,10 @@ class FrozenPrior(Prior):
     family: ClassVar[str]
     #: Settings that change a feature, besides the weights.
     identity: ClassVar[tuple[str, ...]] = ("tap", "size", "resize", "context")
+    #: Whether the setting ``every`` does something.
+    interpolates: ClassVar[bool] = False
+    #: Whether the setting ``int8`` does something.
+    multiplies_in_int8: ClassVar[bool] = False
     #: What the fast path is made of, in the order of application.
     reductions: ClassVar[tuple[Reduction, ...]] = (CONVOLVED_LINEARS,)
 
@@ -151,6 +156,11 @@ class FrozenPrior(Prior):
         if unknown or not wanted:
             its = f"gives {known[0]} to {known[-1]} in one run" if known else "cannot give several taps in one run"
             raise PriorError(f"Prior {self.settings.name!r} {its}, asked for {list(taps)}.")
+        if latents is not None and self.settings.every > 1:
+            raise PriorError(
+                f"Prior {self.settings.name!r} has every={self.settings.every}, which leaves out frames before "
+                "there are latents. Give it no latents, or use every=1."
+            )
         if self.settings.compile:
             raise PriorError(f"Prior {self.settings.name!r} is compiled, which hides its taps. Use compile=False.")
         with asking(self, wanted):
@@ -170,7 +180,13 @@ class FrozenPrior(Prior):
 
     def more_identity(self) -> dict[str, Any]:
         """Further values that change a feature; plain ones, as JSON has them."""
-        return {"options": self.settings.options} if self.settings.options else {}
+        more: dict[str, Any] = {"options": self.settings.options} if self.settings.options else {}
+        # Only where they are asked for, so that what was kept before they were there stays valid.
+        if self.settings.every > 1:
+            more["every"] = self.settings.every
+        if self.settings.int8:
+            more["int8"] = True
+        return more
 
     # Device and dtype
 
@@ -261,6 +277,8 @@ class FrozenPrior(Prior):
         self._move(device)
         for reduction in chosen(self.reductions, self.settings.fast, self.settings.name):
             reduction.apply(self)
+        if self.settings.int8:
+            use_int8(self)
         if self.settings.compile:
             self._compile()
         self._ready = (device, dtype)

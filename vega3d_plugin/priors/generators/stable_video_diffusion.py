@@ -54,6 +54,7 @@ class StableVideoDiffusionPrior(UNetPrior):
     """
 
     family = "stable-video-diffusion"
+    interpolates = False
 
     def __init__(
         self,

@@ -24,6 +24,8 @@ from ..fast.modulation import FOLDED_MODULATION
 from ..fast.prompt import COLLAPSED_PROMPT, FOLDED_PROMPT_OUTPUT
 from ..fast.self_attention import FUSED_QKV
 from ..fast.single_frame_vae import SINGLE_FRAME_VAE, SINGLE_PASS_NORMS, SingleFrameConv
+from ..fast.video_vae import JOINED_CHUNKS, joined_chunks
+from ..fast.winograd import WINOGRAD_VAE
 from ..frozen.prior import Reload
 
 TEXT_LENGTH = 512
@@ -44,9 +46,14 @@ class WanPrior(VideoTransformerPrior):
     """
 
     family = "wan"
+    multiplies_in_int8 = True
+    #: Whether the VAE takes a video in longer chunks than diffusers does.
+    joins_chunks = False
     reductions: ClassVar[tuple[Reduction, ...]] = (
         CONVOLVED_LINEARS,
         SINGLE_FRAME_VAE,
+        JOINED_CHUNKS,
+        WINOGRAD_VAE,
         SINGLE_PASS_NORMS,
         FUSED_QKV,
         COLLAPSED_PROMPT,
@@ -97,15 +104,16 @@ class WanPrior(VideoTransformerPrior):
 
     def _encoded(self, video: Tensor) -> Tensor:
         vae = self.vae
-        is_reduced = isinstance(vae.encoder.conv_in, SingleFrameConv)
-        if video.shape[2] > 1 or not is_reduced or vae.use_tiling:
+        is_reduced = isinstance(vae.encoder.conv_in, SingleFrameConv) if video.shape[2] == 1 else self.joins_chunks
+        if not is_reduced or vae.use_tiling:
             return super()._encoded(video)
         if vae.config.patch_size is not None:
             from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
 
             video = patchify(video, patch_size=vae.config.patch_size)
         # Not by way of `encode`, which copies every activation in case another frame follows.
-        moments: Tensor = vae.quant_conv(vae.encoder(video))
+        encoded = vae.encoder(video) if video.shape[2] == 1 else joined_chunks(vae.encoder, video, self.time_stride)
+        moments: Tensor = vae.quant_conv(encoded)
         return self.normalised(moments.chunk(2, dim=1)[0].float())
 
     def normalised(self, mean: Tensor) -> Tensor:
