@@ -12,6 +12,7 @@ import hosts
 import pytest
 import torch
 from hosts import Batch, freeze_host, logits
+from peft import LoraConfig, PeftModel, get_peft_model
 from rows.transformers_llava import llava_batch
 from torch import Tensor, nn
 
@@ -133,6 +134,38 @@ def test_pictures_and_views_of_different_number(tmp_path: Path) -> None:
     batch = batch_of(tmp_path, row_of())
     with pytest.raises(HostError, match="has 3 views, and this call has 2 frames"):
         logits(patched(positions="sin3d"), {**batch, POINTS: batch[POINTS][[0, 1, 1]]})
+
+
+def test_tiles_of_a_picture_are_no_views() -> None:
+    """Two pictures that are cut into five each: not with two views, nor with ten."""
+    model = hosts.patch(hosts.named("llava_next_video").build(), positions="sin3d")
+    batch = llava_batch("llava_next_video", video=False)
+    for views in (2, 10):
+        points = vega3d.view_points(open_scene(f"room:0?views={views}&size=64x96"))
+        with pytest.raises(HostError, match="cut a picture into tiles"):
+            logits(model, {**batch, POINTS: points})
+
+
+def test_views_are_repeated_for_repeated_pictures_alone(tmp_path: Path) -> None:
+    batch = batch_of(tmp_path, row_of())
+    with pytest.raises(HostError, match="has 1 views, and this call has 2 frames"):
+        logits(patched(positions="sin3d"), {**batch, POINTS: batch[POINTS][:1]})
+
+
+@pytest.mark.once
+def test_an_adapter_brings_the_branch_with_its_positions(tmp_path: Path) -> None:
+    model = hosts.patch(QWEN.build(), positions="sin3d")
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["vega3d"]))
+    batch = batch_of(tmp_path, row_of())
+    with torch.no_grad():
+        vega3d.get_handle(model).branch.fuser.residual_scale.fill_(0.5)
+    expected = logits(model, batch)
+    model.save_pretrained(tmp_path / "adapter")
+    base = vega3d.load_pretrained(QWEN.build(), tmp_path / "adapter")
+    again = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    assert torch.equal(logits(again, batch), expected)
+    with pytest.raises(HostError, match="no vega3d_points"):
+        logits(again, {key: value for key, value in batch.items() if key != POINTS})
 
 
 @pytest.mark.once

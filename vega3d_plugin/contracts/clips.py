@@ -118,6 +118,7 @@ class Clip:
         scene: the views among which this one, ``frames[0]``, is number ``place``; None where the frames are all.
         place: see ``scene``.
         sample: the row of the batch that the clip belongs to, where the reader was told.
+        tile: it is one of several tiles that the host cut an image into, the whole image among them.
     """
 
     frames: Tensor
@@ -127,6 +128,7 @@ class Clip:
     scene: SceneViews | None = None
     place: int = 0
     sample: int | None = None
+    tile: bool = False
 
     @property
     def key(self) -> str:

@@ -19,6 +19,7 @@ def arranged(images: Sequence[Sequence[Clip]], samples: Sequence[int] | None, as
             taken as those of one sample, for joining alone.
         as_scenes: join the images of one sample (``images="scene"``).
     """
+    images = [[replace(clip, tile=True) for clip in clips] if len(clips) > 1 else clips for clips in images]
     if samples is not None:
         images = [[replace(clip, sample=row) for clip in clips] for clips, row in zip(images, samples, strict=True)]
     if as_scenes:
