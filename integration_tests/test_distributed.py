@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import hosts
@@ -13,6 +14,8 @@ from processes import spawn, start
 from torch import Tensor, nn
 
 import vega3d
+from vega3d_plugin.training.data import read_data
+from vega3d_qwen_vl.tiny import tiny_processor
 
 # One host for each kind of seam.
 DDP = [
@@ -20,6 +23,8 @@ DDP = [
     for host in hosts.HOSTS
     if host.name in ("qwen2_5_vl", "llava_double", "openvla_double", "llava_onevision")
 ]
+#: A run of one of them, whose branch adds positions.
+POSITIONS = "positions"
 
 
 def worker(rank: int, folder: str) -> None:
@@ -27,6 +32,7 @@ def worker(rank: int, folder: str) -> None:
     start(rank, folder)
     for name in DDP:
         ddp(rank, f"{folder}/{name}", hosts.named(name))
+    ddp(rank, f"{folder}/{POSITIONS}", hosts.named("qwen2_5_vl"), positions="sin3d")
     fsdp(rank, folder, hosts.named("qwen2_5_vl"))
     dist.destroy_process_group()
 
@@ -35,14 +41,26 @@ def branch_of(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in vega3d.get_handle(model).parameters()])
 
 
-def ddp(rank: int, folder: str, host: Host) -> None:
-    model = patch(host.build())
+def scene_batch(folder: Path) -> dict[str, Tensor]:
+    """A row that names a scene, with its world points."""
+    said = [{"from": "human", "value": "<video>Where?"}, {"from": "gpt", "value": "Here."}]
+    folder.mkdir(parents=True)
+    (folder / "rows.json").write_text(json.dumps([{"scene": "room:0?views=2&size=64x96", "conversations": said}]))
+    processor = tiny_processor("qwen2_5_vl")
+    data = read_data(processor, folder / "rows.json", frames=2, video_as="images", points=True)
+    return {key: value for key, value in data.collator([data[0]]).items() if key != "labels"}
+
+
+def ddp(rank: int, folder: str, host: Host, positions: str = "none") -> None:
+    model = patch(host.build(), positions=positions)
     freeze_host(model)
     before = branch_of(model)
     wrapped = torch.nn.parallel.DistributedDataParallel(model.train())
     optimiser = torch.optim.SGD(vega3d.get_handle(wrapped).parameters(), lr=0.1)
     # Rank 1 never sees an image: without a term that touches the branch, DDP would wait for it until the timeout.
-    batches = [host.batch(), host.text_batch()]
+    # The rank without images has no points either.
+    seen = host.batch() if positions == "none" else scene_batch(Path(folder, str(rank)))
+    batches = [seen, host.text_batch()]
     for step in range(2):
         batch = batches[rank] if step == 0 else batches[0]
         wrapped(**batch, labels=batch["input_ids"]).loss.backward()
@@ -79,7 +97,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", DDP)
+@pytest.mark.parametrize("name", [*DDP, POSITIONS])
 def test_ddp_with_a_rank_without_images(done: Path, name: str) -> None:
     (before, first), (_, second) = (torch.load(done / name / f"{rank}.pt") for rank in (0, 1))
     assert torch.equal(first, second)
