@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 
 from vega3d_plugin.cli.app import app
 from vega3d_plugin.cli.prior import features as verb
-from vega3d_plugin.contracts.errors import StoreError
+from vega3d_plugin.contracts.errors import SettingsError, StoreError
+from vega3d_plugin.contracts.settings import PriorSettings
 from vega3d_plugin.features.parts import FolderParts
 from vega3d_plugin.scenes.rendered import render_room
 from vega3d_plugin.scenes.video import write_video
@@ -114,6 +115,27 @@ def test_a_folder_of_others_is_left_alone(video: Path, tmp_path: Path) -> None:
     assert isinstance(result.exception, StoreError)
     assert "holds no parts of features" in str(result.exception)
     assert (folder / "letter.txt").read_text() == "mine"
+
+
+def test_stopped_between_latents_and_features(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = FolderParts.put
+
+    def put(self: FolderParts, stage: str, rows: range, part: Tensor) -> None:
+        real(self, stage, rows, part)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderParts, "put", put)
+        result = run(video, tmp_path / "out.safetensors")
+    assert result.exit_code == 130
+    assert "kept in" in result.output
+    assert "out.parts" in result.output.replace("\n", "")
+    assert "were there from an earlier call" in " ".join(run(video, tmp_path / "out.safetensors").output.split())
+
+
+def test_a_size_as_one_types_it_first() -> None:
+    with pytest.raises(SettingsError, match=r"size: Input should be \[height, width\], such as \[480, 832\]"):
+        PriorSettings.parse({"size": "480x832"})
 
 
 def test_stopped_before_anything_was_computed(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,6 +204,14 @@ class PriorSettings(Settings):
     def _known(cls, name: str) -> str:
         return registered_name("prior", name)
 
+    @field_validator("size", mode="before")
+    @classmethod
+    def _height_and_width(cls, value: Any) -> Any:
+        # As scenes and benchmarks take it, and as one types it first.
+        if isinstance(value, str | int | float):
+            raise PydanticCustomError("size", "Input should be [height, width], such as [480, 832]")
+        return value
+
     @field_validator("pretrained", "tower", "dtype", "device", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:

@@ -116,7 +116,7 @@ def _version(folder: Path, info: JsonObject) -> int:
 
 
 def _cameras(folder: Path, info: JsonObject, named: Sequence[str]) -> list[str]:
-    features = info["features"]
+    features = info.mapping("features")
     kinds = {key: value.get("dtype") for key, value in features.items() if isinstance(value, Mapping)}
     there = [key for key, kind in kinds.items() if kind == "video"]
     if not there:

@@ -33,7 +33,7 @@ class FolderParts:
     ) -> None:
         self.folder, self.about, self.told = folder, dict(about), told
         self.found: dict[range, Tensor] = {}
-        self.resumed = 0
+        self.resumed = self.computed = 0
         self._is_ours: bool | None = None
 
     def get(self, stage: str, rows: range) -> Tensor | None:
@@ -59,6 +59,7 @@ class FolderParts:
         self._claim()
         part = part.detach().cpu().contiguous()
         write_atomically(self._path(stage, rows), lambda place: save_file({"part": part}, place), durable=False)
+        self.computed += 1
         if stage != "latents":
             self.found[rows] = part
             self.told(self.found)

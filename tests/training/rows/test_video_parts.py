@@ -158,6 +158,15 @@ def test_parts_that_are_none_are_told_before_training(folder: Path, video: Any, 
     assert words in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("image", {"path": "v.mp4", "start": 0}), ("image", 5), ("video", [[5, 5]])]
+)
+def test_a_picture_that_is_none_is_told_before_training(key: str, value: Any) -> None:
+    row = {key: value, "conversations": [{"from": "human", "value": f"<{key}>?"}, {"from": "gpt", "value": "."}]}
+    with pytest.raises(RowError, match="an image must be a path or a picture of PIL, found"):
+        read_conversation(row, SETTINGS)
+
+
 def test_a_part_without_a_path(folder: Path) -> None:
     given = row({"start": 1.0}, "chat") | {"videos": ["v.mp4"]}
     with pytest.raises(RowError, match="start beside no path"):

@@ -290,7 +290,10 @@ def _steps(prior: Prior, clip: torch.Tensor) -> int:
 
 def _interrupted(parts: FolderParts | None, picture: Path | None) -> None:
     if parts is None or not parts.found:
-        err.print("Interrupted before any features were computed.")
+        more = ""
+        if parts is not None and parts.resumed + parts.computed:
+            more = f" What leads to them is kept in {parts.folder}. The same command resumes."
+        err.print(Text(f"Interrupted before any features were computed.{more}"), soft_wrap=True)
         return
     rows = len({row for rows in parts.found for row in rows})
     seen = f"; {picture} shows some of it" if picture is not None and picture.is_file() else ""

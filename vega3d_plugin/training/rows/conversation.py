@@ -200,10 +200,23 @@ class _Media:
                 return Medium("video", _within(path, in_order(find_images(path)), fps, part), fps)
             if not isinstance(source, Sequence) or not source:
                 raise RowError(f"a video must be a path or a list of frames, found {_brief(source)}")
-            frames = [self._path(f) if isinstance(f, str | Path) else f for f in source]
+            frames = [self._picture(frame) for frame in source]
             points = source.points if isinstance(source, _Views) else None
             return Medium("video", frames, None if fps is None else float(fps), points=points)
-        return Medium("image", self._path(source) if isinstance(source, str | Path) else source)
+        return Medium("image", self._picture(source))
+
+    def _picture(self, source: Any) -> Any:
+        """A path in full; other forms of a picture as they are. What is none is told before the run, not in its midst.
+
+        Raises:
+            RowError: no path, and nothing that could be a picture.
+        """
+        if isinstance(source, str | Path):
+            return self._path(source)
+        if source is None or isinstance(source, Mapping | bool | int | float | list | tuple | bytes):
+            part = "; a part of a video is written under `video`" if isinstance(source, Mapping) else ""
+            raise RowError(f"an image must be a path or a picture of PIL, found {_brief(source)}{part}")
+        return source
 
     def _path(self, source: str | Path) -> Path:
         return find_path(source, self.root)
