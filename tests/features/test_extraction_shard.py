@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ from torch import Tensor
 import vega3d
 from vega3d import FeatureStore
 from vega3d_plugin.contracts.errors import RowError, StoreError
+from vega3d_plugin.features import store as store_module
 from vega3d_plugin.features import upkeep
 from vega3d_plugin.features.extraction.ranks import rank_and_world
 from vega3d_plugin.features.extraction.shard import Done, extract_shard, share
@@ -112,6 +114,30 @@ def test_each_clip_is_kept_once_and_bad_units_are_told(
     assert contents(tmp_path) == expected
     about = upkeep.describe(upkeep.open_store(tmp_path))
     assert (about.loose, about.shards) == {0: (6, 0), 100: (0, 2), 1 << 20: (0, 1)}[shard_bytes]
+
+
+def test_a_store_that_cannot_be_written_to_ends_the_run(
+    tmp_path: Path, expected: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features that nobody keeps would be computed for nothing, and counted as written."""
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"cannot be (kept|written)"):
+        extract_shard(Numbers(tmp_path / "file"))
+    real, written = store_module.write_entry, []
+
+    def full(*given: Any) -> None:
+        written.append(given)
+        if len(written) > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "write_entry", full)
+        with pytest.raises(StoreError, match=r"No space left.*Make room on the disk, and run the same command again"):
+            extract_shard(Numbers(tmp_path / "store"), shard_bytes=0)
+    assert len(contents(tmp_path / "store")) == 3
+    assert extract_shard(Numbers(tmp_path / "store"), shard_bytes=0).made == 3
+    assert contents(tmp_path / "store") == expected
 
 
 @pytest.mark.once

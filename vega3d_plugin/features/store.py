@@ -116,6 +116,7 @@ class FeatureStore:
         self._memory_only = False
         self._told: set[str] = set()
         self._swept: set[Path] = set()
+        self._must_keep = False
         #: Bytes of the tensors that were last put.
         self.last_bytes = 0
         self._writer: ThreadPoolExecutor | None = None
@@ -231,6 +232,16 @@ class FeatureStore:
             finally:
                 self.flush()
                 self._writer = None
+
+    def require_keeping(self) -> None:
+        """Make features that cannot be kept an error, as where keeping them is the purpose.
+
+        Raises:
+            StoreError: the place could not be claimed already.
+        """
+        self._must_keep = True
+        if self._memory_only:
+            raise StoreError(f"The feature store {self.where} cannot be written to. Give it another folder.")
 
     def flush(self) -> None:
         """Wait until everything that was put is written."""
@@ -526,6 +537,11 @@ class FeatureStore:
     def _tell_not_kept(self, error: Exception) -> None:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "Make room on the disk" if full else "Give it a folder that can be written to"
+        if self._must_keep:
+            raise StoreError(
+                f"Features cannot be kept in the feature store {self.where}: {error}. {advice}, and run the same "
+                "command again: what is in it is not computed again."
+            ) from error
         self._tell(
             "not kept",
             f"Features are not kept in the feature store {self.where}: {error}. They are used all the same, and will "

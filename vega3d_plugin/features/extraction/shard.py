@@ -144,6 +144,7 @@ class Worker:
         self.units, self.shard_bytes = units, shard_bytes
         self.opened = units.open()
         self.store = self.opened.store
+        self.store.require_keeping()
         self.have = self.store.names()
         self.journal = Journal(self.store)
         self._waiting: list[str] = []
