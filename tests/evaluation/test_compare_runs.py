@@ -18,6 +18,8 @@ from vega3d_plugin.cli.app import app
 from vega3d_plugin.contracts.errors import BadRowsError, SavedBranchError, SettingsError
 from vega3d_plugin.evaluation.comparison.run import compare
 from vega3d_plugin.evaluation.comparison.sides import read_sides
+from vega3d_plugin.evaluation.harness_host import limit_pixels
+from vega3d_qwen_vl.tiny import tiny_processor
 
 
 def answers(path: Path, said: dict[str, str], **more: list[Any]) -> str:
@@ -46,13 +48,6 @@ def test_files_of_answers(tmp_path: Path) -> None:
     assert any(n.startswith("PART OF THE QUESTIONS: without run 1 answers 1") and "(more)" in n for n in found.notes)
     assert any("no spread of seeds" in n for n in found.notes)
     assert any("no .run.json" in n for n in found.notes)
-
-
-def test_runs_on_the_small_model_are_for_report(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": ""}')
-    (tmp_path / "vega3d_run.json").write_text(json.dumps({"settings": {"host": {"model": "tiny"}}}))
-    with pytest.raises(SettingsError, match=r"small model \(host.model: tiny\).*`vega3d report RUN RUN` compares"):
-        read_sides([f"a={tmp_path}"])
 
 
 def test_tiny_differences_and_nan_are_no_wins(tmp_path: Path) -> None:
@@ -118,6 +113,38 @@ def test_the_command(root: Path, tmp_path: Path) -> None:
     assert len(stamps) == 2 * (2 * 5 + 1)
     assert CliRunner().invoke(app, given).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "answers").iterdir()} == stamps
+
+
+def test_small_host_and_the_host_alone_see_what_training_saw(root: Path, tmp_path: Path) -> None:
+    """``host.model: tiny`` is built again; ``none`` takes frames and pixel limits of the runs beside it."""
+    run = {"settings": {"host": {"model": "tiny", "adapter": "qwen_vl", "max_pixels": 3136}, "data": {"frames": 2}}}
+    mine = shutil.copytree(root / "branch", tmp_path / "mine")
+    processor = tiny_processor()
+    limit_pixels(processor, None, 3136)
+    processor.save_pretrained(mine)
+    (mine / "vega3d_run.json").write_text(json.dumps(run))
+    rows, common = [root / "rows.jsonl"], {"device": "cpu", "max_new_tokens": 2}
+    found = compare(
+        read_sides([f"with={mine}", "base=none"], **common), rows, tmp_path, controls=["off"], limit=2, resamples=200
+    )
+    by = {(e.first, e.second, e.type, e.measure): e for e in found.effects}
+    assert by["with", "base", "all", "nll"].difference == by["with", "with:off", "all", "nll"].difference
+    assert not [note for note in found.notes if "differs between the sides" in note]
+    record = json.loads((tmp_path / "answers" / "base-1-on.run.json").read_text())
+    assert (record["settings"]["data"]["frames"], record["settings"]["model"]["max_pixels"]) == (2, 3136)
+    given = ["ablate", "tiny", "--branch", str(mine), "--data", str(rows[0]), "--limit", "1", "--no-generate", "--json"]
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 0, done.output
+
+
+def test_other_pixel_limits_are_told(root: Path, tmp_path: Path) -> None:
+    run = json.loads((root / "branch" / "vega3d_run.json").read_text())
+    other = shutil.copytree(root / "branch", tmp_path / "other")
+    run["settings"]["host"]["max_pixels"] = 3136
+    (other / "vega3d_run.json").write_text(json.dumps(run))
+    sides = read_sides([f"one={root / 'branch'}", f"two={other}"], device="cpu", max_new_tokens=1)
+    found = compare(sides, [root / "rows.jsonl"], tmp_path, controls=[], limit=1, resamples=200)
+    assert any(n.startswith("pictures.max_pixels differs between the sides") for n in found.notes)
 
 
 def test_a_lora_without_a_branch_is_a_side(root: Path) -> None:

@@ -35,6 +35,7 @@ class TrainerFolder:
         adapter: folder or hub id of the PEFT adapter; None without one.
         processor: folder or hub id of the host's processor.
         data: the settings of its data, where the run wrote them; else empty.
+        kind: name of the host's adapter, where the run wrote it.
     """
 
     host: str
@@ -42,6 +43,7 @@ class TrainerFolder:
     adapter: str | None
     processor: str
     data: dict[str, Any] = field(default_factory=dict)
+    kind: str | None = None
 
 
 def find_trained(
@@ -59,7 +61,8 @@ def find_trained(
             ``none``: no branch.
         adapter: a PEFT adapter; default: ``branch``, when it holds one that is not in the host's weights already;
             ``none``: without it.
-        processor: default: that of the checkpoint, which has the limits of training, else the host's.
+        processor: default: that of the checkpoint, which has the limits of training, else the host's. Of a host that
+            was not trained, a checkpoint named here also says how pictures are shown.
 
     Raises:
         SavedBranchError: no such folder or hub id; no branch is given, and ``host`` holds none; branch and adapter
@@ -95,16 +98,17 @@ def find_trained(
     if processor is None:
         beside = (place for place in checkpoints if any((place / name).is_file() for name in PROCESSOR_FILES))
         processor = next(beside, host)
-    runs = (read_run(place, SavedBranchError) for place in (*checkpoints, Path(host)))
+    runs = (read_run(place, SavedBranchError) for place in (*checkpoints, Path(host), Path(processor)))
     run = next((found for found in runs if found is not None), None)
-    data = {} if run is None else dict(run["settings"].get("data") or {})
+    settings = {} if run is None else run["settings"]
     return TrainerFolder(
         # Of a hub id no more may be in the folder than what holds the branch.
         host=str((branch if on_hub else folder) if whole else host),
         branch=None if folder is None else str(folder),
         adapter=wanted,
         processor=str(processor),
-        data=data,
+        data=dict(settings.get("data") or {}),
+        kind=(settings.get("host") or {}).get("adapter"),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from ..checkpoints.reading import read_saved
 from ..checkpoints.saving import load_pretrained
 from ..checkpoints.trainer_folder import find_trained, with_adapter
 from ..contracts.errors import BadRowsError, RowError, SavedBranchError
-from ..hosts.loading import load_host, load_processor, read_source
 from ..recipes.blocks import DataSettings
 from ..training.answers import answer_likelihood, generate, split_answer
 from ..training.data import ConversationData
@@ -28,6 +27,7 @@ from ..training.rows.files import Rows
 from .answering.controls import Kept
 from .answering.run import SHOWN
 from .comparison.measures import same_answer
+from .harness_host import trained_host, trained_processor
 from .verdicts import MEASURES, compared, verdict
 
 #: What is scored, in order: without the branch; as trained; the branch switched off; the generative tokens zero.
@@ -174,7 +174,7 @@ def ablate(
     shown = {key: trained.data[key] for key in SHOWN if key in trained.data}
     settings = DataSettings.parse({"files": tuple(map(str, files)), **shown, **(data or {})})
     points = read_saved(trained.branch).record["settings"].get("positions", "none") != "none"
-    encoder = Encoder(load_processor(trained.processor), settings, points=points)
+    encoder = Encoder(trained_processor(trained), settings, points=points)
     found = Ablation(
         {
             "model": str(source), "trained_host": trained.host, "branch": trained.branch, "adapter": trained.adapter,
@@ -184,7 +184,7 @@ def ablate(
     )  # fmt: skip
     questions = _Questions(ConversationData(Rows(settings.files), encoder), limit, found.skipped)
     tick = start(len(questions) * len(VARIANTS))
-    model = load_host(read_source(source), device=device).model
+    model = trained_host(replace(trained, host=str(source)), device=device)
     scorer = _Scorer(encoder.processor, max_new_tokens if generated else None, tick)
     for name, answer in questions:
         found.answers.append({"row": name, **answer.described, "scores": {"base": scorer(model, answer, "base")}})
@@ -193,7 +193,7 @@ def ablate(
     tuned = trained.adapter is not None or trained.host != str(source)
     if trained.host != str(source):
         del model
-        model = load_host(read_source(trained.host), device=device).model
+        model = trained_host(trained, device=device)
     load_pretrained(model, trained.branch, pretrained=pretrained, processor=encoder.processor, store=store)
     model = with_adapter(model, trained.adapter)
     found.settings["prior"] = get_handle(model).settings.prior.to_dict()

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import nn
 
@@ -18,8 +19,10 @@ from ..checkpoints.saving import load_pretrained
 from ..checkpoints.trainer_folder import NONE, TrainerFolder, find_trained, with_adapter
 from ..contracts.errors import Vega3dError
 from ..contracts.settings import Float, Int, Positive, Settings
-from ..hosts.loading import load_host, load_processor, read_source
+from ..contracts.tables import HOSTS
+from ..hosts.loading import load_host, load_processor, read_source, small_host
 from ..recipes.blocks import DataSettings
+from ..recipes.schema import TINY
 from ..training.answers import encode_question, generate_batch, takes_points
 from ..training.rows.conversation import Medium, Turn
 from ..training.rows.encoding import Encoder
@@ -111,6 +114,33 @@ def trained_folder(arguments: HostArguments) -> TrainerFolder:
     return find_trained(a.pretrained, branch, adapter=a.adapter, processor=a.processor)
 
 
+def trained_processor(trained: TrainerFolder) -> Any:
+    """The processor of what was trained; of an adapter's own small model, where nothing was saved, its own.
+
+    Raises:
+        HostError: it cannot be loaded.
+    """
+    small = _small(trained) if trained.processor == TINY else None
+    return load_processor(trained.processor) if small is None else small[1]
+
+
+def trained_host(trained: TrainerFolder, *, device: str | None = None, dtype: str = "auto", **options: Any) -> Any:
+    """The host of what was trained; ``host.model: tiny`` of a recipe is built again, as the same weights.
+
+    Raises:
+        HostError: it cannot be loaded.
+    """
+    small = _small(trained) if trained.host == TINY else None
+    if small is None:
+        return load_host(read_source(trained.host), device=device, dtype=dtype, **options).model
+    kind = None if dtype == "auto" else getattr(torch, dtype)
+    return small[0].to(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype=kind)
+
+
+def _small(trained: TrainerFolder) -> tuple[nn.Module, Any] | None:
+    return small_host(trained.kind) if trained.kind is not None and trained.kind in HOSTS else None
+
+
 def cut(text: str, until: str | Sequence[str] | None) -> str:
     """An answer before the first of the texts that end it, stripped."""
     for stop in [until] if isinstance(until, str) else until or []:
@@ -132,10 +162,10 @@ class EvaluatedHost:
     def __init__(self, arguments: HostArguments, data: DataSettings | None = None) -> None:
         self.arguments = a = arguments
         self.trained = trained_folder(a)
-        self.processor = load_processor(self.trained.processor)
-        limit_pixels(self.processor, a.min_pixels, a.max_pixels)
         options = {} if a.attn_implementation is None else {"attn_implementation": a.attn_implementation}
-        host = load_host(read_source(self.trained.host), device=a.device, dtype=a.dtype, **options).model
+        self.processor = trained_processor(self.trained)
+        limit_pixels(self.processor, a.min_pixels, a.max_pixels)
+        host = trained_host(self.trained, device=a.device, dtype=a.dtype, **options)
         self.model = self._with_branch(host).eval()
         self.encoder = self.encoder_for(data or self._data())
 

@@ -24,10 +24,7 @@ from ..contracts.clips import Clip
 from ..contracts.errors import SavedBranchError
 from ..contracts.printable import one_line
 from ..contracts.shares import Shares
-from ..contracts.tables import HOSTS
-from ..hosts.loading import load_host, load_processor, read_source, small_host
 from ..recipes.blocks import DataSettings
-from ..recipes.schema import TINY
 from ..scenes.video import write_video
 from ..storage.record import read_run
 from ..storage.writing import write_json
@@ -35,6 +32,7 @@ from ..training.answers import encode_question, generate, takes_points
 from ..training.rows.conversation import Medium, Turn
 from ..training.rows.encoding import Encoder
 from ..training.samples import clip_pixels, recording
+from .harness_host import trained_host, trained_processor
 
 #: Settings of the data that say how frames reach the host; by default those of training.
 _SHOWN = ("preset", "frames", "sampling", "fps", "min_frames", "folder_fps", "video_as", "resize", "video_max_pixels")
@@ -130,22 +128,14 @@ def _loaded(
     """The trained model, and what encodes questions as in training."""
     folder = saved_folder(checkpoint)
     run = read_run(folder, SavedBranchError)
-    known = {} if run is None else run["settings"].get("host") or {}
-    host = host or known.get("model")
+    host = host or (None if run is None else (run["settings"].get("host") or {}).get("model"))
     if host is None:
         raise SavedBranchError(f"{checkpoint} does not say which host it belongs to. Name it: --host MODEL.")
     trained = find_trained(host, checkpoint)
     if trained.branch is None:
         raise SavedBranchError(f"{checkpoint} holds no branch.")
-    processor: Any
-    built = small_host(known["adapter"]) if trained.host == TINY and known.get("adapter") in HOSTS else None
-    if built is not None:
-        model, processor = built
-        if trained.processor != TINY:
-            processor = load_processor(trained.processor)
-    else:
-        model = load_host(read_source(trained.host), device=device).model
-        processor = load_processor(trained.processor)
+    processor = trained_processor(trained)
+    model = trained_host(trained, device=device)
     load_pretrained(model, trained.branch, pretrained=pretrained, processor=processor)
     shown = {key: trained.data[key] for key in (*_SHOWN, "system") if trained.data.get(key) is not None}
     if frames is not None:

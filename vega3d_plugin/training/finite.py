@@ -32,7 +32,8 @@ def finite_gradients(output: str | Path) -> Any:
             if wrong:
                 raise TrainError(
                     f"Step {state.global_step + 1}: the gradient of {len(wrong)} parameter(s) is NaN or infinite, the "
-                    f"first is {wrong[0]!r}. {_way_out(output)}"
+                    f"first is {wrong[0]!r}. The run has been stopped before a step was made with it. "
+                    f"{_way_out(output)}"
                 )
 
     return FiniteGradients()
@@ -58,13 +59,15 @@ def check_logged(logs: Mapping[str, Any], step: int, output: str | Path) -> None
     watched = [name for name in logs if name in ("loss", "grad_norm", "eval_loss") or name.startswith(WATCHED)]
     wrong = [name for name in watched if not math.isfinite(float(logs[name]))]
     if wrong:
-        raise TrainError(f"Step {step}: {', '.join(wrong)} is NaN or infinite. {_way_out(output)}")
+        raise TrainError(
+            f"Step {step}: {', '.join(wrong)} is NaN or infinite. The run has been stopped. {_way_out(output)}"
+        )
 
 
 def _way_out(output: str | Path) -> str:
     last = find_checkpoint(Path(output))
     kept = f"The last good checkpoint is {last}." if last else "There is no checkpoint yet."
     return (
-        f"The run has been stopped before a step was made with it. {kept} Most often the numbers overflow: set "
+        f"{kept} Most often the numbers overflow: set "
         "host.dtype=bfloat16 (or float32) in place of float16, or lower train.learning_rate."
     )

@@ -23,8 +23,7 @@ def next_commands(folder: Path, checkpoint: Path, settings: Mapping[str, Any]) -
     # Where the settings are not known, as of a run that was killed early, there most likely is one.
     branch = settings.get("prior", "unknown") is not None
     lines = [f"vega3d info {saved}"] if branch else [f"vega3d report {run}"]
-    # No command loads a small host, which only its adapter can build.
-    if host is None or host == TINY:
+    if host is None:
         return lines
     model, data = shlex.quote(str(host)), _data(settings)
     if branch:
@@ -33,6 +32,9 @@ def next_commands(folder: Path, checkpoint: Path, settings: Mapping[str, Any]) -
             f"vega3d look {saved} --video mine.mp4 --question 'Which chair is nearer?'",
             f"vega3d ablate {model} --branch {saved}{data} --out {run}/ablation.json",
         ]
+    # Of a small host the checkpoint says whose it is, and without a branch nothing names a checkpoint.
+    if host == TINY:
+        return lines
     # A trained adapter lies beside the host's weights; of full tuning the checkpoint is the host.
     given = f"{model} --branch none --adapter {saved}" if settings.get("lora") else f"{saved} --branch none"
     return [*lines, f"vega3d answer {given}{data} --out {run}/answers.jsonl"]

@@ -40,6 +40,7 @@ def described(arguments: HostArguments, trained: TrainerFolder) -> dict[str, Any
         "branch": trained.branch,
         "adapter": trained.adapter,
         "processor": trained.processor,
+        "pixels": _pixels(arguments, run),
         "prior_pretrained": arguments.prior_pretrained,
         "recipe": run and run.get("recipe"),
         "step": run and run.get("step"),
@@ -47,6 +48,12 @@ def described(arguments: HostArguments, trained: TrainerFolder) -> dict[str, Any
         "trained_on": ((run or {}).get("data") or {}).get("files"),
         "versions": {"vega3d-plugin": library_version(), **_versions()},
     }
+
+
+def _pixels(arguments: HostArguments, run: dict[str, Any] | None) -> dict[str, Any]:
+    """The area between which pictures are resized: as asked, else as in training; None: the processor's own."""
+    trained = (((run or {}).get("settings") or {}).get("host")) or {}
+    return {key: getattr(arguments, key) or trained.get(key) for key in ("min_pixels", "max_pixels")}
 
 
 def _versions() -> dict[str, str]:

@@ -294,9 +294,12 @@ def _notes(answers: Sequence[_Answers], common: Sequence[str], rows: Sequence[Ma
 
 def _shown_differently(sides: Sequence[_Answers]) -> list[str]:
     """Settings of data and protocol that differ between runs, which then differ in more than the model."""
-    settings = [(one.name, record["settings"]) for one in sides for record in one.records if record]
+    settings = [
+        (one.name, {**record["settings"], "pictures": record["about"].get("pixels") or {}})
+        for one in sides for record in one.records if record
+    ]  # fmt: skip
     notes = []
-    for part in ("data", "protocol"):
+    for part in ("data", "pictures", "protocol"):
         for key in sorted({key for _, values in settings for key in values[part]}):
             found = {repr(values[part].get(key)): name for name, values in settings}
             if len(found) > 1:

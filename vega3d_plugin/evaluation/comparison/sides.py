@@ -10,7 +10,7 @@ from typing import Any
 from ...checkpoints.reading import holds_branch, saved_folder
 from ...checkpoints.trainer_folder import NONE, holds_host
 from ...contracts.errors import SavedBranchError, SettingsError
-from ...recipes.schema import TINY
+from ...hosts.loading import PROCESSOR_FILES
 from ...storage.reading import read_json
 from ...storage.record import read_run
 from ...training.manifest import find_checkpoint
@@ -65,8 +65,10 @@ def read_sides(given: Sequence[str], model: str | None = None, **common: Any) ->
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise SettingsError(f"Two sides are called {twice!r}. Give each a name: with=out/a1,out/a2 without=out/b1")
-    host = model or next((found for _, runs in pairs for run in runs if (found := _host_of(run))), None)
-    return [Side(name, tuple(_run(source, host, model, common) for source in runs)) for name, runs in pairs]
+    every = [run for _, runs in pairs for run in runs]
+    host = model or next((found for run in every if (found := _host_of(run))), None)
+    shown = next(filter(None, map(_shown_by, every)), {})
+    return [Side(name, tuple(_run(source, host, model, shown, common) for source in runs)) for name, runs in pairs]
 
 
 def _named(text: str) -> tuple[str, list[str]]:
@@ -83,15 +85,17 @@ def _named(text: str) -> tuple[str, list[str]]:
     return name, runs
 
 
-def _run(source: str, host: str | None, model: str | None, common: dict[str, Any]) -> Run:
+def _run(
+    source: str, host: str | None, model: str | None, shown: dict[str, Any], common: dict[str, Any]
+) -> Run:  # fmt: skip
     if source.endswith(".jsonl"):
         return Run(source, answers=Path(source).expanduser())
 
-    def of(patched: bool, **where: str | None) -> Run:
+    def of(patched: bool, **where: Any) -> Run:
         return Run(source, arguments=HostArguments.parse({**common, **where}), branch=patched)
 
     if source == NONE:
-        return of(False, pretrained=_needed(host, source), branch=NONE)
+        return of(False, pretrained=_needed(host, source), branch=NONE, **shown)
     folder = _folder(source)
     branch, whole = holds_branch(folder), holds_host(folder)
     if whole:
@@ -126,12 +130,20 @@ def _host_of(source: str) -> str | None:
     return base if isinstance(base, str) and base else None
 
 
+def _shown_by(source: str) -> dict[str, Any]:
+    """What lets the host alone see pictures as a checkpoint saw them in training; else a difference would be theirs."""
+    if source == NONE or source.endswith(".jsonl"):
+        return {}
+    folder = _folder(source)
+    run = read_run(folder, SavedBranchError)
+    if run is None or not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        return {}
+    limits = run["settings"].get("host") or {}
+    kept = {key: limits[key] for key in ("min_pixels", "max_pixels") if limits.get(key) is not None}
+    return {"processor": str(folder), **kept}
+
+
 def _needed(host: str | None, source: str) -> str:
-    if host == TINY:
-        raise SettingsError(
-            f"{source} was trained on the adapter's own small model (host.model: {TINY}), which is never saved, so "
-            "it cannot answer here. `vega3d report RUN RUN` compares such runs."
-        )
     if host is None:
         raise SettingsError(f"{source} does not say which host it was trained from. Name it: --model MODEL.")
     return host

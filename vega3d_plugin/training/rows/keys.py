@@ -12,7 +12,7 @@ from ...contracts.printable import brief
 #: What becomes turns, pictures and marks.
 READ = ("conversations", "messages", "prompt", "completion", "image", "images", "video", "videos", "scene", "spar_info")
 #: What says where a row is from, and changes nothing.
-NOTES = ("id", "data_source", "source", "dataset", "metadata", "tag")
+NOTES = ("id", "data_source", "source", "dataset", "metadata", "tag", "question_type")
 #: Names that are counted; the rest of a file whose keys are all different is one number.
 _COUNTED = 100
 _SHOWN = 10
