@@ -465,7 +465,7 @@ def test_rows_may_also_be_collated_as_they_are(media: Path) -> None:
         ({"files": []}, "at least one file"),
         ({"files": "a.json", "sampling": "fps"}, "`sampling: fps` needs `fps`"),
         ({"files": "a.json", "fps": 2.0}, "`fps: null` removes it"),
-        ({"files": "a.json", "frames": 2, "min_frames": 4}, "min_frames 4 is more than frames 2"),
+        ({"files": "a.json", "frames": 2, "min_frames": 4}, "min_frames 4 is larger than frames 2"),
         ({"files": "a.json", "frmes": 3}, "Did you mean 'frames'"),
         ({"files": "a.json", "frames": "3"}, "frames"),
     ],
