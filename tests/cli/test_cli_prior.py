@@ -277,7 +277,7 @@ def test_options_that_a_user_has_to_give(monkeypatch: pytest.MonkeyPatch, failed
 def test_descriptions_and_types_are_those_of_the_class() -> None:
     described = attributes(PriorSettings)
     assert set(described) == set(PriorSettings.model_fields)
-    assert described["seed"] == "of the noise; one seed gives a clip one feature map."
+    assert described["seed"] == "seed of the noise. With one seed a clip has one feature map."
     types = {name: type_text(field.annotation) for name, field in PriorSettings.model_fields.items()}
     assert types["size"] == "[int, int] | none"
     assert types["fast"] == "bool | [str, ...]"

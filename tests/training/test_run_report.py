@@ -191,7 +191,7 @@ def test_a_run_that_was_killed_has_a_report_of_what_there_is(trained: Path, tmp_
     lines = (trained / FILES / "log.jsonl").read_text().splitlines()
     (killed / FILES / "log.jsonl").write_text("\n".join(lines[:4]))
     text = write_run_report(killed).read_text()
-    assert "the run is still going on, or was killed" in text
+    assert "the run is still running, or was killed" in text
     assert "checkpoint-STEP" in text
 
 

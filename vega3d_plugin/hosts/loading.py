@@ -256,8 +256,10 @@ def _not_a_model(source: str) -> str:
     """What the folder holds instead, where that can be told."""
     folder = Path(source)
     if (folder / CONFIG_FILE).is_file() or (folder / "adapter_config.json").is_file():
-        return f"{source} holds a branch or a PEFT adapter, not a host: pass the host as MODEL and this folder "
-        "as --branch."
+        return (
+            f"{source} holds a branch or a PEFT adapter, not a host: pass the host as MODEL and this folder "
+            "as --branch."
+        )
     if folder.is_dir() and not (folder / "config.json").is_file():
         return f"{source} holds no model: there is no config.json in it."
     return ""

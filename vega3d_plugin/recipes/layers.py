@@ -66,8 +66,8 @@ def gather(path: Path, overrides: Sequence[str], find: Find, blocks: Collection[
 
     Args:
         path: the recipe's file.
-        overrides: such as ``prior.tap=16``; each replaces the setting it names. Two that contradict each other are a
-            mistake.
+        overrides: such as ``prior.tap=16``; each replaces the setting it names, and a later one an earlier one. A
+            setting inside a block that an earlier one turned off is a mistake.
         find: the file of a recipe that comes with the library, by name.
         blocks: blocks whose variables must be set; elsewhere those that are not set stay as they are written.
             None: all.
@@ -214,19 +214,13 @@ def _override(layers: Layers, text: str, given: dict[Keys, tuple[Place, Any]]) -
 def _contradiction(keys: Keys, value: Any, given: Mapping[Keys, tuple[Place, Any]], path: Path) -> str:
     """Why an override cannot stand beside an earlier one of the same command; an empty text if it can.
 
-    One that silently replaced another, such as `prior.name=...` after `prior=null`, would run another experiment than
-    the one that was meant.
+    Of two values for one setting the later one wins, as on other command lines. But `prior.name=...` after `prior=null`
+    would turn on what was turned off, and run another experiment than the one that was meant.
     """
-    name = ".".join(map(str, keys))
     for earlier, (place, before) in given.items():
-        other, block = place.words(path), ".".join(map(str, earlier))
-        if earlier == keys:
-            if (type(before), before) != (type(value), value):
-                return f"{other} gives the same setting another value. Remove one of the two."
-        elif earlier == keys[: len(earlier)] and before is None and value is not None:
-            return f"{other} turns the whole of `{block}` off. Remove one of the two."
-        elif keys == earlier[: len(keys)]:
-            return f"it would replace the whole of `{name}`, and {other} sets a value in it. Remove one of the two."
+        if earlier != keys and earlier == keys[: len(earlier)] and before is None and value is not None:
+            block = ".".join(map(str, earlier))
+            return f"{place.words(path)} turns the whole of `{block}` off. Remove one of the two."
     return ""
 
 

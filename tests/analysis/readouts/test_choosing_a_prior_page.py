@@ -46,6 +46,6 @@ def test_figures_that_the_page_quotes_are_those_of_the_code() -> None:
     from vega3d_plugin.analysis.readouts.experiment import MOST_TOKENS
     from vega3d_plugin.analysis.readouts.heads import build_head
 
-    assert f"maps of more than {MOST_TOKENS} tokens" in PAGE
+    assert f"Maps of more\nthan {MOST_TOKENS} tokens" in PAGE
     width = build_head(8, "small").get_parameter("backbone.input_proj.1.weight").shape[0]
     assert f"linear layer to {width} channels" in PAGE

@@ -485,7 +485,7 @@ def test_a_damaged_file_says_how_to_write_it_again(folder):
 
 def test_nothing_there(tmp_path, folder):
     refused(folder, str(folder), "no folder text_encoder/", "no file models_t5*.pth", "wan_prompt_embedding.pt")
-    refused(folder, "empty_prompt.safetensors", "`vega3d prior export-prompt` writes it", "fetch")
+    refused(folder, "empty_prompt.safetensors", "`vega3d prior export-prompt` writes it", "download")
     refused(tmp_path / "nowhere", "is not a folder")
 
 

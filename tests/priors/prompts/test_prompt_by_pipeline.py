@@ -292,7 +292,7 @@ def drop(folder: Path, key: str) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no text encoder": (
         lambda f: shutil.rmtree(f / "text_encoder"),
-        r"no text_encoder/\. Found: model_index\.json, tokenizer/, transformer/.*fetch .*export-prompt tiny-wan",
+        r"no text_encoder/\. Found: model_index\.json, tokenizer/, transformer/.*[Dd]ownload .*export-prompt tiny-wan",
     ),
     "no index": (lambda f: (f / "model_index.json").unlink(), r"model_index\.json cannot be read: .*is missing"),
     "no weights": (

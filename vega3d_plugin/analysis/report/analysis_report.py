@@ -141,9 +141,10 @@ def _answer(evidence: Sequence[tuple[str, Evidence]]) -> str:
             text = f"{label} is clearly better than its untrained twin in {listed(better)}"
             sentences.append(f"{text}, and worse in {listed(worse)}." if worse else f"{text}.")
         else:
-            text = f"{label} is not clearly better than its untrained twin in any figure: nothing here shows "
-            "that it has learned "
-            sentences.append(f"{text}anything about space.")
+            sentences.append(
+                f"{label} is not clearly better than its untrained twin in any figure: nothing here shows that it has "
+                "learned anything about space."
+            )
     more = f" {len(sentences) - 3} more below." if len(sentences) > 3 else ""
     return " ".join(sentences[:3]) + more
 

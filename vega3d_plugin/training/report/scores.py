@@ -39,8 +39,10 @@ def scores(names: Sequence[str], runs: Sequence[Run]) -> Section | None:
     ]
     if not rows:
         return None
-    lead = "Means, as `vega3d ablate` wrote them into the run's folder. The command's own output has the "
-    "intervals of the differences."
+    lead = (
+        "Means, as `vega3d ablate` wrote them into the run's folder. The command's own output has the intervals of the "
+        "differences."
+    )
     return Section("Scores", [Table(["run and file", "variant", *_MEASURES.values()], rows)], lead)
 
 
