@@ -25,6 +25,7 @@ from vega3d_plugin.scenes.video import write_video
 from vega3d_plugin.training.rows.encoding import Encoder
 from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
 
+pytestmark = pytest.mark.once
 PROJECTOR = {"name": "mlp", "hidden_dim": 64}
 
 

@@ -18,6 +18,7 @@ from vega3d_plugin.training.data import read_data
 from vega3d_qwen_vl.tiny import tiny_processor
 
 # One host for each kind of seam.
+pytestmark = pytest.mark.once
 DDP = [
     host.name
     for host in hosts.HOSTS

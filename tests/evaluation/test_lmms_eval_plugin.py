@@ -30,6 +30,7 @@ from vega3d_plugin.training.answers import encode_question
 from vega3d_plugin.training.rows.conversation import Medium, Turn
 from vega3d_qwen_vl.tiny import tiny_processor
 
+pytestmark = pytest.mark.once
 OPTIONS = {"max_new_tokens": 6, "temperature": 0, "do_sample": False}
 
 

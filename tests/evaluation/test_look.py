@@ -20,6 +20,7 @@ from vega3d_plugin.scenes.video import read_video, write_video
 from vega3d_plugin.training.job import make_job
 from vega3d_qwen_vl import tiny as qwen
 
+pytestmark = pytest.mark.once
 ASK = ["--question", "Which box is nearer?", "--max-new-tokens", "4"]
 
 

@@ -22,6 +22,7 @@ from vega3d_plugin.training.job import make_job
 from vega3d_plugin.training.next_commands import next_commands
 from vega3d_qwen_vl import tiny as qwen
 
+pytestmark = pytest.mark.once
 DATA = Path(__file__).parents[2] / "recipes/smoke_data/rows.json"
 RUN = [
     f"data.eval_files={DATA}",
