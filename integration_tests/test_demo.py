@@ -23,7 +23,6 @@ from vega3d_plugin.scenes.video import write_video
 from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
 
 
-@pytest.mark.once
 def test_the_embedded_default(tmp_path: Path) -> None:
     said: list[str] = []
     ticks: list[tuple[int, int]] = []
