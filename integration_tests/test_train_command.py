@@ -391,7 +391,7 @@ def test_bad_rows_stop_the_run_or_are_left_out_and_listed(tmp_path: Path) -> Non
         (("qwen_vl/smok",), "Did you mean 'qwen_vl/smoke'"),
         ((QWEN, "data=null"), "has no block data"),
         ((QWEN, "data.files=none.json"), "there is no file none.json"),
-        ((QWEN, "train.batch_size=3", "train.per_device_batch_size=2"), "cannot be made of"),
+        ((QWEN, "train.batch_size=3", "train.per_device_batch_size=2"), "is not a multiple of"),
         ((QWEN, "train.optimiser=adamm"), "refuses the block `train`"),
         ((QWEN, "host.model=nowhere/at/all"), "nowhere/at/all"),
         ((QWEN, "--resume-from", "nowhere"), "is no checkpoint of a trainer"),
