@@ -408,6 +408,7 @@ class TestCommand:
         assert result.stdout == f"{words} {tmp_path} __main__\n"
         assert "nothing was trained or restored" in result.stderr
 
+    @pytest.mark.once
     def test_processes_that_the_script_starts(
         self, command: Callable[..., Result], base: Path, recipe: Path, tmp_path: Path
     ) -> None:

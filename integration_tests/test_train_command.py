@@ -162,6 +162,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(mode: tuple[str, ...]) 
     same(whole, resumed)
 
 
+@pytest.mark.once
 def test_resuming_a_finished_run_and_one_that_never_began() -> None:
     first = job("out", resume=True)
     assert first.checkpoint is None
@@ -237,6 +238,7 @@ def test_what_a_killed_save_left_behind_is_cleared_away() -> None:
     assert not (Path("out") / WRITING).exists()
 
 
+@pytest.mark.once
 def test_older_checkpoints_go_once_a_newer_one_is_whole() -> None:
     last = job("out", "train.save_steps=1", "train.save_total_limit=2").run()
     assert [path.name for path in checkpoints(Path("out"))] == ["checkpoint-3", "checkpoint-4"]
@@ -275,6 +277,7 @@ def test_gates_and_rates_are_in_the_log_and_reach_the_trackers(monkeypatch: pyte
         assert logs["learning_rate/language"] == pytest.approx(logs["learning_rate"])
 
 
+@pytest.mark.once
 def test_a_frozen_part_does_not_move_and_a_faster_one_moves_more() -> None:
     ready = job("out", *FULL, "tune.language=frozen", "train.warmup_ratio=0", "train.max_steps=1")
     before = {name: p.detach().clone() for name, p in ready.prepared.model.named_parameters()}
@@ -292,6 +295,7 @@ def test_a_frozen_part_does_not_move_and_a_faster_one_moves_more() -> None:
     assert moved["branch"] == pytest.approx(1e-3, rel=0.1)
 
 
+@pytest.mark.once
 def test_the_rate_drops_by_steps() -> None:
     ready = job("out", "train.schedule=step", "train.decay_steps=2", "train.warmup_ratio=0", "train.max_steps=4")
     last = ready.run()
@@ -367,6 +371,7 @@ def bad_rows(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.once
 def test_bad_rows_stop_the_run_or_are_left_out_and_listed(tmp_path: Path) -> None:
     path = bad_rows(tmp_path)
     arguments = (QWEN, "train.output_dir=out", f"data.files={path}")
@@ -444,6 +449,7 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
+@pytest.mark.once
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.long)])
 def test_two_processes_train_as_one_does(launcher: str) -> None:
