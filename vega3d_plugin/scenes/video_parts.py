@@ -77,7 +77,7 @@ class Timeline:
             late = part.end is not None and part.end > times[-1] + 1.5 / self.fps + SLACK
         if late or not found:
             what = "end after it" if late else "hold none of its frames"
-            raise FramesError(f"{self.name} has {self._length()}: {part} {what}. Mend the bounds of the part.")
+            raise FramesError(f"{self.name} has {self._length()}: {part} {what}. Correct the bounds of the part.")
         return found
 
     def _length(self) -> str:

@@ -250,9 +250,7 @@ def make_request(
     # Of ``train`` only what changes what a host sees, which holds no paths.
     blocks = {*BranchSettings.model_fields, "host", "data", "store"}
     # The recipe's own rows and media need not be there then.
-    given = [f"data.files={json.dumps(list(files))}"] if files else []
-    if files and not any(text.partition("=")[0].strip() == "data.media_root" for text in overrides):
-        given.append("data.media_root=null")
+    given = [f"data.files={json.dumps(list(files))}", "data.media_root=null"] if files else []
     settings = read_recipe(recipe, [*given, *overrides], blocks=blocks)
     _check_has_classes(settings.host)
     return Request(settings, chosen_store(settings, store, form), device)

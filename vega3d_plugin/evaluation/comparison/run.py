@@ -294,10 +294,10 @@ def _notes(answers: Sequence[_Answers], common: Sequence[str], rows: Sequence[Ma
 
 def _shown_differently(sides: Sequence[_Answers]) -> list[str]:
     """Settings of data and protocol that differ between runs, which then differ in more than the model."""
+    records = [(one.name, record) for one in sides for record in one.records if record]
     settings = [
-        (one.name, {**record["settings"], "pictures": record["about"].get("pixels") or {}})
-        for one in sides for record in one.records if record
-    ]  # fmt: skip
+        (name, {**record["settings"], "pictures": record["about"].get("pixels") or {}}) for name, record in records
+    ]
     notes = []
     for part in ("data", "pictures", "protocol"):
         for key in sorted({key for _, values in settings for key in values[part]}):

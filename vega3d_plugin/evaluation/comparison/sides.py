@@ -85,9 +85,7 @@ def _named(text: str) -> tuple[str, list[str]]:
     return name, runs
 
 
-def _run(
-    source: str, host: str | None, model: str | None, shown: dict[str, Any], common: dict[str, Any]
-) -> Run:  # fmt: skip
+def _run(source: str, host: str | None, model: str | None, shown: dict[str, Any], common: dict[str, Any]) -> Run:
     if source.endswith(".jsonl"):
         return Run(source, answers=Path(source).expanduser())
 
