@@ -180,6 +180,7 @@ def test_videos_pictures_and_scenes_have_no_rows(tmp_path: Path) -> None:
     [
         (["rows.jsonl"], "Pass --recipe RECIPE"),
         (["qwen_vl/smoke", "b"], "give one recipe"),
+        (["qwen_vl/smoke", "--", "train.py", "--lr", "1"], "train.py is a script"),
         (["rows.jsonl", "a.mp4", "--recipe", "qwen_vl/smoke"], "not both at once"),
     ],
 )

@@ -128,6 +128,11 @@ def _units(
     sources = [text for text in given if not _OVERRIDE.match(text)]
     overrides = [text for text in given if _OVERRIDE.match(text)]
     if recipe is None:
+        script = next((text for text in sources if text.endswith(".py")), None)
+        if script is not None:
+            raise typer.BadParameter(
+                f"{script} is a script: name the recipe before it, --recipe RECIPE --store URL -- {script} ARGS"
+            )
         if len(sources) != 1:
             raise typer.BadParameter("give one recipe, or rows, videos or scenes with --recipe RECIPE")
         if sources[0].endswith(ROWS) or Path(sources[0]).is_dir():
