@@ -19,7 +19,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from language.arms import ARMS, FIRST, REST, Experiment
+from language.arms import ARMS, BETTER, FIRST, REST, Experiment
 from language.cost import costs
 from language.curves import write
 from language.host import Host
@@ -42,29 +42,34 @@ class Which(str, Enum):
 
 Chosen = Annotated[Which, typer.Option(help="The host; a folder holds one.")]
 Scenes = Annotated[Path | None, typer.Option(help="Folder of LIBERO's tables, for the host `libero`.")]
+Arms = Annotated[str, typer.Option(help="Names of arms with commas between them, to run no others.")]
+SEEDS = 5
 app = typer.Typer(help="Language models with and without the branch, on exact questions.", add_completion=False)
 
 
 @app.command()
-def run(folder: Folder, seeds: int = 3, host: Chosen = Which.toy, scenes: Scenes = None) -> None:
+def run(folder: Folder, seeds: int = SEEDS, host: Chosen = Which.toy, scenes: Scenes = None, arms: Arms = "") -> None:
     """Train every arm for every seed, or go on with what is in the folder."""
     torch.set_num_threads(1)
     experiment = Experiment(folder, _host(host, scenes))
     test = experiment.host.test
     print(f"{len(experiment.host.train)} questions to train on, {len(test)} held out", flush=True)
-    for arms in (FIRST, REST):
+    wanted = [name.strip() for name in arms.split(",") if name.strip()] or experiment.host.arms
+    if unknown := [name for name in wanted if name not in experiment.host.arms]:
+        raise typer.BadParameter(f"no arm {', '.join(unknown)}; this host has {', '.join(experiment.host.arms)}.")
+    for some in (FIRST, REST, BETTER):
         for seed in range(seeds):
-            for arm in arms:
+            for arm in (arm for arm in some if arm in wanted):
                 found = experiment.run(arm, seed) or {}
                 right = np.array([digit == "1" for digit in found["right"]])
                 shares = ", ".join(
                     f"{kind} {right[test.kinds == kind].mean():.3f}" for kind in dict.fromkeys(test.kinds.tolist())
                 )
-                print(f"seed {seed}, {ARMS[arm]}: {right.mean():.3f} ({shares})", flush=True)
+                print(f"seed {seed}, {ARMS[arm].meaning}: {right.mean():.3f} ({shares})", flush=True)
 
 
 @app.command()
-def judge(folder: Folder, seeds: int = 3, host: Chosen = Which.toy, scenes: Scenes = None) -> None:
+def judge(folder: Folder, seeds: int = SEEDS, host: Chosen = Which.toy, scenes: Scenes = None) -> None:
     """Print the tables; write what they are made of and the learning curves to ``figures``."""
     answers = Answers(Experiment(folder, _host(host, scenes)), range(seeds))
     write(answers, FIGURES, host.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,46 @@ from vega3d_plugin.storage.writing import write_atomically, write_json
 
 from .host import Host
 
-#: Name to what it is, in the order of the tables.
+
+@dataclass(frozen=True)
+class Arm:
+    """What is trained.
+
+    Attributes:
+        meaning: in tables.
+        features: behind a branch: ``trained``, ``twin`` or ``shuffled``; None without a branch.
+        blind: the pictures are grey.
+        faster: a factor of the learning rates.
+        sees: the tower was trained to see before (``language/seeing.py``).
+        more: twice the rooms to learn from, in as many steps.
+    """
+
+    meaning: str
+    features: str | None = None
+    blind: bool = False
+    faster: float = 1.0
+    sees: bool = False
+    more: bool = False
+
+
+#: In the order of the tables.
 ARMS = {
-    "blind": "host, grey pictures",
-    "host": "host alone",
-    "host-fast": "host alone, three times the learning rate",
-    "twin": "host + branch, untrained twin",
-    "shuffled": "host + branch, features of another clip",
-    "trained": "host + branch, small-world",
-    "zeroed": "the same, features zero after training",
+    "blind": Arm("host, grey pictures", blind=True),
+    "host": Arm("host alone"),
+    "host-fast": Arm("host alone, three times the learning rate", faster=3.0),
+    "twin": Arm("host + branch, untrained twin", "twin"),
+    "shuffled": Arm("host + branch, features of another clip", "shuffled"),
+    "trained": Arm("host + branch, small-world", "trained"),
+    "zeroed": Arm("the same, features zero after training"),
+    "host-tower": Arm("host alone, tower trained to see before", sees=True),
+    "trained-tower": Arm("host + branch, small-world, tower trained to see before", "trained", sees=True),
+    "host-more": Arm("host alone, twice the rooms", more=True),
+    "trained-more": Arm("host + branch, small-world, twice the rooms", "trained", more=True),
 }
 #: The order in which they are run: what the experiment is about for all seeds first.
-FIRST, REST = ("host", "trained", "twin", "shuffled"), ("host-fast", "blind")
-FASTER = 3.0
-BRANCHED = ("twin", "shuffled", "trained")
+FIRST, REST = ("host", "trained", "twin", "shuffled"), ("blind", "host-fast")
+#: Does a gain survive a better tower or more data?
+BETTER = ("host-tower", "trained-tower", "host-more", "trained-more")
 
 
 class Experiment:
@@ -60,39 +87,43 @@ class Experiment:
         self._train("trained" if arm == "zeroed" else arm, seed)
         return self.run(arm, seed)
 
-    def _train(self, arm: str, seed: int) -> None:
-        rows, asked = self.host.encoded(blind=arm == "blind")
+    def _train(self, name: str, seed: int) -> None:
+        arm = ARMS[name]
+        rows, asked = self.host.encoded(blind=arm.blind, more=arm.more)
         model = self.host.build(seed)
-        if arm in BRANCHED:
+        result: dict[str, Any] = {"rows": self.digest}
+        if arm.sees:
+            result["sees"] = self.host.see(model, seed)
+        if arm.features is not None:
             self._patch(model, arm, seed, rows, asked)
         started = time.process_time()
-        losses = self.host.learn(model, rows, seed, FASTER if arm == "host-fast" else 1.0)
+        losses = self.host.learn(model, rows, seed, arm.faster)
         seconds = time.process_time() - started
-        result = {
-            "rows": self.digest,
+        result |= {
             "losses": [round(loss, 4) for loss in losses],
             "ms": round(1000 * seconds / len(losses)),
             "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "learnt": round(float(self.host.right(model, rows).mean()), 4),
         }
-        if arm == "trained":
+        if name == "trained":
             with vega3d.zeroed(model):
                 self._write("zeroed", seed, {"rows": self.digest}, model, asked)
-        if arm in BRANCHED:
+        if arm.features is not None:
             result["a"] = float(vega3d.get_handle(model).branch.fuser.residual_scale.detach())
             result["share"] = _share(model, self.host.glance(asked), result["a"])
-        self._write(arm, seed, result, model, asked)
+        self._write(name, seed, result, model, asked)
 
     def _write(self, arm: str, seed: int, result: dict[str, Any], model: Any, asked: Any) -> None:
         right = self.host.right(model, asked)
         write_json(self.folder / f"{arm}-{seed}.json", {**result, "right": "".join("01"[int(r)] for r in right)})
 
-    def _patch(self, model: Any, arm: str, seed: int, rows: Any, asked: Any) -> None:
-        prior = self.host.prior()
-        if arm == "twin":
-            prior = vega3d.analysis.untrained_twin(prior, seed=seed)
+    def _patch(self, model: Any, arm: Arm, seed: int, rows: Any, asked: Any) -> None:
+        prior, name = self.host.prior(), "trained"
+        if arm.features == "twin":
+            prior, name = vega3d.analysis.untrained_twin(prior, seed=seed), f"twin-{seed}"
         self.host.patch(model, prior)
         branch = vega3d.get_handle(model).branch
-        file = self.folder / f"features-{f'twin-{seed}' if arm == 'twin' else 'trained'}.safetensors"
+        file = self.folder / f"features-{name}{'-more' if arm.more else ''}.safetensors"
         memory = KeptInHalf()
         if file.exists():
             memory.features.update(load_file(file))
@@ -101,7 +132,7 @@ class Experiment:
             for part in (rows, asked):
                 self.host.look(model, part)
             write_atomically(file, lambda place: save_file(dict(memory.features), place))
-        if arm == "shuffled":
+        if arm.features == "shuffled":
             branch.store = shuffled(memory, seed)
 
 

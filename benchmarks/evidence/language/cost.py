@@ -62,7 +62,7 @@ def costs(experiment: Experiment) -> Iterator[str]:
             cells[2] = f"{_frozen(branches[arm].prior):,}"
             cells[4] = f"{1000 * (anew[arm] - kept[arm]) / (len(maps) * frames):.1f}"
             cells[5] = f"{each.numel() * each.element_size() // frames:,}"
-        yield f"| {ARMS[arm]} | " + " | ".join(cells) + " |"
+        yield f"| {ARMS[arm].meaning} | " + " | ".join(cells) + " |"
 
 
 def _anew(model: Any, branch: Any, batch: Mapping[str, Any]) -> None:

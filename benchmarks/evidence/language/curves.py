@@ -12,13 +12,14 @@ from vega3d_plugin.analysis.intervals import Interval
 from vega3d_plugin.storage.versions import package_version
 from vega3d_plugin.storage.writing import write_json
 
-from .arms import ARMS
+from .arms import ARMS, FIRST, REST
 from .judging import Answers
 
 #: Points of a curve: each is the mean loss of as many steps.
 POINTS = 10
 #: Points at the beginning that are left out: there the form of an answer is learned, and the loss is ten times larger.
 FORM = 3
+STRONG = ("host", "trained")
 _PACKAGES = ("torch", "transformers", "peft")
 
 
@@ -41,9 +42,9 @@ def write(answers: Answers, out: Path, name: str) -> None:
     (length,) = steps
     edges = np.linspace(0, length, POINTS + 1).round().astype(int)[FORM:]
     series = [
-        Series(ARMS[arm], _means([result["losses"] for result in results], edges), strong=arm in ("host", "trained"))
+        Series(ARMS[arm].meaning, _means([result["losses"] for result in results], edges), strong=arm in STRONG)
         for arm, results in answers.results.items()
-        if "losses" in results[0]
+        if arm in FIRST + REST
     ]
     title = f"Loss from step {edges[0]} on, {name}: means of {length // POINTS} steps, bars from lowest to highest seed"
     save(line_chart(title, [str(edge) for edge in edges[1:]], series, "step"), out / f"language_{name}.png")

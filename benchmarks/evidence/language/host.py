@@ -29,10 +29,12 @@ class Host(ABC):
 
     Attributes:
         train, test: questions to learn from and those held out; no room is in both.
+        arms: that are run with this host, in order.
     """
 
     train: Asked
     test: Asked
+    arms: tuple[str, ...]
 
     @property
     @abstractmethod
@@ -44,8 +46,12 @@ class Host(ABC):
         """A fresh model whose random parts are drawn from a seed."""
 
     @abstractmethod
-    def encoded(self, *, blind: bool) -> tuple[Any, Any]:
-        """Both sets of questions as the model takes them; ``blind``: about grey pictures."""
+    def encoded(self, *, blind: bool, more: bool = False) -> tuple[Any, Any]:
+        """Both sets of questions as models take them; of grey pictures (``blind``) or of twice the rooms (``more``)."""
+
+    @abstractmethod
+    def see(self, model: Any, seed: int) -> dict[str, float]:
+        """Train the tower of a fresh model to see, see ``seeing.py``; what it tells of rooms held out."""
 
     @abstractmethod
     def prior(self) -> Prior:

