@@ -22,7 +22,7 @@ from vega3d_plugin.scenes.rendered import render_room
 
 from .arms import BETTER, FIRST, REST
 from .host import Host
-from .seeing import LEARNT, SEEN, Seeing, cells, learn_to_see
+from .seeing import LEARNT, SEEN, Seeing, cells, learn_to_see, state_of
 from .tables import table_clips
 
 TOKEN = 28  # pixels of a frame that a token of the host stands for, in height and in width
@@ -57,6 +57,7 @@ class ToyQwen(Host):
         else:
             self.train, self.test = table_clips(tables, "train"), table_clips(tables, "test")
         self._encoded: dict[tuple[bool, bool], tuple[EncodedClips, EncodedClips]] = {}
+        self._towers: dict[int, tuple[dict[str, float], dict[str, Any]]] = {}
         self._words = (*self.train.questions, *self.test.questions)
         self._host = small_host(self._words, 0)
 
@@ -85,8 +86,16 @@ class ToyQwen(Host):
 
     def see(self, model: Any, seed: int) -> dict[str, float]:
         """See :class:`Host`: depth and boxes of both frames that a token holds, each within its 28x28 pixels."""
-        clips, told, judged = self._to_see
         tower = model.model.visual
+        if seed not in self._towers:
+            found = self._learn_to_see(tower, seed)
+            self._towers[seed] = found, state_of(tower)
+        found, state = self._towers[seed]
+        tower.load_state_dict(state)
+        return found
+
+    def _learn_to_see(self, tower: Any, seed: int) -> dict[str, float]:
+        clips, told, judged = self._to_see
 
         def look(numbers: Tensor) -> Tensor:
             batch = clips.batch(numbers)
