@@ -10,7 +10,7 @@ In an environment of its own, beside the library:
     BLENDER: see `blender_rooms.py`
 
     python benchmarks/evidence/sight_experiment.py run FOLDER --opencv OPENCV --libero LIBERO --blender BLENDER
-        half an hour of one core; resumes
+        half an hour of one core, and a quarter of an hour for each set that is read out; resumes
     python benchmarks/evidence/sight_experiment.py judge FOLDER      tables, figures/sight.json and figures/sight.png
 
 Sets whose files are not there are left out, and said so.
