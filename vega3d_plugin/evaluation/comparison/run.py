@@ -278,10 +278,26 @@ def _notes(answers: Sequence[_Answers], common: Sequence[str], rows: Sequence[Ma
             trained = model["branch"] or model["adapter"] or record["about"].get("recipe")
             if trained:
                 notes += overlap(name, rows, record["about"].get("trained_on"))
+    notes += _cut_short(sides, common)
     if any(len(one.runs) == 1 for one in sides):
         notes.append("A side of one run has no spread of seeds: its intervals hold for this very run.")
     notes += _shown_differently(sides)
     return list(dict.fromkeys(notes))
+
+
+def _cut_short(sides: Sequence[_Answers], common: Sequence[str]) -> list[str]:
+    """Answers that ended because they had used all tokens they may have: they may be right up to there."""
+    notes = []
+    for one in sides:
+        for number, (run, record) in enumerate(zip(one.runs, one.records, strict=True), 1):
+            limit = record["settings"]["protocol"].get("max_new_tokens") if record else None
+            cut = [key for key in common if limit and run[key].get("new_tokens", 0) >= limit]
+            if cut:
+                notes.append(
+                    f"{one.name} run {number}: {len(cut):,} of {len(common):,} answers were cut at {limit} tokens "
+                    f"(first: {cut[0]}). If whole answers matter, raise --max-new-tokens."
+                )
+    return notes
 
 
 def _shown_differently(sides: Sequence[_Answers]) -> list[str]:
