@@ -15,6 +15,7 @@ from PIL import Image
 from ...contracts.errors import FramesError, RowError, VideoError
 from ...recipes.blocks import DataSettings
 from ...scenes.images import read_image
+from ...scenes.pixel_limits import as_rgb
 from ...scenes.video import measure, read_range, sample_video
 from ...scenes.video_parts import VideoPart, timeline
 from .conversation import Medium
@@ -127,7 +128,7 @@ def _picture(source: Any) -> Pixels:
         except VideoError as error:
             raise RowError(str(error).rstrip(".")) from error
     if isinstance(source, Image.Image):
-        return np.array(source.convert("RGB"))
+        return np.array(as_rgb(source, RowError, "an image"))
     if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 3 and source.shape[2] == 3:
         return source
     raise RowError(f"an image must be a path, a picture of PIL or uint8 [H, W, 3], found {type(source).__name__}")
