@@ -16,9 +16,10 @@ from ..branch.handle import get_handle
 from ..branch.switches import disabled, zeroed
 from ..checkpoints.reading import read_saved
 from ..checkpoints.saving import load_pretrained
-from ..checkpoints.trainer_folder import find_trained, with_adapter
+from ..checkpoints.trainer_folder import TrainerFolder, find_trained, with_adapter
 from ..contracts.errors import BadRowsError, RowError, SavedBranchError
 from ..recipes.blocks import DataSettings
+from ..storage.record import read_run
 from ..training.answers import answer_likelihood, generate, split_answer
 from ..training.data import ConversationData
 from ..training.rows.conversation import Conversation, read_conversation
@@ -27,6 +28,7 @@ from ..training.rows.files import Rows
 from .answering.controls import Kept
 from .answering.run import SHOWN
 from .comparison.measures import same_answer
+from .comparison.overlap import overlap
 from .harness_host import trained_host, trained_processor
 from .verdicts import MEASURES, compared, finite, verdict
 
@@ -201,7 +203,7 @@ def ablate(
     found.settings["prior"] = get_handle(model).settings.prior.to_dict()
     _score_variants(found, questions, scorer, model, keep=store is None)
     found.differences = differences(found, seed=seed, resamples=resamples)
-    found.warnings = _doubts(found, tuned)
+    found.warnings = [*_doubts(found, tuned), *_trained_on(trained, questions)]
     return found
 
 
@@ -313,6 +315,17 @@ def _parts(conversation: Conversation) -> list[Conversation]:
     """One conversation for each answer, which ends with it."""
     turns = conversation.turns
     return [Conversation(turns[: i + 1]) for i, turn in enumerate(turns) if turn.role == "assistant"]
+
+
+def _trained_on(trained: TrainerFolder, questions: _Questions) -> list[str]:
+    """What is to be told of rows that the model was trained on."""
+    places = [Path(place) for place in (trained.branch, trained.adapter) if place is not None]
+    runs = (read_run(place, SavedBranchError) for place in places if place.is_dir())
+    run = next((found for found in runs if found is not None), None)
+    files = (run or {}).get("data", {}).get("files")
+    if not files:
+        return []
+    return overlap("The model", [questions.data.rows[number] for number in questions.numbers], files)
 
 
 def _doubts(found: Ablation, tuned: bool) -> list[str]:
