@@ -322,7 +322,7 @@ def _trained_on(trained: TrainerFolder, questions: _Questions) -> list[str]:
     places = [Path(place) for place in (trained.branch, trained.adapter) if place is not None]
     runs = (read_run(place, SavedBranchError) for place in places if place.is_dir())
     run = next((found for found in runs if found is not None), None)
-    files = (run or {}).get("data", {}).get("files")
+    files = None if run is None else (run.get("data") or {}).get("files")
     if not files:
         return []
     return overlap("The model", [questions.data.rows[number] for number in questions.numbers], files)
