@@ -35,6 +35,8 @@ def test_packed(packed: dict[str, torch.Tensor]) -> None:
         {"position_ids": torch.tensor([[0, 1, 2, 3, 4, 5, 1, 1]]), "attention_mask": torch.ones(1, 1, 8, 8)},
         # A prompt that begins with a picture.
         {"position_ids": torch.tensor([0, 0, 0, 0, 2, 3, 4, 5]).expand(3, 1, 8)},
+        # A video, and text behind it that is numbered by the frames' height and width.
+        {"position_ids": torch.tensor([0, 1, 2, 10, 18, 26, 4, 5]).expand(3, 1, 8)},
         {"cu_seq_lens_q": torch.tensor([0, 8])},
     ],
 )
