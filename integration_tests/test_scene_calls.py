@@ -165,7 +165,8 @@ class Checkpointed(nn.Module):
 
 
 def trained(family: str, images: str = "separate") -> nn.Module:
-    model = hosts.patch(hosts.named(family).build(), init="released", images=images)
+    context = "views" if images == "scene" else "frame"
+    model = hosts.patch(hosts.named(family).build(), init="released", images=images, context=context)
     freeze_host(model)
     return model.train()
 
