@@ -85,7 +85,8 @@ def extract(
     chosen = {name: LAUNCHERS[name] for name in launchers.split(",") if name}
     made = table(
         f"extraction, {RECIPE} with {clips} clips on {len(os.sched_getaffinity(0))} core(s)",
-        "frames@size", "bare calls", "one process", "ratio", "CPU seconds, ratio", "beside the prior",
+        "frames@size", "bare calls", "clip by clip", "ratio", "CPU seconds, ratio", "beside the prior",
+        "bare again", "one process", "ratio",
         *(f"2 by {name}" for name in chosen),
     )  # fmt: skip
     for size in sizes.split(","):
@@ -99,6 +100,7 @@ def extract(
         bare: list[tuple[float, float]] = []
         ours: list[tuple[float, float]] = []
         packing: list[float] = []
+        whole: list[tuple[float, float]] = []
         rates: dict[str, list[float]] = {name: [] for name in chosen}
         for number in range(repeats):
             units = _units(folder / f"{number}", settings, rows)
@@ -111,15 +113,18 @@ def extract(
                 bare.append(clock(partial(opened.prior, clip.frames)))
                 ours.append(clock(partial(_one, worker, unit)))
             packing.append(clock(worker.pack)[1] / clips)
+            whole.append(_whole_run(_units(folder / f"whole{number}", settings, rows), [clip.frames for clip in found]))
             for name, launch in chosen.items():
                 rates[name].append(launch(folder / f"{name}{number}", settings, rows))
         base, own = (median(each[0] for each in side) for side in (bare, ours))
         packed = median(packing)
         ratio, of_cpu = (median(b[i] / (o[i] + packed) for b, o in zip(bare, ours, strict=True)) for i in (0, 1))
         beside = median(o[1] - b[1] for b, o in zip(bare, ours, strict=True)) + packed
+        again, run = (clips / median(each[side] for each in whole) for side in (0, 1))
         made.add_row(
             size, f"{1 / base:.3f}/s", f"{1 / (own + packed):.3f}/s", f"{ratio:.1%}", f"{of_cpu:.1%}",
-            f"{beside * 1e3:.0f} ms a clip", *(f"{median(found):.3f}/s" for found in rates.values()),
+            f"{beside * 1e3:.0f} ms a clip", f"{again:.3f}/s", f"{run:.3f}/s",
+            f"{median(b / r for b, r in whole):.1%}", *(f"{median(found):.3f}/s" for found in rates.values()),
         )  # fmt: skip
         shutil.rmtree(folder)
     out.print(made)
@@ -398,6 +403,23 @@ def _one(worker: Worker, unit: int) -> None:
         assert done.made == 1, done
 
 
+def _whole_run(units: RecipeUnits, frames: list[torch.Tensor]) -> tuple[float, float]:
+    """Seconds of bare calls for all clips, and of a run that does them all: it decodes the next ones meanwhile.
+
+    Half of the bare calls come before the run and half behind it, so that a machine that slows down slows down both.
+    """
+    worker = Worker(units)
+    prior = _rows_of(worker).prior
+    half = len(frames) // 2
+    bare = sum(clock(partial(prior, some))[0] for some in frames[:half])
+    begun = time.perf_counter()
+    for done in worker.run(range(len(units))):
+        assert done.made == 1, done
+    worker.pack()
+    run = time.perf_counter() - begun
+    return bare + sum(clock(partial(prior, some))[0] for some in frames[half:]), run
+
+
 def _rows_of(worker: Worker) -> OpenedRows:
     assert isinstance(worker.opened, OpenedRows)
     return worker.opened
@@ -435,10 +457,11 @@ def _rate(store: Path) -> float:
     if len(times) != 2:
         raise typer.BadParameter(f"{len(times)} process(es) did all clips, expected 2: ask for more --clips.")
     begin, end = max(own[0] for own in times), min(own[-1] for own in times)
-    count = sum(begin < at <= end for own in times for at in own)
-    if not count:
-        raise typer.BadParameter("The two processes did not work at the same time: ask for more --clips.")
-    return count / (end - begin)
+    both = [[at for at in own if begin <= at <= end] for own in times]
+    if min(map(len, both)) < 3:
+        raise typer.BadParameter("The two processes hardly worked at the same time: ask for more --clips.")
+    # Each process from a clip's end to a clip's end: counting both in one window is wrong by up to a clip.
+    return sum((len(own) - 1) / (own[-1] - own[0]) for own in both)
 
 
 def _by_torchrun(store: Path, settings: list[str], rows: Path) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from vega3d_plugin.contracts.errors import BadRowsError, RowError
 from vega3d_plugin.evaluation.ablation import VARIANTS, ablate
 from vega3d_plugin.priors.wan.tiny import RandomWeightsWarning
 from vega3d_plugin.scenes.video import write_video
+from vega3d_plugin.storage.record import RUN_FILE
 from vega3d_plugin.training.rows.encoding import Encoder
 from vega3d_qwen_vl.tiny import tiny_model, tiny_processor
 
@@ -102,7 +104,8 @@ def test_the_four_variants(root: Path) -> None:
         assert all(a.nll != b.nll for a, b in zip(one, two, strict=True))
     # A token for every byte, and the end of the turn.
     assert [score.tokens for score in patched] == [4, 3, 5, 10, 5]
-    assert found.warnings == []
+    # "The first" has more tokens than the run generates.
+    assert [text.split(" are ")[0] for text in found.warnings] == ["1 of 5 expected answers"]
 
 
 def test_the_likelihood_is_the_models_own_loss(root: Path) -> None:
@@ -245,3 +248,12 @@ def test_a_row_that_fails_later_does_not_shift_the_others(root: Path, monkeypatc
     monkeypatch.setattr(Encoder, "__call__", failing)
     with pytest.raises(BadRowsError, match=r"the disk is gone\. It could be read before"):
         run(root, generated=False, data={"skip_bad_rows": True})
+
+
+def test_rows_of_the_training_are_told(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "trained", tmp_path / "branch")
+    settings = {"data": {}, "host": {}}
+    run_of = {"format": 1, "settings": settings, "data": {"files": [{"path": str(root / "chat.jsonl")}]}}
+    (tmp_path / "branch" / RUN_FILE).write_text(json.dumps(run_of))
+    warned = run(root, branch=tmp_path / "branch", generated=False).warnings
+    assert warned[-1].startswith("The model was trained on 1 of these 4 rows")

@@ -169,7 +169,8 @@ def test_every_context_and_projector_fits_the_grid(host: Host, context: str) -> 
 def test_every_fusion_runs_and_trains(fusion: str) -> None:
     host = ROWS[0]
     batch = host.batch()
-    model = patch(host.build(), fusion={"name": fusion, "init": "released", "num_heads": 4})
+    heads = {"num_heads": 4} if fusion == "cross_attention" else {}
+    model = patch(host.build(), fusion={"name": fusion, "init": "released", **heads})
     model.train()
     loss = model(**batch, labels=batch["input_ids"]).loss
     loss.backward()

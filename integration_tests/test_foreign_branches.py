@@ -26,7 +26,7 @@ HOST = next(row for row in hosts.HOSTS if row.name == "qwen3_vl" or (row.name ==
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "timestep": ({"timestep": 700}, r"settings\.prior\.timestep: saved 300, this model 700"),
     "seed": ({"seed": 5}, r"settings\.prior\.seed: saved 0, this model 5"),
-    "images": ({"images": "scene"}, r"settings\.images: saved 'separate', this model 'scene'"),
+    "images": ({"images": "scene", "context": "views"}, r"settings\.images: saved 'separate', this model 'scene'"),
 }
 
 

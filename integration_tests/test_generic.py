@@ -266,7 +266,7 @@ def test_packed_views_are_joined(family: str) -> None:
     for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
         if name in first:
             batch[name] = torch.cat([first[name], nn.functional.pad(second[name], (0, short))])
-    clips = clips_of(hosts.patch(tiny_model(family), images="scene", **row(family).options), batch)
+    clips = clips_of(hosts.patch(tiny_model(family), images="scene", context="views", **row(family).options), batch)
     assert [(c.kind, c.grid.t) for c in clips] == [("scene", 2), ("image", 1)]
 
 
@@ -408,7 +408,7 @@ def test_padded_samples_and_scenes() -> None:
     given = {"input_ids": ids, "pixel_values": pixels, "pixel_attention_mask": mask}
     found = {}
     for images in ("separate", "scene"):
-        model = hosts.patch(host.build(), images=images, **host.options)
+        model = hosts.patch(host.build(), images=images, context="views", **host.options)
         with watching(model) as records:
             logits(model, given)
         found[images] = [(c.kind, c.grid.t) for record in records for c in record.clips]

@@ -165,7 +165,8 @@ class Checkpointed(nn.Module):
 
 
 def trained(family: str, images: str = "separate") -> nn.Module:
-    model = hosts.patch(hosts.named(family).build(), init="released", images=images)
+    context = "views" if images == "scene" else "frame"
+    model = hosts.patch(hosts.named(family).build(), init="released", images=images, context=context)
     freeze_host(model)
     return model.train()
 
@@ -234,3 +235,18 @@ def test_pixels_that_are_not_there_the_second_time(reentrant: bool) -> None:
     loss = loss_of(model, batch)
     with pytest.raises(HostError, match="the pixels, which were noted outside of the checkpointed part, are not there"):
         gradients(model, loss)
+
+
+def test_images_of_samples_in_one_row_are_no_scene() -> None:
+    model, _ = watch("qwen2_5_vl")
+    one, two = (batch_of("qwen2_5_vl", "image", (64, 96)) for _ in range(2))
+    packed = {
+        key: torch.cat([one[key], two[key]], dim=int(key == "input_ids")) for key in one if key[:2] in ("in", "pi")
+    }
+    packed["image_grid_thw"] = torch.cat([one["image_grid_thw"], two["image_grid_thw"]])
+    places = torch.arange(one["input_ids"].shape[1]).repeat(2).expand(3, 1, -1)
+    logits(model, packed)
+    with pytest.raises(HostError, match="several samples in one row"):
+        logits(model, {**packed, "position_ids": places})
+    with vega3d.disabled(model):
+        logits(model, {**packed, "position_ids": places})

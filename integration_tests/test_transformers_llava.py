@@ -120,7 +120,7 @@ def test_newline_tokens_are_left_alone() -> None:
 def test_images_of_one_sample_are_the_views_of_one_scene() -> None:
     sizes = [[(56, 56), (56, 56)], [(56, 56)]]
     batch = many_images("llava", sizes)
-    clips = clips_of(hosts.patch(tiny_model("llava"), images="scene"), batch)
+    clips = clips_of(hosts.patch(tiny_model("llava"), images="scene", context="views"), batch)
     assert [(c.kind, c.grid.t) for c in clips] == [("scene", 2), ("image", 1)]
     separate = clips_of(hosts.patch(tiny_model("llava")), batch)
     assert torch.equal(clips[0].frames, torch.cat([clip.frames for clip in separate[:2]]))
@@ -128,7 +128,7 @@ def test_images_of_one_sample_are_the_views_of_one_scene() -> None:
 
 def test_several_images_of_llava_onevision_are_not_cut_and_join_to_a_scene() -> None:
     batch = many_images("llava_onevision", [[(70, 140), (70, 140)], [(70, 140)]])
-    clips = clips_of(hosts.patch(tiny_model(), images="scene"), batch)
+    clips = clips_of(hosts.patch(tiny_model(), images="scene", context="views"), batch)
     if "batch_num_images" in batch:
         assert [(c.kind, c.grid.t) for c in clips] == [("scene", 2), *[("image", 1)] * 3]
     else:
@@ -138,7 +138,7 @@ def test_several_images_of_llava_onevision_are_not_cut_and_join_to_a_scene() -> 
 
 def test_tiles_are_no_views() -> None:
     batch = many_images("llava_next", [[(56, 112), (56, 112)]])
-    clips = clips_of(hosts.patch(tiny_model("llava_next"), images="scene"), batch)
+    clips = clips_of(hosts.patch(tiny_model("llava_next"), images="scene", context="views"), batch)
     assert [(c.kind, c.grid.t) for c in clips] == [("image", 1)] * 6
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from .branch.branch import GenerativeBranch
 from .branch.handle import get_handle, is_patched
+from .branch.idle_settings import idle_settings
 from .branch.shown import embedding
 from .contracts.errors import PatchError, Vega3dWarning
 from .contracts.priors import Prior
@@ -93,7 +94,8 @@ def patch(
     loaded = prior if isinstance(prior, Prior) else load_prior(settings.prior)
     if loaded.settings is not None:
         settings = settings.model_copy(update={"prior": loaded.settings})
-        _tell_idle(settings)
+        for sentence in idle_settings(settings):
+            warnings.warn(sentence, Vega3dWarning, stacklevel=2)
     if store is not None and not isinstance(store, FeatureStore):
         store = FeatureStore(store)
     if store is not None:
@@ -180,17 +182,6 @@ def _settings(
         described = prior.settings or PriorSettings.model_construct(name=type(prior).__name__)
         return settings.with_prior(described)
     return settings.with_prior(resolve(settings.prior))
-
-
-def _tell_idle(settings: BranchSettings) -> None:
-    """Warn of settings that have no effect in this company."""
-    if settings.history > 1 and settings.prior.context == "frame":
-        warnings.warn(
-            f"history={settings.history} has no effect with context='frame', in which the prior sees each picture "
-            "alone. Pass context='views'.",
-            Vega3dWarning,
-            stacklevel=3,
-        )
 
 
 def _check_same(base: nn.Module, settings: BranchSettings, prior: object) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner, Result
@@ -146,3 +147,21 @@ def test_stopped_before_anything_was_computed(video: Path, tmp_path: Path, monke
     result = run(video, tmp_path / "out.safetensors")
     assert result.exit_code == 130
     assert "Interrupted before any features were computed" in result.output
+
+
+def test_what_is_complete_is_not_computed_again(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out.safetensors"
+    assert run(video, out).exit_code == 0
+    written = out.read_bytes()
+    with monkeypatch.context() as patched:
+        stop_after(1, patched)
+        again = run(video, out)
+        assert again.exit_code == 0, again.output
+        assert "holds these very features already" in again.stdout
+        assert out.read_bytes() == written
+        # Other settings are other features.
+        assert run(video, out, "--set", "timestep=100").exit_code == 130
+    features = load_file(out)["features"].clone()
+    out.write_bytes(written[:-50])
+    assert run(video, out).exit_code == 0
+    assert torch.equal(load_file(out)["features"], features)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -97,3 +99,19 @@ def test_exact_but_for_case_space_and_full_stop() -> None:
 def test_no_verdict_on_numbers_that_are_none() -> None:
     for values in ((float("nan"), -1.0, 1.0), (1.0, float("nan"), float("nan")), (float("inf"), 0.5, float("inf"))):
         assert Difference("base", "nll", *values).verdict.startswith("no verdict")
+
+
+def test_answers_about_one_picture_are_one_piece_of_evidence() -> None:
+    found = scored([(1.0 + 0.01 * place, 2.0) for place in range(40)])
+    for place, answer in enumerate(found.answers):
+        answer["pictures"] = f"video {place % 5}"
+    told = differences(found, seed=0, resamples=200)
+    assert {d.verdict for d in told} == {"no verdict: fewer than 6 pictures or rows have no interval"}
+
+
+def test_nan_is_null_in_a_file() -> None:
+    found = scored([(float("nan"), 2.0)] * 8)
+    found.differences = differences(found, seed=0, resamples=200)
+    values = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert values["means"]["patched"]["nll"] is None
+    assert values["differences"][0]["verdict"].startswith("no verdict")

@@ -188,6 +188,12 @@ def test_a_score_says_which_model_and_control_gave_the_answers(run: Run, tmp_pat
     shutil.copy(off.with_suffix(".run.json"), mixed.with_suffix(".run.json"))
     with pytest.raises(AnswersError, match="not of one run"):
         described_run(mixed)
+    # Nor does the record of all rows describe a part of them.
+    mixed.write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:-1]))
+    shutil.copy(out.with_suffix(".run.json"), mixed.with_suffix(".run.json"))
+    with pytest.raises(AnswersError, match="its run wrote"):
+        described_run(mixed)
+    mixed.write_bytes(out.read_bytes())
     mixed.with_suffix(".run.json").unlink()
     assert "is not recorded" in CliRunner().invoke(app, ["score", "vsibench", str(mixed)]).output
 

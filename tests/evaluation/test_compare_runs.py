@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import vega3d
 from vega3d_plugin.checkpoints.trainer_folder import find_trained
 from vega3d_plugin.cli.app import app
-from vega3d_plugin.contracts.errors import BadRowsError, SavedBranchError, SettingsError
+from vega3d_plugin.contracts.errors import BadRowsError, SavedBranchError, SettingsError, Vega3dError
 from vega3d_plugin.evaluation.comparison.run import compare
 from vega3d_plugin.evaluation.comparison.sides import read_sides
 from vega3d_plugin.evaluation.harness_host import limit_pixels
@@ -68,6 +68,47 @@ def test_answers_to_other_questions(tmp_path: Path) -> None:
         compare(read_sides([one, two]))
     with pytest.raises(SettingsError, match="Two sides are called 'a'"):
         read_sides([f"a={one}", f"a={two}"])
+
+
+def test_answers_under_other_names_count_as_answers(tmp_path: Path) -> None:
+    said = {f"q{i}": "4" for i in range(20)}
+    ours = answers(tmp_path / "ours.jsonl", said)
+    for name in ("pred_response", "answer", "response"):
+        theirs = tmp_path / f"{name}.jsonl"
+        theirs.write_text("".join(json.dumps({"sample_id": key, name: text}) + "\n" for key, text in said.items()))
+        found = compare(read_sides([ours, str(theirs)]), resamples=200)
+        assert {e.verdict for e in found.effects} == {"the same on every answer"}
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"prediction": [None] * 20}, "20 of 20 lines cannot be used as answers"),
+        ({"prediction": ["4"] * 19 + [["4"]]}, "1 of 20 lines cannot be used.*'prediction' is \\['4'\\]; a text"),
+        ({"nll": ["abc"] * 20}, "key 'nll' is 'abc'; a number is expected"),
+        ({"nll": [True] * 20}, "key 'nll' is True; a number is expected"),
+        ({"ground_truth": ["5"] * 20}, "20 of 20 questions do not have the same expected answer"),
+    ],
+)
+def test_lines_that_are_no_answers_get_no_verdict(tmp_path: Path, more: dict[str, list[Any]], problem: str) -> None:
+    said = {f"q{i}": "4" for i in range(20)}
+    good, bad = answers(tmp_path / "good.jsonl", said), answers(tmp_path / "bad.jsonl", said, **more)
+    with pytest.raises(Vega3dError, match=f"(?s){problem}"):
+        compare(read_sides([good, bad]))
+
+
+def test_nothing_to_compare_and_questions_alike_by_name_only(tmp_path: Path) -> None:
+    said = {f"q{i}": "4" for i in range(20)}
+    one = answers(tmp_path / "one.jsonl", said, ground_truth=[None] * 20)
+    two = answers(tmp_path / "two.jsonl", said, ground_truth=[None] * 20)
+    with pytest.raises(BadRowsError, match="No side says what the right answers are"):
+        compare(read_sides([one, two]))
+    one = answers(tmp_path / "one.jsonl", said, question=["How many?"] * 20)
+    two = answers(tmp_path / "two.jsonl", said, question=["How far?"] * 20)
+    notes = compare(read_sides([one, two]), resamples=200).notes
+    assert any(note.startswith("20 questions have another text in two run 1 than in one run 1") for note in notes)
+    with pytest.raises(SettingsError, match="one run is not two seeds"):
+        read_sides([f"with={one},{tmp_path}/../{tmp_path.name}/one.jsonl", two])
 
 
 @pytest.fixture(scope="module")

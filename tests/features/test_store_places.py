@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import multiprocessing
@@ -249,6 +250,21 @@ def test_many_writers_need_no_lock(tmp_path: Path) -> None:
     upkeep.prune(upkeep.open_store(tmp_path))
     check(str(tmp_path), 24)
     assert upkeep.describe(upkeep.open_store(tmp_path)).twice == 0
+
+
+def test_a_full_disk_names_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = filled(str(tmp_path))
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderPlace, "write", full)
+        with pytest.raises(
+            StoreError, match=r"(?s)No space left.*No entry is lost.*512 MiB.*vega3d store merge .* --shard-mb"
+        ):
+            store.pack()
+    check(str(tmp_path))
 
 
 def test_packing_that_stops_anywhere_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_a_served_tower_gives_the_tokens_of_the_patched_host(family: str, tmp_pa
 
 
 def test_what_cannot_be_served_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved("qwen2_5_vl", tmp_path, images="scene")
+    saved("qwen2_5_vl", tmp_path, images="scene", context="views")
     served, source = Served("qwen2_5_vl", tmp_path / "branch"), config(tmp_path / "host")
     with pytest.raises(HostError, match="several requests together"):
         put_on(served, source)

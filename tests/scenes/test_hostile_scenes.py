@@ -15,13 +15,15 @@ import pytest
 from PIL import EpsImagePlugin, Image
 from support import scene_layouts as layouts
 
-from vega3d_plugin.contracts.errors import SceneError, Vega3dError, Vega3dWarning, VideoError
+from vega3d_plugin.contracts.errors import RowError, SceneError, Vega3dError, Vega3dWarning, VideoError
 from vega3d_plugin.scenes.images import read_image
 from vega3d_plugin.scenes.opening import open_scene
 from vega3d_plugin.scenes.pixel_limits import too_large
-from vega3d_plugin.scenes.pixels import read_plane
+from vega3d_plugin.scenes.pixels import PictureFile, read_plane
 from vega3d_plugin.scenes.scene import Scene
 from vega3d_plugin.scenes.worlds import rendered_scene
+from vega3d_plugin.training.rows.conversation import Medium
+from vega3d_plugin.training.rows.media import load_image
 
 SIZE = (24, 32)
 MUTATIONS = 60
@@ -396,3 +398,16 @@ def test_no_picture_is_given_to_a_program(tmp_path: Path, monkeypatch: pytest.Mo
         assert image.format == "EPS"
     with pytest.raises(VideoError, match="it is not an image"):
         read_image(path)
+
+
+def test_a_depth_map_is_no_picture(tmp_path: Path) -> None:
+    """Pillow would show everything beyond 255 mm as white, and metres as black."""
+    for name, values in {"d.png": np.full((8, 8), 2000, np.uint16), "d.tiff": np.full((8, 8), 2, np.float32)}.items():
+        depth = Image.fromarray(values)
+        depth.save(tmp_path / name)
+        with pytest.raises(VideoError, match="one channel of more than 8 bits"):
+            read_image(tmp_path / name)
+        with pytest.raises(SceneError, match="one channel of more than 8 bits"):
+            PictureFile(tmp_path / name)()
+        with pytest.raises(RowError, match="one channel of more than 8 bits"):
+            load_image(Medium("image", depth))

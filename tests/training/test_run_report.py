@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -193,6 +195,21 @@ def test_a_run_that_was_killed_has_a_report_of_what_there_is(trained: Path, tmp_
     text = write_run_report(killed).read_text()
     assert "the run is still running, or was killed" in text
     assert "checkpoint-STEP" in text
+
+
+def test_a_loss_that_is_no_number_is_no_success(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained / FILES, run / FILES)
+    log = run / FILES / "log.jsonl"
+    log.write_text(re.sub(r'"loss": [0-9.]+', '"loss": NaN', log.read_text()))
+    text = write_run_report(run).read_text()
+    assert "The training loss is nan at step 4 of 4" in text
+    assert "The run finished" not in text
+
+
+def test_rows_are_called_by_their_plain_path(tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    assert Rows([f"{tmp_path}/../{tmp_path.name}/train.json"]).name(0) == f"{tmp_path}/train.json, row 1"
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 import vega3d
 from vega3d_llava_video import tiny_transformers as llava
 from vega3d_plugin.branch.blocks import open_blocks
-from vega3d_plugin.contracts.errors import SavedBranchError, SettingsError, TrainError
+from vega3d_plugin.contracts.errors import SavedBranchError, SettingsError, TrainError, Vega3dWarning
 from vega3d_plugin.recipes.blocks import TrainSettings, TuneSettings
 from vega3d_plugin.recipes.library import read_recipe
 from vega3d_plugin.recipes.schema import HostSettings, RecipeSettings
@@ -100,7 +101,9 @@ def test_parts_are_told_apart_inside_peft() -> None:
     ],
 )
 def test_what_the_recipe_names_trains_and_nothing_else(overrides: tuple[str, ...], expected: set[str]) -> None:
-    model = prepared(*overrides).model
+    frozen = pytest.warns(Vega3dWarning, match="tune.branch is frozen and the branch is new")
+    with frozen if "tune={branch: frozen}" in overrides else nullcontext():
+        model = prepared(*overrides).model
     assert trains(model) == expected
     lora = [name for name, _ in model.named_parameters() if "lora_" in name]
     assert all(part_of(name) == "language" for name in lora)
@@ -212,7 +215,8 @@ def batch() -> dict[str, torch.Tensor]:
 
 def test_shares_in_the_log_are_those_that_were_used(batch: dict[str, torch.Tensor]) -> None:
     fusion = {"init": "released", "options": {"residual_scale": 0.2}}
-    model = vega3d.patch(qwen.tiny_model(), "tiny-wan", projector=PROJECTOR, images="scene", fusion=fusion).eval()
+    views = {"images": "scene", "context": "views"}
+    model = vega3d.patch(qwen.tiny_model(), "tiny-wan", projector=PROJECTOR, fusion=fusion, **views).eval()
     with vega3d.record_shares(model) as shares, torch.no_grad():
         model(**batch)
     model.train()

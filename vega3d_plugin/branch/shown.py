@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..contracts.errors import HostError
+from ..contracts.packed_rows import holds_several
 from ..contracts.prompts import PromptReading, Prompts, visual_tokens
 from ..contracts.seams import ImageSamples
 
@@ -81,9 +82,7 @@ def embedding(module: nn.Module, host: str) -> nn.Module:
 
 def _refuse_packed(host: str, arguments: Mapping[str, Any]) -> None:
     """Several samples in one row, one after the other, have one instruction each."""
-    places = arguments.get("position_ids")
-    starts = isinstance(places, Tensor) and places.ndim == 2 and places.shape[0] == 1 and int((places == 0).sum()) > 1
-    if starts or arguments.get("cu_seq_lens_q") is not None:
+    if holds_several(arguments):
         raise HostError(
             f"Host {host!r} was given several samples in one row (packing), whose instructions cannot be separated. "
             "Pad them to rows of their own, or choose a fusion that uses no instruction, as 'token_gated_residual'."

@@ -60,7 +60,7 @@ def ablate(
     generate: Annotated[bool, typer.Option(help="Generate answers, for exact match; else likelihoods only.")] = True,
     skip_bad_rows: SkipBadRows = False,
     store: Store = None,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 10_000,
     device: Device = None,
     report: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write everything as .json.")] = None,
@@ -76,7 +76,7 @@ def ablate(
 
     For each answer: exact match of what is generated (greedily), and the
     negative log-likelihood of the expected answer. Differences of patched
-    to each control come with a 95% interval (paired bootstrap over rows).
+    to each control come with a 95% interval (paired bootstrap over pictures).
     Where --branch is the checkpoint of a whole trained host, that host is
     used for all but the base.
 
@@ -100,7 +100,9 @@ def ablate(
         )  # fmt: skip
     values = found.to_dict()
     if report is not None:
-        write(report, lambda path: path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
+        write(
+            report, lambda path: path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        )
     if as_json:
         print_json(values)
         return

@@ -34,7 +34,7 @@ def demo(
     rooms: Annotated[
         int, typer.Option(min=4, help="Rooms to train the two small models on; half as many are held out.")
     ] = 60,
-    seed: Annotated[int, typer.Option(help="Seed of the rooms, the questions and the training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the rooms, the questions and the training.")] = 0,
 ) -> None:
     """Does the branch help? Train two small models on questions about rooms, and see.
 

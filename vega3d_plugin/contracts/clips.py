@@ -70,12 +70,22 @@ class PixelStatistics:
 
         The released code guesses the range from the minimum and maximum instead (``common.py::to_unit_range``).
         """
-        exact = pixels.float()
-        # In place where nobody else has the tensor: a clip of full size is read and written fewer times.
-        frames = (exact * self._column(self.std, exact)).add_(self._column(self.mean, exact))
-        levels = (255 * frames).round_().div_(255)
-        of_8_bits = pixels.dtype.itemsize <= 2 or bool((frames - levels).abs_().lt(ROUNDING).all())
-        return levels if of_8_bits else frames
+        import torch
+
+        pixels, half = pixels.detach(), pixels.dtype.itemsize <= 2
+        frames = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
+        levels = torch.empty_like(frames)
+        std, mean = self._column(self.std, frames), self._column(self.mean, frames)
+        whole = frames.new_ones((), dtype=torch.bool)
+        # On a CPU frame by frame: each stays in the processor's cache from the first step to the last.
+        apart = pixels.device.type == "cpu" and pixels.ndim == 4
+        parts = (pixels, frames, levels) if apart else ([pixels], [frames], [levels])
+        for some, frame, level in zip(*parts, strict=True):
+            torch.mul(some.float(), std, out=frame).add_(mean)
+            torch.mul(frame, 255, out=level).round_().div_(255)
+            if not half:
+                whole &= (frame - level).abs_().lt(ROUNDING).all()
+        return levels if half or bool(whole) else frames
 
     @staticmethod
     def _column(values: tuple[float, float, float], like: Tensor) -> Tensor:
@@ -147,9 +157,12 @@ def clip_key(frames: Tensor) -> str:
     """
     import torch
 
-    pixels = (frames.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous()
-    digest = hashlib.sha256(repr(tuple(pixels.shape)).encode())
-    digest.update(pixels.numpy().tobytes())
+    digest = hashlib.sha256(repr(tuple(frames.shape)).encode())
+    whole = frames.detach()
+    # On a CPU frame by frame, in place: a frame stays in the processor's cache from the first step to the hash.
+    for some in whole if whole.device.type == "cpu" else whole[None]:
+        levels = (some.float() * 255).clamp_(0, 255).round_().to(torch.uint8)
+        digest.update(levels.cpu().contiguous().numpy())
     return digest.hexdigest()[:32]
 
 

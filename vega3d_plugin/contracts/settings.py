@@ -140,7 +140,7 @@ class PriorSettings(Settings):
             cut into overlapping windows. None: the prior's own, about the length it was trained on.
         overlap: smallest number of steps that neighbouring windows share. Features are averaged there.
         every: an approximation, in context ``frame``: the prior sees every n-th frame of a clip and the last, and the
-            features of the frames between are interpolated linearly. 1: it sees all frames.
+            features of the frames between are interpolated linearly. 1: it sees all frames. At most 64.
         int8: an approximation, for Wan on a CPU: the linear layers of the transformer's blocks multiply in 8-bit
             integers, with a scale for each token and each output channel.
         chunk_frames: frames per forward where frames are independent (context ``frame``, and the VAE in ``views``).
@@ -170,7 +170,7 @@ class PriorSettings(Settings):
     preset: str | None = None
     window: Positive | None = None
     overlap: Int = Field(default=4, ge=0)
-    every: Positive = 1
+    every: Annotated[Int, Field(ge=1, le=64)] = 1
     int8: Annotated[bool, Field(strict=True)] = False
     chunk_frames: Positive | None = None
     max_tokens: Positive = 16384

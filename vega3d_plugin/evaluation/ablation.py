@@ -16,9 +16,10 @@ from ..branch.handle import get_handle
 from ..branch.switches import disabled, zeroed
 from ..checkpoints.reading import read_saved
 from ..checkpoints.saving import load_pretrained
-from ..checkpoints.trainer_folder import find_trained, with_adapter
+from ..checkpoints.trainer_folder import TrainerFolder, find_trained, with_adapter
 from ..contracts.errors import BadRowsError, RowError, SavedBranchError
 from ..recipes.blocks import DataSettings
+from ..storage.record import read_run
 from ..training.answers import answer_likelihood, generate, split_answer
 from ..training.data import ConversationData
 from ..training.rows.conversation import Conversation, read_conversation
@@ -27,8 +28,9 @@ from ..training.rows.files import Rows
 from .answering.controls import Kept
 from .answering.run import SHOWN
 from .comparison.measures import same_answer
+from .comparison.overlap import overlap
 from .harness_host import trained_host, trained_processor
-from .verdicts import MEASURES, compared, verdict
+from .verdicts import MEASURES, compared, finite, verdict
 
 #: What is scored, in order: without the branch; as trained; the branch switched off; the generative tokens zero.
 VARIANTS = ("base", "patched", "off", "zeroed")
@@ -61,7 +63,7 @@ class Difference:
         control: a name of :data:`CONTROLS`.
         measure: ``nll`` (lower is better) or ``exact`` (higher is better).
         mean: of the differences, one for each answer.
-        low, high: of the 95% percentile interval of the paired bootstrap over rows; None for a single row.
+        low, high: of the 95% percentile interval of the paired bootstrap over pictures; None for too few of them.
         size: the mean in standard deviations of the differences (Cohen's d_z); None where all are equal.
     """
 
@@ -84,7 +86,7 @@ class Ablation:
 
     Attributes:
         settings: what was run.
-        answers: row, question and expected answer of each, and its scores by variant.
+        answers: row, question, expected answer and names of the pictures of each, and its scores by variant.
         differences: of patched to each control.
         warnings: what does not look right.
         skipped: rows that could not be used.
@@ -109,9 +111,9 @@ class Ablation:
         return None if None in values else sum(values) / len(values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON; what is not finite is null."""
         measures = ("exact", "nll", "token_nll")
-        return {
+        values = {
             "settings": self.settings,
             "rows": len({answer["row"] for answer in self.answers}),
             "means": {v: {m: self.mean(v, m) for m in measures} for v in VARIANTS},
@@ -122,6 +124,8 @@ class Ablation:
                 {**answer, "scores": {v: asdict(s) for v, s in answer["scores"].items()}} for answer in self.answers
             ],
         }
+        plain: dict[str, Any] = finite(values)
+        return plain
 
 
 def ablate(
@@ -199,7 +203,7 @@ def ablate(
     found.settings["prior"] = get_handle(model).settings.prior.to_dict()
     _score_variants(found, questions, scorer, model, keep=store is None)
     found.differences = differences(found, seed=seed, resamples=resamples)
-    found.warnings = _doubts(found, tuned)
+    found.warnings = [*_doubts(found, tuned), *_trained_on(trained, questions)]
     return found
 
 
@@ -219,12 +223,12 @@ def _score_variants(found: Ablation, questions: _Questions, scorer: _Scorer, mod
 
 
 def differences(found: Ablation, *, seed: int, resamples: int) -> list[Difference]:
-    """Patched minus each control, by measure, with the paired bootstrap over rows.
+    """Patched minus each control, by measure, with the paired bootstrap over pictures.
 
-    Answers of one row share its pictures, so whole rows are drawn, not answers.
+    Answers about the same pictures are no independent evidence, so all answers to them are drawn together.
     """
-    names = [answer["row"] for answer in found.answers]
-    row_of = np.unique(names, return_inverse=True)[1]
+    names = [answer.get("pictures") or answer["row"] for answer in found.answers]
+    pictures = np.unique(names, return_inverse=True)[1]
     result = []
     for measure in ("exact", "nll"):
         if found.mean("patched", measure) is None:
@@ -232,7 +236,7 @@ def differences(found: Ablation, *, seed: int, resamples: int) -> list[Differenc
         patched = np.array([float(getattr(s, measure)) for s in found.scores("patched")])
         for control in CONTROLS:
             other = np.array([float(getattr(s, measure)) for s in found.scores(control)])
-            mean, low, high, size = compared(patched[None], other[None], row_of, seed=seed, resamples=resamples)
+            mean, low, high, size = compared(patched[None], other[None], pictures, seed=seed, resamples=resamples)
             result.append(Difference(control, measure, mean, low, high, size))
     return result
 
@@ -251,7 +255,8 @@ class _Answer:
     @property
     def described(self) -> dict[str, str]:
         asked = next((turn.text for turn in reversed(self.conversation.turns[:-1]) if turn.role == "user"), "")
-        return {"question": asked.strip(), "answer": self.expected}
+        pictures = repr([(medium.kind, str(medium.source)) for medium in self.conversation.media])
+        return {"question": asked.strip(), "answer": self.expected, "pictures": pictures}
 
 
 class _Questions:
@@ -312,6 +317,17 @@ def _parts(conversation: Conversation) -> list[Conversation]:
     return [Conversation(turns[: i + 1]) for i, turn in enumerate(turns) if turn.role == "assistant"]
 
 
+def _trained_on(trained: TrainerFolder, questions: _Questions) -> list[str]:
+    """What is to be told of rows that the model was trained on."""
+    places = [Path(place) for place in (trained.branch, trained.adapter) if place is not None]
+    runs = (read_run(place, SavedBranchError) for place in places if place.is_dir())
+    run = next((found for found in runs if found is not None), None)
+    files = None if run is None else (run.get("data") or {}).get("files")
+    if not files:
+        return []
+    return overlap("The model", [questions.data.rows[number] for number in questions.numbers], files)
+
+
 def _doubts(found: Ablation, tuned: bool) -> list[str]:
     """What makes the figures doubtful."""
     doubts = []
@@ -330,6 +346,14 @@ def _doubts(found: Ablation, tuned: bool) -> list[str]:
             "The branch changes nothing: every likelihood is the same with it on and off. Either it is "
             "untrained (identity), "
             "or the pictures do not reach it; `vega3d doctor` tells."
+        )
+    limit = found.settings.get("max_new_tokens")
+    # The last token is the end of the answer.
+    long = [answer for answer in found.answers if limit and answer["scores"]["base"].tokens - 1 > limit]
+    if long:
+        doubts.append(
+            f"{len(long)} of {len(found.answers)} expected answers are longer than the {limit} tokens that are "
+            f"generated, so no answer can match them exactly (first: {long[0]['row']}). Raise --max-new-tokens."
         )
     if any(math.isnan(s.nll) for v in VARIANTS for s in found.scores(v)):
         doubts.append("Some likelihoods are NaN: the model overflows in its dtype.")

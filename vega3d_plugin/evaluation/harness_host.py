@@ -21,6 +21,7 @@ from ..contracts.errors import Vega3dError
 from ..contracts.settings import Float, Int, Positive, Settings
 from ..contracts.tables import HOSTS
 from ..hosts.loading import load_host, load_processor, read_source, small_host
+from ..hosts.pixel_area import set_pixel_area
 from ..recipes.blocks import DataSettings
 from ..recipes.schema import TINY
 from ..training.answers import encode_question, generate_batch, takes_points
@@ -256,30 +257,8 @@ class EvaluatedHost:
 
 
 def limit_pixels(processor: Any, smallest: int | None, largest: int | None) -> None:
-    """Set the area between which a Qwen-VL processor resizes images, where given.
-
-    As an argument of ``from_pretrained`` it has no effect in transformers 4.50.
-
-    Raises:
-        EvaluationError: the processor has no such limits.
-    """
-    given = {"shortest_edge": smallest, "longest_edge": largest}
-    given = {key: value for key, value in given.items() if value is not None}
-    if not given:
-        return
-    images = processor.image_processor
-    size: Any = images.size
-    if any(size.get(key) is None for key in ("shortest_edge", "longest_edge")):
-        raise EvaluationError(
-            f"{type(images).__name__} has no area between which it resizes (its size is {size}): leave out min_pixels "
-            "and max_pixels."
-        )
-    # A dict of its own kind in newer releases, and two further attributes in older ones.
-    kept = {key: size[key] for key in ("shortest_edge", "longest_edge")}
-    images.size = type(size)(**{**kept, **given})
-    for name, value in (("min_pixels", smallest), ("max_pixels", largest)):
-        if value is not None and getattr(images, name, None) is not None:
-            setattr(images, name, value)
+    """Set the area between which a Qwen-VL processor resizes images, where given. Raises :class:`EvaluationError`."""
+    set_pixel_area(processor, smallest, largest, EvaluationError)
 
 
 def _parts(content: Any) -> list[str | Medium]:

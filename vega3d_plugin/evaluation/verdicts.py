@@ -130,10 +130,7 @@ class Effect:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; what is not finite is null."""
-        found = asdict(self)
-        found["values"] = list(self.values)
-        clean = {key: _finite(value) for key, value in found.items()}
-        return {**clean, "verdict": self.verdict}
+        return {**finite(asdict(self)), "verdict": self.verdict}
 
 
 def compared(
@@ -277,7 +274,10 @@ def _times(rng: np.random.Generator, draws: int, count: int, take: int | None = 
     return np.bincount(drawn.ravel(), minlength=draws * count).reshape(draws, count).astype(np.float64)
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
+def finite(value: Any) -> Any:
+    """Plain values with null for what JSON has no word for: NaN and infinities."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -335,7 +335,12 @@ class FeatureStore:
             if written:
                 index.write_manifest()
         except OSError as error:
-            raise StoreError(f"The feature store {self.where} cannot be packed: {error}.") from error
+            raise StoreError(
+                f"The feature store {self.where} cannot be packed: {error}. No entry is lost: those that are in no "
+                "shard lie in files of their own, and are read from there. Packing takes room for one shard, "
+                f"{shard_bytes >> 20:,} MiB. Make room, or take smaller shards: vega3d store merge {self.where} "
+                "--shard-mb 64"
+            ) from error
         return written
 
     def _batches(self, keys: Iterable[str], limit: int) -> Iterator[dict[str, dict[str, Tensor]]]:

@@ -15,6 +15,7 @@ from ..branch.instructions import asked, contexts, told, with_labels
 from ..branch.shown import Shown
 from ..contracts.clips import Clip
 from ..contracts.errors import HostError
+from ..contracts.packed_rows import holds_several
 from ..contracts.prompts import Prompts
 from ..contracts.seams import ImageSamples, Seam, VideoReader
 
@@ -39,9 +40,22 @@ def shown_by(branch: GenerativeBranch, entry: nn.Module, arguments: Mapping[str,
     if branch.settings.images == "scene" or (branch.uses_instruction and len(ids) > 1):
         images = reader.image_samples(entry, arguments)
         videos = reader.video_samples(entry, arguments) if isinstance(reader, VideoReader) else None
+    if branch.settings.images == "scene":
+        _refuse_packed(branch, images, arguments)
     labelled = with_labels(arguments) if branch.uses_instruction else arguments
     prompts = Prompts(ids, labelled.get("labels"), arguments.get("attention_mask"))
     return Shown(branch.host, entry, prompts, arguments, images, videos)
+
+
+def _refuse_packed(branch: GenerativeBranch, images: ImageSamples | None, arguments: Mapping[str, Any]) -> None:
+    """Images of several samples in one row would become the views of one scene."""
+    several = images is not None and max(images.counts, default=0) > 1
+    if several and "disabled" not in branch.switches() and holds_several(arguments):
+        raise HostError(
+            f"Host {branch.host!r} was given several samples in one row (packing), whose images images='scene' would "
+            "join as views of one scene. Pad the samples to rows of their own (no packing, no data_flatten, no "
+            "padding-free collator), or patch with images='separate'."
+        )
 
 
 def samples_in(branch: GenerativeBranch, call: HostCall) -> tuple[ImageSamples | None, ImageSamples | None]:

@@ -116,6 +116,11 @@ def strict_schema() -> type[RecipeSettings]:
 def _checked_type(name: str, hint: Any) -> Any:
     if name == "r":
         return Annotated[int, Field(gt=0, le=1 << 16)]
+    if name == "lora_alpha":
+        # 0 multiplies all that LoRA learns by 0.
+        return Annotated[int | float, Field(gt=0)]
+    if name == "lora_dropout":
+        return Annotated[float, Field(ge=0, lt=1)]
     if hint is int:
         return int | float  # a scale may be a fraction
     return hint if _plain(hint) else Any

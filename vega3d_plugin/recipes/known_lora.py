@@ -21,7 +21,7 @@ FOLDER = "lora_blocks"
 #: Notes that are kept; then all are dropped, so that overrides of a sweep do not pile up.
 MOST = 1000
 # Of what is noted: another number when the checks of a block change.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def known(lora: Mapping[str, Any]) -> bool:

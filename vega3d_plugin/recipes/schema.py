@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from ..contracts.settings import BranchSettings, Int, Positive, PriorSettings, Settings, registered_name
 from .blocks import DataSettings, StoreSettings, TrainSettings, TuneSettings
 from .layers import VERSION
+from .problems import SettingsClashError
 
 #: Stands for a small random model with a processor, which the adapter builds itself: nothing is downloaded.
 TINY = "tiny"
@@ -36,6 +37,14 @@ class HostSettings(Settings):
     @classmethod
     def _known(cls, name: str) -> str:
         return registered_name("host", name)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> HostSettings:
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise SettingsClashError(
+                f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}", "min_pixels", "max_pixels"
+            )
+        return self
 
 
 class RecipeSettings(BranchSettings):

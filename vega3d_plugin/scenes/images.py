@@ -13,7 +13,7 @@ from PIL import ImageOps
 
 from ..contracts.clips import uniform_indices
 from ..contracts.errors import VideoError, near_misses
-from .pixel_limits import opened_picture
+from .pixel_limits import as_rgb, opened_picture
 from .video import sample_video
 
 Pixels = NDArray[np.uint8]
@@ -84,7 +84,7 @@ def read_image(path: Path) -> Pixels:
     """An image as uint8 ``[H, W, 3]`` RGB, upright. Raises :class:`VideoError` when it is none, or damaged."""
     try:
         with opened_picture(path, VideoError) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            return np.array(as_rgb(ImageOps.exif_transpose(image), VideoError, str(path)))
     except FileNotFoundError:
         raise VideoError(_missing(path)) from None
 

@@ -77,3 +77,19 @@ def opened_picture(
             raise
         reason = first_line(problem) or type(problem).__name__
         raise error(f"{name} cannot be read: it is not an image, or damaged ({reason}).") from problem
+
+
+def as_rgb(image: Image.Image, error: type[Vega3dError], where: str) -> Image.Image:
+    """The picture as RGB of 8 bits.
+
+    Pillow cuts numbers of more bits off at 255 instead of scaling them, so that such a picture becomes white.
+
+    Raises:
+        Vega3dError: of the given type: one channel of 16 or 32 bits, as depth maps have.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise error(
+            f"{where} has one channel of more than 8 bits (mode {image.mode}), as a depth map has: no picture that a "
+            "model could be shown. If it is one, scale its values to 0 to 255 and save it with 8 bits."
+        )
+    return image.convert("RGB")

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..contracts.errors import SceneError
 from ..storage.arrays import read_array
 from .files import is_there, missing
-from .pixel_limits import LARGEST, opened_picture
+from .pixel_limits import LARGEST, as_rgb, opened_picture
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PictureFile:
     def __call__(self) -> Tensor:
         """Read it. Raises :class:`SceneError` when it is no picture, or damaged."""
         with _opened(self.path) as image:
-            pixels = np.array(image.convert("RGB"))
+            pixels = np.array(as_rgb(image, SceneError, str(self.path)))
         return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 

@@ -23,6 +23,8 @@ from vega3d_plugin.storage.writing import written_whole
 
 # Videos longer than this get a progress bar.
 QUIET_FRAMES = 200
+# By how much the rate that a file tells may differ from that of its packets; how long the last frame is shown is open.
+_TOLERATED = 0.1
 
 
 def write_video(path: str | Path, frames: NDArray[np.uint8], fps: int = 8) -> None:
@@ -165,11 +167,27 @@ def measure(path: Path) -> tuple[int, float | None]:
     try:
         with av.open(str(path)) as container:
             stream = _stream(container, path)
-            rate = float(stream.average_rate) if stream.average_rate else None
-            return sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard), rate
+            found = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+            return len(found), _rate(stream, found)
     except (av.FFmpegError, OSError, VideoError):
         # Whoever decodes it says what is wrong.
         return 0, None
+
+
+def _rate(stream: Any, found: Sequence[int | None]) -> float | None:
+    """Frames in a second: what the file says, unless the times of its packets say something else.
+
+    A file whose rate varies may tell that of its shortest frames (Matroska), by which ten seconds became one.
+    """
+    told = float(stream.average_rate) if stream.average_rate else None
+    times = [pts for pts in found if pts is not None]
+    if len(times) < max(2, len(found)) or not stream.time_base:
+        return told
+    seconds = (max(times) - min(times)) * float(stream.time_base)
+    if seconds <= 0:
+        return told
+    real = (len(times) - 1) / seconds
+    return told if told and abs(told - real) <= _TOLERATED * real else real
 
 
 @dataclass(frozen=True)
@@ -209,7 +227,7 @@ def _frame_pts(path: Path, *version: int) -> FramePts:
         with av.open(str(path)) as container:
             stream = _stream(container, path)
             packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size and not p.is_discard]
-            rate = float(stream.average_rate) if stream.average_rate else None
+            rate = _rate(stream, [pts for pts, _ in packets])
             second = float(stream.time_base or 0)
     except (av.FFmpegError, OSError) as error:
         raise VideoError(

@@ -80,6 +80,14 @@ class Timeline:
             raise FramesError(f"{self.name} has {self._length()}: {part} {what}. Correct the bounds of the part.")
         return found
 
+    @property
+    def drift(self) -> float:
+        """Largest distance of a frame from where a constant rate would have it, in seconds; 0 where no time is told."""
+        if self.times is None or not self.fps or self.total < 2:
+            return 0.0
+        even = np.linspace(self.times[0], self.times[-1], self.total)
+        return float(np.abs(self.times - even).max())
+
     def _length(self) -> str:
         if not self.fps:
             return f"{self.total} frames"

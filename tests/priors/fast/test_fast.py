@@ -247,6 +247,11 @@ def test_one_pass_of_normalisation() -> None:
     x[0, :, 0, 0, 1] = 1e-20
     for given in (x, x.contiguous(), x.bfloat16()):
         torch.testing.assert_close(SinglePassNorm(norm)(given), norm(given), rtol=1e-5, atol=1e-5)
+    exact = norm(x)
+    norm.bfloat16()
+    found = SinglePassNorm(norm)(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert error(found.float(), exact) <= error(norm(x.bfloat16()).float(), exact) < 2e-2
     images = WanRMS_norm(5)
     torch.testing.assert_close(SinglePassNorm(images)(x[:, :, 0]), images(x[:, :, 0]), rtol=1e-5, atol=1e-5)
 

@@ -67,6 +67,12 @@ def test_a_linear_layer_in_int8() -> None:
         assert torch.equal(rounded(x[0, :3]), linear(x[0, :3]))
 
 
+def test_fewer_frames_than_every_are_told() -> None:
+    prior = vega3d.load_prior("tiny-wan", every=8)
+    with pytest.warns(vega3d.Vega3dWarning, match="it sees the first and the last alone"):
+        prior(torch.rand(4, 3, 32, 48))
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [

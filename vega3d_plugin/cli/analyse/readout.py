@@ -50,7 +50,9 @@ def readout(
         typer.Option("--controls", metavar="NAME", help="Only these, such as 'position only'; repeatable; or none."),
     ] = None,
     change: Change = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split, the heads, the clips, the twin and the noise.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the split, the heads, the clips, the twin and the noise.")
+    ] = 0,
     device: Device = None,
     store: Store = None,
     folder: Out = OUT,

@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from ...contracts.clips import clip_key
-from ...contracts.errors import PriorError, SettingsError
+from ...contracts.errors import CheckpointError, PriorError, SettingsError
 from ...contracts.tables import PRIORS
 from ...storage.versions import library_version
 from ..output import err, out, print_pairs, yellow_warnings
@@ -85,16 +85,20 @@ def features(
     given = clip if isinstance(loaded, FrozenPrior) else clip.to(str(settings.device))
     parts = _parts(loaded, clip, to, _drawer(picture, clip, loaded, taken))
     started = time.perf_counter()
+    # Of a third party's prior it is not known what its features depend on.
+    there = None if parts is None else _complete(to, _identity(loaded, clip))
     try:
         with yellow_warnings(), progress_bar(loaded):
-            maps = loaded(given).cpu()
+            maps = loaded(given).cpu() if there is None else there
     except KeyboardInterrupt:
         _interrupted(parts, picture)
         raise SystemExit(130) from None
     seconds = time.perf_counter() - started
-    _check_finite(maps, prior)
-    write_tensors(to, {"features": maps}, _metadata(loaded, video, taken))
-    files = [to]
+    files = []
+    if there is None:
+        _check_finite(maps, prior)
+        write_tensors(to, {"features": maps}, _metadata(loaded, clip, video, taken))
+        files.append(to)
     if picture is not None:
         _draw(picture, clip, maps, loaded, taken, range(maps.shape[0]), maps.shape[0])
         files.append(picture)
@@ -108,11 +112,15 @@ def features(
         {
             "features": f"{list(maps.shape)} (steps, channels, height, width) {_dtype(maps)}",
             "frames": _brief(taken.names or [str(index) for index in taken.indices]),
-            "seconds": f"{seconds:.1f} on {settings.device}, and {loading:.1f} to load"
+            "seconds": (f"{seconds:.1f} on {settings.device}" if there is None else "none: they were there")
+            + f", and {loading:.1f} to load"
             + (f"; {resumed} parts were there from an earlier call" if resumed else ""),
             "fingerprint": loaded.fingerprint,
         }
     )
+    if there is not None:
+        told = f"{to} holds these very features already; nothing was computed. Delete it to compute them again."
+        out.print(Text(told), soft_wrap=True)
     for file in files:
         out.print(Text(f"Wrote {file}"), soft_wrap=True)
     out.print(Text(f'Read them in Python: safetensors.torch.load_file("{to}")["features"]'), soft_wrap=True)
@@ -227,16 +235,41 @@ def _load(settings: PriorSettings) -> tuple[Prior, float]:
         return load_prior(settings), time.perf_counter() - started
 
 
-def _metadata(prior: Prior, video: Path, frames: Frames) -> dict[str, str]:
+def _identity(prior: Prior, clip: torch.Tensor) -> dict[str, str]:
+    """What makes features what they are."""
+    return {
+        "clip": clip_key(clip),
+        "fingerprint": prior.fingerprint,
+        "dtype": str(prior.dtype_on(clip.device)),
+        "library_version": library_version(),
+    }
+
+
+def _complete(to: Path, identity: Mapping[str, str]) -> torch.Tensor | None:
+    """The features that an earlier call has written, if they are these; a damaged or other file is written anew."""
+    from ...storage.reading import open_safetensors
+
+    if not to.is_file():
+        return None
+    try:
+        with open_safetensors(to, CheckpointError) as opened:
+            about = opened.metadata() or {}
+            same = all(about.get(key) == value for key, value in identity.items())
+            found: torch.Tensor | None = opened.get_tensor("features").clone() if same else None
+    except CheckpointError:
+        return None
+    return found
+
+
+def _metadata(prior: Prior, clip: torch.Tensor, video: Path, frames: Frames) -> dict[str, str]:
     settings = prior.settings
     return {
+        **_identity(prior, clip),
         "prior": settings.name if settings else type(prior).__name__,
-        "fingerprint": prior.fingerprint,
         "settings": json.dumps(settings.to_dict() if settings else {}),
         "file": video.resolve().name,
         "frames": json.dumps(frames.indices),
         **({"images": json.dumps(frames.names)} if frames.names else {}),
-        "library_version": library_version(),
     }
 
 
@@ -249,13 +282,7 @@ def _parts(
 
     if not isinstance(prior, FrozenPrior):
         return None
-    about = {
-        "clip": clip_key(clip),
-        "fingerprint": prior.fingerprint,
-        "dtype": str(prior.dtype_on(clip.device)),
-        "library_version": library_version(),
-    }
-    prior.parts = FolderParts(to.with_suffix(".parts"), about, told)
+    prior.parts = FolderParts(to.with_suffix(".parts"), _identity(prior, clip), told)
     return prior.parts
 
 

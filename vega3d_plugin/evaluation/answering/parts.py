@@ -162,6 +162,7 @@ class Parts:
                 f"{self.out} exists, and no {run_file(self.out).name} beside it says what it is. Choose another --out."
             )
         self._compare(read_json(run_file(self.out), AnswersError), self.out)
+        checked_run(self.out)
         return True
 
     def _check_parts(self) -> None:
@@ -196,6 +197,33 @@ def read_run(out: Path) -> JsonObject | None:
     return read_json(path, AnswersError) if path.is_file() else None
 
 
+def checked_run(out: Path) -> JsonObject | None:
+    """As :func:`read_run`, and it has to be of the very rows that the file of answers holds.
+
+    Raises:
+        AnswersError: the file beside the answers is damaged, is of another run than a row, or of more or fewer rows.
+    """
+    run = read_run(out)
+    if run is None:
+        return None
+    rows = list(_rows(out))
+    others = {row.get("run") for row in rows} - {run.get("run")}
+    if others:
+        raise AnswersError(
+            f"{out} and {run_file(out).name} are not of one run: the latter is of {brief(run.get('run'))}, rows are of "
+            f"{', '.join(sorted(brief(other) for other in others))}. Bring both files of one run together, or remove "
+            f"{run_file(out).name} to use the rows without it."
+        )
+    written = run.get("answers")
+    if isinstance(written, int) and written != len(rows):
+        raise AnswersError(
+            f"{out} holds {len(rows):,} answers, and its run wrote {written:,} ({run_file(out).name}): rows were "
+            f"removed, added or cut off. Answer again with another --out, or remove {run_file(out).name} to use the "
+            "rows as they are."
+        )
+    return run
+
+
 def described_run(out: Path) -> dict[str, Any] | None:
     """What a score of these answers has to say of where they come from; None where no file beside them tells.
 
@@ -206,16 +234,9 @@ def described_run(out: Path) -> dict[str, Any] | None:
     Raises:
         AnswersError: the file beside the answers is damaged, or is of another run than a row.
     """
-    run = read_run(out)
+    run = checked_run(out)
     if run is None:
         return None
-    others = {row.get("run") for row in _rows(out)} - {run.get("run")}
-    if others:
-        raise AnswersError(
-            f"{out} and {run_file(out).name} are not of one run: the latter is of {brief(run.get('run'))}, rows are of "
-            f"{', '.join(sorted(brief(other) for other in others))}. Bring both files of one run together, or remove "
-            f"{run_file(out).name} to score the rows without it."
-        )
     settings = run.mapping("settings")
     model = settings.mapping("model")
     released = model.get("released")

@@ -37,7 +37,7 @@ def values_of(row: Mapping[str, Any]) -> dict[str, float]:
 
 def expected_of(row: Mapping[str, Any]) -> list[str]:
     """The expected answers; empty where the row has none."""
-    for key in ("answers", "ground_truth", "gt_response"):
+    for key in ("answers", "ground_truth", "gt_response", "gt_answer", "gt_content"):
         value = _first(row, key)
         if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
             return value

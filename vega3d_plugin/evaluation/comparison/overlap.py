@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def overlap(name: str, rows: Iterable[Mapping[str, Any]], trained_on: Sequence[M
     wanted = {found for row in rows if (found := _digest(row))}
     told = []
     for file in trained_on:
-        path = Path(str(file.get("path", "")))
+        path = Path(os.path.normpath(str(file.get("path", ""))))
         if not path.is_file():
             told.append(f"{name}: {path} is not here, so its overlap with these questions was not checked.")
             continue

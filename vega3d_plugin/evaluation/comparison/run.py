@@ -13,13 +13,13 @@ import numpy as np
 from ...contracts.errors import AnalysisError, BadRowsError, SettingsError
 from ...recipes.blocks import DataSettings
 from ..answering.controls import CONTROLS, MEANING, Control
-from ..answering.parts import AnswersError, read_run
+from ..answering.parts import AnswersError, checked_run
 from ..answering.run import answer
 from ..harness_host import EvaluatedHost, HostArguments
-from ..metrics.reading import read_rows
 from ..verdicts import MEASURES, Effect, Floats, compared
 from .measures import group_of, kinds, type_of, values_of
 from .overlap import overlap
+from .reading import Line, read_answers, same_questions
 from .sides import Run, Side
 
 Start = Callable[[int, int, str], Callable[[int], None]]
@@ -64,7 +64,7 @@ class _Answers:
 
     name: str
     control: str
-    runs: list[dict[str, Mapping[str, Any]]] = field(default_factory=list)
+    runs: list[dict[str, Line]] = field(default_factory=list)
     records: list[dict[str, Any] | None] = field(default_factory=list)
 
     @property
@@ -138,8 +138,8 @@ def _of_side(
                 told.append(f"{name}: not computed: {error}")
                 del found[control]
                 continue
-            found[control].runs.append(_read(path))
-            found[control].records.append(read_run(path))
+            found[control].runs.append(read_answers(path))
+            found[control].records.append(checked_run(path))
     return list(found.values())
 
 
@@ -173,28 +173,17 @@ class _Loaded:
         return self.host
 
 
-def _read(path: Path) -> dict[str, Mapping[str, Any]]:
-    rows, bad = read_rows(path)
-    if bad:
-        raise AnswersError(f"{path} holds {len(bad)} lines that are no answers (first: {bad[0]}).")
-    found: dict[str, Mapping[str, Any]] = {}
-    for row in rows:
-        key = row.id()
-        if key in found:
-            raise AnswersError(f"{row.where}: question {key} is answered twice.")
-        found[key] = {"sample_id": key, **row.values}
-    return found
-
-
 def _judged(answers: Sequence[_Answers], told: list[str], seed: int, resamples: int) -> Comparison:
     every = [run for one in answers for run in one.runs]
     common = [key for key in every[0] if all(key in run for run in every)]
     if not common:
         raise BadRowsError("No question is answered on all sides: these are answers to different questions.")
+    names = [f"{one.label} run {number}" for one in answers for number in range(1, len(one.runs) + 1)]
+    told_of_questions = same_questions(list(zip(names, every, strict=True)), common)
     rows = [every[0][key] for key in common]
     groups = [group_of(row) for row in rows]
     found = Comparison(_protocol(answers), len(common), len(set(groups)), not_computed=list(told))
-    found.notes = _notes(answers, common, rows)
+    found.notes = [*told_of_questions, *_notes(answers, common, rows)]
     values = {one.label: [[values_of(run[key]) for key in common] for run in one.runs] for one in answers}
     types = {"all": np.ones(len(rows), dtype=bool)}
     for kind in kinds(rows):
@@ -279,6 +268,9 @@ def _notes(answers: Sequence[_Answers], common: Sequence[str], rows: Sequence[Ma
             if record is None:
                 notes.append(f"{name}: no .run.json beside its answers says what gave them.")
                 continue
+            control = record["settings"].get("control", "on")
+            if control != "on":
+                notes.append(f"{name}: these answers were given under the control {control} ({MEANING[control]}).")
             left = record["about"].get("left_out") or []
             if left:
                 notes.append(f"{name}: {len(left):,} rows were left out (first: {left[0]}).")
@@ -286,10 +278,26 @@ def _notes(answers: Sequence[_Answers], common: Sequence[str], rows: Sequence[Ma
             trained = model["branch"] or model["adapter"] or record["about"].get("recipe")
             if trained:
                 notes += overlap(name, rows, record["about"].get("trained_on"))
+    notes += _cut_short(sides, common)
     if any(len(one.runs) == 1 for one in sides):
         notes.append("A side of one run has no spread of seeds: its intervals hold for this very run.")
     notes += _shown_differently(sides)
     return list(dict.fromkeys(notes))
+
+
+def _cut_short(sides: Sequence[_Answers], common: Sequence[str]) -> list[str]:
+    """Answers that ended because they had used all tokens they may have: they may be right up to there."""
+    notes = []
+    for one in sides:
+        for number, (run, record) in enumerate(zip(one.runs, one.records, strict=True), 1):
+            limit = record["settings"]["protocol"].get("max_new_tokens") if record else None
+            cut = [key for key in common if limit and run[key].get("new_tokens", 0) >= limit]
+            if cut:
+                notes.append(
+                    f"{one.name} run {number}: {len(cut):,} of {len(common):,} answers were cut at {limit} tokens "
+                    f"(first: {cut[0]}). If whole answers matter, raise --max-new-tokens."
+                )
+    return notes
 
 
 def _shown_differently(sides: Sequence[_Answers]) -> list[str]:

@@ -65,6 +65,8 @@ def read_sides(given: Sequence[str], model: str | None = None, **common: Any) ->
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise SettingsError(f"Two sides are called {twice!r}. Give each a name: with=out/a1,out/a2 without=out/b1")
+    for name, runs in pairs:
+        _refuse_twice(name, runs)
     every = [run for _, runs in pairs for run in runs]
     host = model or next((found for run in every if (found := _host_of(run))), None)
     shown = next(filter(None, map(_shown_by, every)), {})
@@ -83,6 +85,21 @@ def _named(text: str) -> tuple[str, list[str]]:
     if not name or not runs:
         raise SettingsError(f"{text!r} is no side: expected NAME=RUN,RUN such as with=out/a1,out/a2.")
     return name, runs
+
+
+def _refuse_twice(name: str, runs: Sequence[str]) -> None:
+    """One run under two names would count as two seeds, which differ in nothing."""
+    places: dict[Path, str] = {}
+    for run in runs:
+        if run == NONE:
+            place = Path(NONE)
+        else:
+            place = (Path(run).expanduser() if run.endswith(".jsonl") else _folder(run)).resolve()
+        if place in places:
+            raise SettingsError(
+                f"Side {name!r} names {places[place]} and {run}, which are the same run: one run is not two seeds."
+            )
+        places[place] = run
 
 
 def _run(source: str, host: str | None, model: str | None, shown: dict[str, Any], common: dict[str, Any]) -> Run:

@@ -5,6 +5,7 @@ Families fill in how their VAE encodes, how their scheduler adds noise, and how 
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...contracts.clips import check_frames
-from ...contracts.errors import FramesError, PriorError
+from ...contracts.errors import FramesError, PriorError, Vega3dWarning
 from ...contracts.priors import Span
 from ...contracts.settings import PriorSettings
 from ..frozen.interpolation import interpolated, seen_frames
@@ -129,6 +130,13 @@ class DiffusionPrior(FrozenPrior):
         kept = seen_frames(count, self.settings.every)
         if len(kept) == count:
             return self.features(self.encode(frames), noise)
+        if self.settings.every >= count:
+            warnings.warn(
+                f"Prior {self.settings.name!r} has every={self.settings.every}, and a clip has {count} frames: it sees "
+                "the first and the last alone. Lower every.",
+                Vega3dWarning,
+                stacklevel=2,
+            )
         latents = self.encode(frames[kept])
         if noise is None:
             # Each with the noise that it has among all frames, so that its features are the same.

@@ -68,14 +68,18 @@ class SinglePassNorm(nn.Module):
         if simple and x.device.type != "cpu":
             # In half precision it rounds once, at the end, where the plain one rounds three times.
             return F.rms_norm(rows, rows.shape[-1:], self.gamma.flatten(), _TINY).movedim(-1, 1)
-        if not simple or x.dtype != torch.float32:
+        if not simple or x.dtype != self.gamma.dtype:
             plain: Tensor = norm(x)
             return plain
-        out = torch.empty_like(rows)
-        # Slabs that stay in the cache between the three steps.
+        out, gamma = torch.empty_like(rows), self.gamma.flatten()
+        # Slabs that stay in the cache between the steps.
         for source, target in zip(_slabs(rows), _slabs(out), strict=True):
-            length = torch.linalg.vector_norm(source, dim=-1, keepdim=True).clamp_min_(1e-12)
-            torch.mul(source, norm.scale / length, out=target).mul_(self.gamma.flatten())
+            exact = source.float()
+            length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).clamp_min_(1e-12)
+            if source is exact:
+                torch.mul(source, norm.scale / length, out=target).mul_(gamma)
+            else:
+                target.copy_(exact.mul_(norm.scale / length).mul_(gamma))
         return out.movedim(-1, 1)
 
 

@@ -8,6 +8,7 @@ one convolution in float32, where a direct one has 1e-6.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -59,16 +60,36 @@ class WinogradConv(nn.Module):
             earlier = [] if cache_x is None else _frames(cache_x)[-before:]
             frames = [*[None] * (before - len(earlier)), *earlier, *frames]
         steps = x.shape[0] * x.shape[2]
-        if not _gains(x) or len(frames) - weight.shape[2] + 1 != steps:
+        if not self._gains(x) or len(frames) - weight.shape[2] + 1 != steps:
             whole: Tensor = self._conv[0](x, cache_x)
             return whole
         out = convolved(frames, transformed(weight, steps), self.bias, steps)
         made: Tensor = out.unflatten(0, (x.shape[0], x.shape[2])).permute(0, 4, 1, 2, 3)
         return made
 
+    def _gains(self, x: Tensor) -> bool:
+        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
+            return False
+        return x.device.type == "cpu" and x.dtype == torch.float32 and min(x.shape[-2:]) >= _SMALLEST_SIDE
 
-def _gains(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and min(x.shape[-2:]) >= _SMALLEST_SIDE
+
+class _Workspace:
+    """Memory of one convolution, which its strips use in turn: fresh memory costs more than what is done in it."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like, self._held = like, dict[str, Tensor]()
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """A tensor of this shape, with what was left in it; until the next one of that name."""
+        size = math.prod(shape)
+        held = self._held.get(name)
+        if held is None or held.numel() < size:
+            held = self._held[name] = self._like.new_empty(size)
+        return held[:size].view(shape)
+
+    def filled(self, name: str, values: Tensor) -> Tensor:
+        """A contiguous copy."""
+        return self.take(name, *values.shape).copy_(values)
 
 
 def _frames(x: Tensor) -> list[Tensor | None]:
@@ -109,45 +130,50 @@ def convolved(frames: Sequence[Tensor | None], kernel: Tensor, bias: Tensor | No
     in_time = _in_time(len(frames) - steps + 1, steps)
     group = _TILE if in_time else steps
     seen = len(frames) - steps + group
-    across = -(-width // _TILE)
+    down, across = -(-height // _TILE), -(-width // _TILE)
     per_row = _SEEN**2 * across * (seen * channels + (seen if in_time else group) * outputs)
-    rows = max(1, min(max(_STRIP, kernel.numel()), _LARGEST_STRIP) // per_row) * _TILE
-    out = kernel.new_empty(steps, height, width, outputs)
-    for top in range(0, height, rows):
+    rows = max(1, min(max(_STRIP, kernel.numel()), _LARGEST_STRIP) // per_row)
+    work = _Workspace(kernel)
+    out = kernel.new_empty(steps, down, _TILE, across, _TILE, outputs)
+    for top in range(0, down, rows):
+        some = min(rows, down - top)
         for first in range(0, steps, group):
-            down = -(-min(rows, height - top) // _TILE)
-            strip = kernel.new_zeros(seen, down * _TILE + 2, across * _TILE + 2, channels)
-            _fill(strip, frames[first : first + seen], top)
-            made = _interpolated(strip, kernel) if in_time else _added_up(strip, kernel, group)
-            target = out[first : first + group, top : top + rows]
-            made = made[:, : target.shape[1], :width]
+            strip = work.take("strip", seen, some * _TILE + 2, across * _TILE + 2, channels).zero_()
+            _fill(strip, frames[first : first + seen], top * _TILE)
+            made = _interpolated(strip, kernel, work) if in_time else _added_up(strip, kernel, group, work)
+            target = out[first : first + group, top : top + some]
             target.copy_(made) if bias is None else torch.add(made, bias, out=target)
-    return out
+    return out.view(steps, down * _TILE, across * _TILE, outputs)[:, :height, :width]
 
 
 def _in_time(taps: int, steps: int) -> bool:
     return taps == 3 and steps % _TILE == 0
 
 
-def _interpolated(strip: Tensor, kernel: Tensor) -> Tensor:
+def _interpolated(strip: Tensor, kernel: Tensor, work: _Workspace) -> Tensor:
     """6 frames to 4: in time they are transformed before space on the way in, and behind it on the way out."""
     _, tiles, outputs = _line()
-    strip = torch.mm(tiles, strip.flatten(1)).view_as(strip)
-    values = _tiles(strip)
-    products = torch.bmm(values.flatten(0, 1).flatten(1, 2), kernel.transpose(0, 1).flatten(0, 1))
-    made = _untiled(products.view(*values.shape[:4], -1))
-    return torch.mm(outputs, made.flatten(1)).view(_TILE, *made.shape[1:])
+    moved = work.take("moved", *strip.shape)
+    torch.mm(tiles, strip.flatten(1), out=moved.flatten(1))
+    values = _tiles(moved, work)
+    factors = kernel.transpose(0, 1).flatten(0, 1)
+    products = work.take("products", *values.shape[:-1], factors.shape[-1])
+    torch.bmm(values.flatten(0, 1).flatten(1, 2), factors, out=products.flatten(0, 1).flatten(1, 2))
+    made = work.filled("untimed", _untiled(products, work))
+    timed = work.take("timed", _TILE, *made.shape[1:])
+    torch.mm(outputs, made.flatten(1), out=timed.flatten(1))
+    return timed
 
 
-def _added_up(strip: Tensor, kernel: Tensor, steps: int) -> Tensor:
+def _added_up(strip: Tensor, kernel: Tensor, steps: int, work: _Workspace) -> Tensor:
     """One product for each tap in time; their sum."""
-    values = _tiles(strip)
-    products: Tensor | None = None
+    values = _tiles(strip, work)
+    products = work.take("products", len(values), steps, *values.shape[2:-1], kernel.shape[-1])
+    summed = products.flatten(1, 3)
     for tap, plane in enumerate(kernel):
         part = values[:, tap : tap + steps].flatten(1, 3)
-        products = torch.bmm(part, plane) if products is None else products.baddbmm_(part, plane)
-    assert products is not None
-    return _untiled(products.view(_SEEN**2, steps, *values.shape[2:4], -1))
+        torch.baddbmm(summed, part, plane, out=summed) if tap else torch.bmm(part, plane, out=summed)
+    return _untiled(products, work)
 
 
 def _fill(strip: Tensor, frames: Sequence[Tensor | None], top: int) -> None:
@@ -158,25 +184,27 @@ def _fill(strip: Tensor, frames: Sequence[Tensor | None], top: int) -> None:
             place[first - top + 1 : last - top + 1, 1 : frame.shape[1] + 1] = frame[first:last]
 
 
-def _tiles(strip: Tensor) -> Tensor:
+def _tiles(strip: Tensor, work: _Workspace) -> Tensor:
     """``[N, 4 * down + 2, 4 * across + 2, C]`` to transformed tiles ``[36, N, down, across, C]``."""
-    tiles = strip.unfold(1, _SEEN, _TILE).unfold(2, _SEEN, _TILE).permute(4, 5, 0, 1, 2, 3)
-    return torch.mm(_plane()[0], tiles.reshape(_SEEN**2, -1)).view(-1, *tiles.shape[2:])
+    _, tiles, _ = _line()
+    high = work.filled("high", strip.unfold(1, _SEEN, _TILE).permute(4, 0, 1, 2, 3))
+    lines = work.take("lines", *high.shape)
+    torch.mm(tiles, high.flatten(1), out=lines.flatten(1))
+    wide = work.filled("wide", lines.unfold(3, _SEEN, _TILE).permute(0, 5, 1, 2, 3, 4))
+    values = work.take("values", *wide.shape)
+    torch.matmul(tiles, wide.flatten(2), out=values.flatten(2))
+    return values.flatten(0, 1)
 
 
-def _untiled(products: Tensor) -> Tensor:
-    """``[36, N, down, across, O]`` to rows of outputs ``[N, 4 * down, 4 * across, O]``."""
+def _untiled(products: Tensor, work: _Workspace) -> Tensor:
+    """``[36, N, down, across, O]`` to tiles of outputs ``[N, down, 4, across, 4, O]``; a view."""
+    _, _, outputs = _line()
     shape = products.shape[1:]
-    made = torch.mm(_plane()[1], products.flatten(1)).view(_TILE, _TILE, *shape)
-    return made.permute(2, 3, 0, 4, 1, 5).reshape(shape[0], shape[1] * _TILE, shape[2] * _TILE, shape[3])
-
-
-@lru_cache(maxsize=1)
-def _plane() -> tuple[Tensor, Tensor]:
-    """Of tiles ``[36, 36]`` and of outputs ``[16, 36]``, in height and width."""
-    with torch.inference_mode(False):
-        _, tiles, outputs = _line()
-        return torch.kron(tiles, tiles), torch.kron(outputs, outputs)
+    lines = work.take("out lines", _TILE, _SEEN, math.prod(shape))
+    torch.mm(outputs, products.view(_SEEN, -1), out=lines.flatten(1))
+    made = work.take("made", _TILE, _TILE, math.prod(shape))
+    torch.matmul(outputs, lines, out=made)
+    return made.view(_TILE, _TILE, *shape).permute(2, 3, 0, 4, 1, 5)
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
@@ -19,6 +19,7 @@ from ...contracts.priors import Prior, turn
 from ...contracts.settings import PriorSettings
 from ..fast import Reduction, chosen
 from ..fast.linears import CONVOLVED_LINEARS
+from .allocator import freed_memory_kept
 from .devices import has_bfloat16, usable
 from .fingerprint import fingerprint
 from .int8 import use_int8
@@ -31,6 +32,11 @@ log = logging.getLogger("vega3d")
 
 # On a CPU a forward of this many tokens keeps all cores busy.
 _CPU_TOKENS = 2048
+
+
+def _memory(device: torch.device) -> AbstractContextManager[None]:
+    return freed_memory_kept() if device.type == "cpu" else nullcontext()
+
 
 Reload = Callable[[PriorSettings], Prior]
 
@@ -238,7 +244,7 @@ class FrozenPrior(Prior):
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
                 self._busy = True
                 try:
-                    with explain_out_of_memory(self), self._in_order(device):
+                    with explain_out_of_memory(self), self._in_order(device), _memory(device):
                         self.prepare(device)
                         yield
                 finally:

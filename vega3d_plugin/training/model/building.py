@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,13 @@ import torch
 from torch import nn
 
 from ...branch.handle import get_handle, is_patched
-from ...contracts.errors import TrainError
+from ...contracts.errors import TrainError, Vega3dWarning
+from ...contracts.printable import first_line
 from ...contracts.tables import HOSTS
 from ...features.store import FeatureStore
 from ...hosts.loading import load_host, load_processor, read_source, small_host
 from ...hosts.lora_targets import check_lora_targets
+from ...hosts.pixel_area import set_pixel_area
 from ...patching import patch
 from ...recipes.blocks import PartSettings, TrainSettings, TuneSettings
 from ...recipes.library import branch_settings
@@ -59,6 +62,7 @@ def prepare(recipe: RecipeSettings, train: TrainSettings, store: FeatureStore | 
     if recipe.prior is not None:
         handle = get_handle(model)
         if parts["branch"].mode == "frozen":
+            _tell_never_trained()
             handle.freeze()
         else:
             handle.unfreeze()
@@ -68,6 +72,15 @@ def prepare(recipe: RecipeSettings, train: TrainSettings, store: FeatureStore | 
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     return Prepared(model, processor, parts)
+
+
+def _tell_never_trained() -> None:
+    warnings.warn(
+        "tune.branch is frozen and the branch is new, so it stays as it began: this run trains the host beside a "
+        "branch that has learned nothing, at the cost of the prior. Write prior=null for a baseline without a branch.",
+        Vega3dWarning,
+        stacklevel=3,
+    )
 
 
 def load(host: HostSettings) -> tuple[nn.Module, Any]:
@@ -152,7 +165,10 @@ def _with_lora(model: Any, lora: Mapping[str, Any], parts: Mapping[str, PartSett
     if parts["projector"].mode == "full":
         # PEFT freezes what it does not know; these modules it trains and saves whole.
         values["modules_to_save"] = [*(values.get("modules_to_save") or []), *projector_modules(model)]
-    return get_peft_model(model, LoraConfig(**values))
+    try:
+        return get_peft_model(model, LoraConfig(**values))
+    except (TypeError, ValueError) as error:
+        raise TrainError(f"PEFT refuses the block `lora`: {first_line(error)}") from error
 
 
 def tiny_host(adapter: str) -> Callable[[], tuple[nn.Module, Any]] | None:
@@ -169,26 +185,5 @@ def tiny_host(adapter: str) -> Callable[[], tuple[nn.Module, Any]] | None:
 
 
 def limit_pixels(processor: Any, host: HostSettings) -> None:
-    """Bounds of an image's area, under all the names that versions of transformers look at."""
-    images = processor.image_processor
-    limits = {"min_pixels": host.min_pixels, "max_pixels": host.max_pixels}
-    wanted = {name: value for name, value in limits.items() if value is not None}
-    if not wanted:
-        return
-    size = getattr(images, "size", None)
-    edges = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
-    known = hasattr(images, "max_pixels") or (size is not None and _edge(size, "longest_edge") is not None)
-    if not known:
-        raise TrainError(
-            f"host.{', host.'.join(wanted)}: the processor of {host.model} has no bounds of area; leave them out."
-        )
-    for name, value in wanted.items():
-        if hasattr(images, name):
-            setattr(images, name, value)
-    if size is not None and _edge(size, "longest_edge") is not None:
-        kept = {edge: _edge(size, edge) for edge in edges.values()}
-        images.size = type(size)(**{**kept, **{edges[name]: value for name, value in wanted.items()}})
-
-
-def _edge(size: Any, name: str) -> Any:
-    return size.get(name) if isinstance(size, Mapping) else getattr(size, name, None)
+    """Bounds of an image's area, as the recipe has them. Raises :class:`TrainError`."""
+    set_pixel_area(processor, host.min_pixels, host.max_pixels, TrainError, "host.")

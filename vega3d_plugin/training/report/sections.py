@@ -56,6 +56,10 @@ def state_of(run: Run) -> Finding:
     """How far the run has come, and how it ended."""
     step, steps = run.logged.step, run.steps
     far = f"step {step:,}" + (f" of {steps:,}" if steps else "")
+    loss = last_value(run, "loss")
+    if loss is not None and not math.isfinite(loss):
+        text = f"The training loss is {loss} at {far}: from there on the weights are of no use."
+        return Finding(text, "bad", "not finite")
     if run.logged.how == "finished":
         return Finding(f"The run finished at {far}.", "good", "finished")
     if run.logged.how == "interrupted":

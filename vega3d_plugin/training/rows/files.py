@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -130,7 +131,8 @@ class Rows(Sequence[dict[str, Any]]):
     def name(self, index: int) -> str:
         """What to call a row: its file, and its number there from 1."""
         file, row = self._at(index)
-        return f"{file.path}, row {row + 1}"
+        # As a reader would write it: `recipes/qwen_vl/../smoke_data` is `recipes/smoke_data`.
+        return f"{os.path.normpath(file.path)}, row {row + 1}"
 
     def _at(self, index: int) -> tuple[RowFile, int]:
         if not 0 <= index < len(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...contracts.errors import FramesError, RowError, VideoError
+from ...contracts.errors import FramesError, RowError, Vega3dWarning, VideoError
 from ...recipes.blocks import DataSettings
 from ...scenes.images import read_image
+from ...scenes.pixel_limits import as_rgb
 from ...scenes.video import measure, read_range, sample_video
 from ...scenes.video_parts import VideoPart, timeline
 from .conversation import Medium
@@ -95,6 +97,8 @@ def chosen(medium: Medium, settings: DataSettings) -> list[Medium]:
 def _file(path: Path, settings: DataSettings) -> Video:
     try:
         expected, rate = _measured(path)
+        if settings.sampling == "fps":
+            _tell_drift(path, settings)
         count = len(frame_places(max(expected, 1), rate, settings)) if settings.sampling == "fps" else settings.frames
         frames, indices = sample_video(path, count, lambda total, some: spread(total, min(total, some), settings))
     except (VideoError, FramesError) as error:
@@ -102,6 +106,18 @@ def _file(path: Path, settings: DataSettings) -> Video:
     once = [i for i, index in enumerate(indices) if index not in indices[:i]]
     kept = [indices[i] for i in once]
     return Video([frames[i] for i in once], kept, max(expected, kept[-1] + 1), rate)
+
+
+def _tell_drift(path: Path, settings: DataSettings) -> None:
+    """Frames are chosen by number, as the released code does; told where that is not by time."""
+    drift = timeline(path).drift
+    if settings.fps and drift > 1 / settings.fps:
+        warnings.warn(
+            f"{path}: its frame rate varies, so frames that are chosen evenly by number lie up to {drift:.1f} seconds "
+            "from where sampling by time would take them. Convert it to a constant rate (ffmpeg -i IN -r 30 OUT).",
+            Vega3dWarning,
+            stacklevel=2,
+        )
 
 
 def _part(path: Path, part: VideoPart, settings: DataSettings) -> Video:
@@ -127,7 +143,7 @@ def _picture(source: Any) -> Pixels:
         except VideoError as error:
             raise RowError(str(error).rstrip(".")) from error
     if isinstance(source, Image.Image):
-        return np.array(source.convert("RGB"))
+        return np.array(as_rgb(source, RowError, "an image"))
     if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 3 and source.shape[2] == 3:
         return source
     raise RowError(f"an image must be a path, a picture of PIL or uint8 [H, W, 3], found {type(source).__name__}")
