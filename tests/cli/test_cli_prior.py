@@ -28,6 +28,7 @@ from vega3d_plugin.cli import main, output
 from vega3d_plugin.cli.app import app
 from vega3d_plugin.cli.prior import features as prior_features
 from vega3d_plugin.cli.prior.features import parse_changes
+from vega3d_plugin.contracts.clips import clip_key
 from vega3d_plugin.cli.prior.frames import as_clip
 from vega3d_plugin.cli.prior.info import attributes, describe, type_text
 from vega3d_plugin.contracts.errors import FramesError, VideoError
@@ -367,6 +368,8 @@ def test_features_are_those_of_the_prior(here: Path) -> None:
         "settings": json.dumps(prior.settings.to_dict()),
         "file": "room.mp4",
         "frames": "[0, 6, 11]",
+        "clip": clip_key(clip),
+        "dtype": "torch.float32",
         "library_version": vega3d.__version__,
     }
     # One yellow line, and nothing else beside the result.
