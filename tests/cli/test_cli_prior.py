@@ -28,9 +28,9 @@ from vega3d_plugin.cli import main, output
 from vega3d_plugin.cli.app import app
 from vega3d_plugin.cli.prior import features as prior_features
 from vega3d_plugin.cli.prior.features import parse_changes
-from vega3d_plugin.contracts.clips import clip_key
 from vega3d_plugin.cli.prior.frames import as_clip
 from vega3d_plugin.cli.prior.info import attributes, describe, type_text
+from vega3d_plugin.contracts.clips import clip_key
 from vega3d_plugin.contracts.errors import FramesError, VideoError
 from vega3d_plugin.contracts.settings import PriorSettings, Settings
 from vega3d_plugin.priors.frozen.prior import FrozenPrior
