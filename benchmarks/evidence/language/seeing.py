@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vega3d_plugin.contracts.seeded import seeded
-from vega3d_plugin.evaluation.demo.comparison import optimisers_of
+from vega3d_plugin.evaluation.demo.comparison import descend, optimisers_of
 from vega3d_plugin.scenes.rendered import RoomClip
 
 ROWS = 32  # clips of a step
@@ -74,19 +74,13 @@ def learn_to_see(
     with seeded(seed), torch.no_grad():
         head = nn.Linear(look(torch.arange(1)).shape[-1], told.shape[-1])
     both = nn.ModuleList([tower, head]).train()
-    steps = plan.steps
-    found = optimisers_of(both, 1.0)
-    rates = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: _factor(step, steps)) for each in found]
-    draw = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        numbers = torch.randint(learnt, (ROWS,), generator=draw)
-        loss = nn.functional.mse_loss(head(look(numbers)), truth[numbers])
-        both.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        for optimiser, rate in zip(found, rates, strict=True):
-            optimiser.step()
-            rate.step()
+
+    def loss_of(numbers: Tensor) -> Tensor:
+        return nn.functional.mse_loss(head(look(numbers)), truth[numbers])
+
+    descend(
+        loss_of, list(both.parameters()), optimisers_of(both, 1.0), learnt, plan.steps, seed, rows=ROWS, warm_up=WARM_UP
+    )
     both.zero_grad(set_to_none=True)
     both.eval()
     with torch.no_grad():
@@ -94,10 +88,6 @@ def learn_to_see(
     left = (said - truth[learnt:]).square().mean(dim=(0, 1)) / truth[learnt:].square().mean(dim=(0, 1))
     half = told.shape[-1] // 2
     return {"depth": round(float(1 - left[:half].mean()), 4), "boxes": round(float(1 - left[half:].mean()), 4)}
-
-
-def _factor(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / WARM_UP) * max(0.02, 1 - step / steps)
 
 
 def state_of(tower: nn.Module) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from vega3d_plugin.contracts.pixel_statistics import CLIP
 from vega3d_plugin.contracts.priors import Prior
 from vega3d_plugin.contracts.seeded import seeded
 from vega3d_plugin.evaluation.demo.compared import OPEN, SMALL_BRANCH
-from vega3d_plugin.evaluation.demo.comparison import optimisers_of
+from vega3d_plugin.evaluation.demo.comparison import descend, optimisers_of
 from vega3d_plugin.scenes.rendered import render_room
 
 from .arms import FIRST, REST
@@ -266,28 +266,23 @@ class SmolLlava(Host):
             seeing.append(vega3d.get_handle(tuned).branch)
         optimisers = optimisers_of(seeing, faster)
         optimisers.append(torch.optim.AdamW(lora, lr=faster * LORA_RATE, betas=(0.9, 0.98), weight_decay=0.01))
-        trained = [*lora, *seeing.parameters()]
-        steps = self.plan.steps
-        rates = [
-            torch.optim.lr_scheduler.LambdaLR(
-                each, lambda step: min(1.0, 8 * (step + 1) / steps) * max(0.02, 1 - step / steps)
-            )
-            for each in optimisers
-        ]
-        draw = torch.Generator().manual_seed(seed)
-        losses: list[float] = []
-        for _ in range(steps):
-            numbers = torch.randint(len(rows.rows), (self.plan.rows,), generator=draw)
+
+        def loss_of(numbers: Tensor) -> Tensor:
             # Between the two words alone: over all words the first 30 steps went into the form of an answer.
             logits = tuned(**rows.batch(numbers)).logits[:, -1, self._choices].float()
-            loss = nn.functional.cross_entropy(logits, rows.rows.answer[numbers])
-            tuned.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(trained, 1.0)
-            for optimiser, rate in zip(optimisers, rates, strict=True):
-                optimiser.step()
-                rate.step()
-            losses.append(float(loss.detach()))
+            return nn.functional.cross_entropy(logits, rows.rows.answer[numbers])
+
+        steps = self.plan.steps
+        losses = descend(
+            loss_of,
+            [*lora, *seeing.parameters()],
+            optimisers,
+            len(rows.rows),
+            steps,
+            seed,
+            rows=self.plan.rows,
+            warm_up=steps / 8,
+        )
         tuned.eval()
         return losses
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,23 +63,65 @@ def learn(
         The loss of each step.
     """
     model.train().requires_grad_(True)
-    optimisers = optimisers_of(model, faster)
-    rates = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _factor(step, steps)) for o in optimisers]
+
+    def loss_of(numbers: Tensor) -> Tensor:
+        logits = _last_logits(model, rows.batch(numbers, answered=True), 2)
+        return nn.functional.cross_entropy(logits.flatten(0, 1), rows.learned[numbers].flatten())
+
+    losses = descend(
+        loss_of, list(model.parameters()), optimisers_of(model, faster), len(rows.rows), steps, seed, tick=tick
+    )
+    model.eval()
+    return losses
+
+
+def descend(
+    loss_of: Callable[[Tensor], Tensor],
+    parameters: Sequence[nn.Parameter],
+    optimisers: Sequence[torch.optim.Optimizer],
+    count: int,
+    steps: int,
+    seed: int,
+    *,
+    rows: int = ROWS,
+    warm_up: float | None = None,
+    tick: Callable[[int], None] = lambda done: None,
+) -> list[float]:
+    """Train on rows in a drawn order: the rate rises, then falls to nearly nothing; gradients are clipped to length 1.
+
+    Args:
+        loss_of: the loss of some rows, by their numbers ``[rows]``.
+        parameters: that are trained.
+        optimisers: of them.
+        count: rows to draw from.
+        steps: of ``rows`` rows each.
+        seed: of the order.
+        rows: of a step.
+        warm_up: steps over which the rate rises; default: an eighth of them.
+        tick: is told how many steps are done.
+
+    Returns:
+        The loss of each step.
+    """
+    rise = max(1, steps // 8) if warm_up is None else warm_up
+
+    def factor(step: int) -> float:
+        return min(1.0, (step + 1) / rise) * max(0.02, 1 - step / steps)
+
+    rates = [torch.optim.lr_scheduler.LambdaLR(optimiser, factor) for optimiser in optimisers]
     draw = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     for _ in range(steps):
-        numbers = torch.randint(len(rows.rows), (ROWS,), generator=draw)
-        logits = _last_logits(model, rows.batch(numbers, answered=True), 2)
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), rows.learned[numbers].flatten())
-        model.zero_grad(set_to_none=True)
+        loss = loss_of(torch.randint(count, (rows,), generator=draw))
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimiser, rate in zip(optimisers, rates, strict=True):
             optimiser.step()
             rate.step()
         losses.append(float(loss.detach()))
         tick(len(losses))
-    model.eval()
     return losses
 
 
@@ -131,11 +173,6 @@ def _last_logits(model: Any, batch: dict[str, Any], count: int) -> Tensor:
     """``[rows, count, words]``."""
     logits: Tensor = model(**batch, use_cache=False).logits
     return logits[:, -count:].float()
-
-
-def _factor(step: int, steps: int) -> float:
-    """A short warm-up, then down in a line."""
-    return min(1.0, (step + 1) / max(1, steps // 8)) * max(0.02, 1 - step / steps)
 
 
 def optimisers_of(model: nn.Module, faster: float) -> list[torch.optim.Optimizer]:
