@@ -56,7 +56,7 @@ def _line(row: Row) -> Line:
     return line
 
 
-def same_questions(sides: Sequence[tuple[str, Mapping[str, Line]]], common: Sequence[str]) -> list[str]:
+def same_questions(sides: Sequence[tuple[str, dict[str, Line]]], common: Sequence[str]) -> list[str]:
     """Check that all sides expect the same answers, and have those that do not say any take them from those that do.
 
     Args:
@@ -81,7 +81,7 @@ def same_questions(sides: Sequence[tuple[str, Mapping[str, Line]]], common: Sequ
         ][:1]
         for _, lines in sides:
             if expected and not expected_of(lines[key]):
-                lines[key] = {**lines[key], EXPECTED: expected}  # type: ignore[index]
+                lines[key] = {**lines[key], EXPECTED: expected}
     if other:
         listed = "\n  ".join(other[:_SHOWN])
         raise BadRowsError(

@@ -143,7 +143,8 @@ def convolved(frames: Sequence[Tensor | None], kernel: Tensor, bias: Tensor | No
             made = _interpolated(strip, kernel, work) if in_time else _added_up(strip, kernel, group, work)
             target = out[first : first + group, top : top + some]
             target.copy_(made) if bias is None else torch.add(made, bias, out=target)
-    return out.view(steps, down * _TILE, across * _TILE, outputs)[:, :height, :width]
+    # Whole maps, which the norms go through in one pass; nothing is copied where tiles fill them.
+    return out.view(steps, down * _TILE, across * _TILE, outputs)[:, :height, :width].contiguous()
 
 
 def _in_time(taps: int, steps: int) -> bool:
